@@ -1,0 +1,1 @@
+"""What steps hand to one another: manifests, the store, the registry, evidence. Knows nothing of Prefect or LMDeploy."""

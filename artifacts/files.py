@@ -1,0 +1,132 @@
+"""Files that appear whole or not at all: hash while writing, fsync, rename. And which of them are safe to load."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import struct
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.errors import DiskFull, SourceError
+
+CHUNK = 4 << 20
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+# Bytes an element of a safetensors dtype takes (F4/F6 sub-byte types are left to the length check of the file).
+DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+               "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@contextmanager
+def disk_full_is_an_error(where: str) -> Iterator[None]:
+    """Turn ENOSPC and EDQUOT, from us or from a library below us, into DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("no space left on the device", where=where,
+                           hint="free some space or set LMFLOWS_HOME to a larger disk, then run again: "
+                                "finished steps are kept") from error
+        raise
+    except Exception as error:
+        # safetensors reports a full disk as its own error type with the errno in the text
+        if "No space left on device" in str(error) or "os error 28" in str(error):
+            raise DiskFull("no space left on the device", where=where,
+                           hint="free some space or set LMFLOWS_HOME to a larger disk, then run again: "
+                                "finished steps are kept") from error
+        raise
+
+
+def sha256_file(path: Path) -> tuple[int, str]:
+    """Size in bytes and hex sha256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
+
+
+def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
+    """Copy a file and hash it on the way, reading it once; fsync. Returns (bytes, hex sha256)."""
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(CHUNK):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return size, digest.hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a small file so that a reader, or a kill -9, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with disk_full_is_an_error(str(path)), scratch.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the renames and links inside a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def link_or_symlink(source: Path, target: Path) -> None:
+    """Make `target` name the same bytes as `source` without copying: a hard link, or across devices a symlink."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:  # another device, a file of somebody else's, or a file system without hard links
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+        os.symlink(source.resolve(), target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Like `link_or_symlink`, but `target` owns its bytes: across devices it is a copy."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+        copy_hashed(source, target)
+
+
+def safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of a safetensors file as {name: (dtype, shape)}, with the file's length checked against them.
+
+    Raises:
+        SourceError: the file is truncated, padded or not safetensors.
+    """
+    fix = "download the file again"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length <= size - 8:
+            raise SourceError(f"not a safetensors file, or cut off in its header ({size} bytes)", where=str(path), hint=fix)
+        try:
+            header = json.loads(file.read(length))
+            tensors = {name: (item["dtype"], tuple(item["shape"]), item["data_offsets"])
+                       for name, item in header.items() if name != "__metadata__"}
+            end = max((offsets[1] for _, _, offsets in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise SourceError(f"unreadable safetensors header ({error})", where=str(path), hint=fix) from error
+    if size != 8 + length + end:
+        raise SourceError(f"the header promises {8 + length + end} bytes, the file has {size}: truncated or damaged",
+                          where=str(path), hint=fix)
+    return {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}

@@ -1,0 +1,112 @@
+"""The errors of the project: what happened, where, and what to do about it.
+
+Only the command line turns them into text and an exit status, and only `tasks.step` asks `retryable`. An error
+crosses from a step's child process to its parent as `to_dict()` and comes back as the same class through
+`from_dict`.
+"""
+
+from __future__ import annotations
+
+
+class LmflowsError(Exception):
+    """Root of every expected failure.
+
+    Args:
+        message: what happened, one line, with the offending value.
+        where: the file, key path, artifact or step it happened in.
+        hint: what the reader can do about it.
+    """
+
+    exit_status = 1
+    retryable = False
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.where, self.hint = message, where, hint
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.message}" + (f" -> {self.hint}" if self.hint else "")
+
+    def __reduce__(self) -> tuple[object, tuple[dict[str, str]]]:
+        return from_dict, (self.to_dict(),)
+
+    def to_dict(self) -> dict[str, str]:
+        return {"type": type(self).__name__, "message": self.message, "where": self.where, "hint": self.hint}
+
+
+class ConfigError(LmflowsError):
+    """A config file or command-line value that cannot be used. Nothing has been started."""
+
+    exit_status = 2
+
+
+class SourceError(LmflowsError):
+    """The model or the text that was named cannot be used as it is."""
+
+    exit_status = 2
+
+
+class PreflightError(LmflowsError):
+    """One or more known traps, found before any long work."""
+
+    exit_status = 2
+
+
+class TransferError(LmflowsError):
+    """A download or upload that broke off; trying again can help."""
+
+    retryable = True
+
+
+class ArtifactDamaged(LmflowsError):
+    """An artifact's files do not match its manifest."""
+
+
+class ArtifactMissing(LmflowsError):
+    """No artifact of that digest in the store."""
+
+
+class UnsafeManifest(LmflowsError):
+    """A manifest that tries to leave its folder or contradicts itself."""
+
+
+class DiskFull(LmflowsError):
+    """The file system ran out of space while a step was writing; nothing half written is left."""
+
+
+class StaleRef(LmflowsError):
+    """A stage moved between being read and being written: somebody else promoted."""
+
+
+class StepFailed(LmflowsError):
+    """A step's child process ended with an unforeseen exception; the log has the traceback."""
+
+
+class StepCrashed(LmflowsError):
+    """A step's child process died without an answer: a signal, an abort from native code, an exit."""
+
+
+class StepTimeout(LmflowsError):
+    """A step ran longer than its limit and was killed with all its processes."""
+
+
+class SmokeTestFailed(LmflowsError):
+    """The model loads but does not speak: empty text, NaN logits, endless repetition."""
+
+
+class VerdictFailed(LmflowsError):
+    """The candidate is not good enough; it is kept for inspection and goes nowhere."""
+
+    exit_status = 3
+
+
+class EndpointError(LmflowsError):
+    """A server that did not start, did not answer, or did not answer like the evidence says."""
+
+
+def from_dict(data: dict[str, str]) -> LmflowsError:
+    """Rebuild an error from `to_dict()`; an unknown type becomes StepFailed."""
+    known = {cls.__name__: cls for cls in LmflowsError.__subclasses__()}
+    cls = known.get(data["type"], StepFailed)
+    return cls(data["message"], where=data["where"], hint=data["hint"])

@@ -1,0 +1,1 @@
+"""What runs when: one module per Prefect flow, and the command line."""

@@ -1,0 +1,66 @@
+"""A conversation with an endpoint in the terminal: streamed, with history, through the `openai` client."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import openai
+from openai.types.chat import ChatCompletionMessageParam
+from rich.console import Console
+
+from configs.errors import EndpointError
+from tasks import endpoints
+
+
+def converse(console: Console, *, name: str | None, url: str | None, system: str | None, temperature: float, max_tokens: int) -> None:
+    """Read prompts from stdin until it ends, and print the answers as they come.
+
+    Raises:
+        EndpointError: the server is not there, or refuses.
+    """
+    endpoint = None if url else endpoints.one(name)
+    base = url or (endpoint.url + "/v1" if endpoint else "")
+    keys = endpoint.keys() if endpoint else []
+    client = openai.OpenAI(base_url=base, api_key=keys[0] if keys else os.environ.get("OPENAI_API_KEY", "none"), max_retries=0)
+    start: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    try:
+        model = endpoint.model_name if endpoint else client.models.list().data[0].id
+        if sys.stdin.isatty():
+            console.print(f"[dim]{model} at {base}; an empty line ends, /new starts over[/]", highlight=False)
+        while (prompt := _read()) is not None:
+            if prompt == "/new":
+                messages = list(start)
+                continue
+            messages.append({"role": "user", "content": prompt})
+            answer = _answer(client, model, messages, temperature, max_tokens)
+            messages.append({"role": "assistant", "content": answer})
+    except openai.APIConnectionError as error:
+        raise EndpointError("does not answer", where=base, hint="`lmflows status` tells whether it runs") from error
+    except openai.APIError as error:
+        raise EndpointError(str(error), where=base, hint="`lmflows logs` shows what the server says") from error
+
+
+def _read() -> str | None:
+    """The next prompt; None at the end of the input or at an empty line."""
+    try:
+        line = input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+    return line.strip() or None
+
+
+def _answer(client: openai.OpenAI, model: str, messages: list[ChatCompletionMessageParam], temperature: float, max_tokens: int) -> str:
+    text = ""
+    stream = client.chat.completions.create(model=model, messages=messages, temperature=temperature, max_tokens=max_tokens, stream=True)
+    try:
+        for chunk in stream:
+            piece = chunk.choices[0].delta.content if chunk.choices else None
+            if piece:
+                text += piece
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+    print(flush=True)
+    return text

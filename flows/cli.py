@@ -1,0 +1,296 @@
+"""`lmflows`: the command line. The only place where an error becomes text and an exit status.
+
+Exit status: 0 done, 1 a step or a server failed, 2 bad input (nothing was started), 3 the verdict is not PASS,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from artifacts.store import LocalStore
+from configs import paths
+from configs.errors import ArtifactMissing, ConfigError, LmflowsError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+                  help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.")
+config_app = typer.Typer(no_args_is_help=True, help="Pipeline configs.")
+app.add_typer(config_app, name="config")
+out, err = Console(), Console(stderr=True)
+
+ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]
+EndpointName = Annotated[str | None, typer.Argument(help="an endpoint's name; not needed if there is one")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the config, by dotted key path")]
+
+
+def main() -> None:
+    """Console script. Ctrl-C anywhere ends with status 130, an expected error with its own status and no traceback."""
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        err.print("interrupted: finished steps are kept, and the next run goes on after them")
+        sys.exit(130)
+    except LmflowsError as error:
+        err.print(f"[red]error[/] {type(error).__name__}: ", end="", highlight=False)
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_status)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the CLI library
+            err.print(f"error: {error.format_message()}", markup=False, highlight=False)
+            sys.exit(error.exit_code)
+        raise
+
+
+@app.command()
+def run(config: ConfigPath, set_: Overrides = None,
+        verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show Prefect's own log lines")] = False) -> None:
+    """Download, check, quantize, evaluate, judge, upload, promote and serve a model."""
+    from configs.load import load
+
+    overrides = _overrides(set_ or [])
+    load(config, overrides)  # a bad config ends here, before Prefect is started
+    from flows import environment
+
+    environment.prepare(quiet=not verbose)
+    started = time.monotonic()
+    with out.status("starting Prefect") if out.is_terminal else _nothing():
+        from flows.console import ConsoleDisplay, MemoryMeter, print_summary
+        from flows.quantize_and_deploy import quantize_and_deploy
+        from flows.steps import DISPLAY
+        from tasks import supervisor
+    meter = MemoryMeter([process] if (process := supervisor.pid()) else [])
+    meter.start()
+    with _terminated_is_interrupted(), ConsoleDisplay(out) as display:
+        display.started_at = started
+        token = DISPLAY.set(display)
+        try:
+            summary = quantize_and_deploy(str(config), overrides)
+        finally:
+            DISPLAY.reset(token)
+            meter.watch(supervisor.pid())
+    time.sleep(0.6)  # one more sample, with the new server in it
+    meter.stop()
+    print_summary(out, summary, seconds=time.monotonic() - started, peak_bytes=meter.peak_bytes, program=_program())
+
+
+@app.command()
+def chat(name: EndpointName = None, url: Annotated[str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")] = None,
+         system: Annotated[str | None, typer.Option(help="a system message")] = None,
+         temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+         max_tokens: Annotated[int, typer.Option(min=1)] = 512) -> None:
+    """Talk to an endpoint. An empty line or Ctrl-D ends it, /new forgets the conversation, Ctrl-C cuts an answer short."""
+    from flows.chat import converse
+
+    converse(out, name=name, url=url, system=system, temperature=temperature, max_tokens=max_tokens)
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List the endpoints on this machine, and whether they run."""
+    from tasks import endpoints, supervisor
+
+    rows = []
+    for endpoint in endpoints.everyone():
+        state, pid = supervisor.state(endpoint)
+        rows.append({"name": endpoint.name, "state": state, "url": f"{endpoint.url}/v1", "model": endpoint.model_name,
+                     "engine": endpoint.options.engine, "artifact": endpoint.artifact.short, "pid": pid or "", "since": f"{endpoint.since:%Y-%m-%d %H:%M} UTC"})
+    _show(rows, as_json, "no endpoint is deployed")
+
+
+@app.command()
+def stop(name: EndpointName = None, every: Annotated[bool, typer.Option("--all", help="stop every endpoint")] = False) -> None:
+    """Take an endpoint down and free its port."""
+    from tasks import endpoints, supervisor
+
+    for endpoint in endpoints.everyone() if every else [endpoints.one(name)]:
+        supervisor.stop(endpoint)
+        endpoint.forget()
+        out.print(f"stopped {endpoint.name}; port {endpoint.options.port} is free", highlight=False)
+
+
+@app.command()
+def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min=1)] = 40) -> None:
+    """Show the last lines of an endpoint's server log."""
+    from tasks import endpoints
+
+    log = endpoints.one(name).folder / endpoints.LOG
+    out.print("\n".join(log.read_text(errors="replace").splitlines()[-lines:]), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List the artifacts on this machine, oldest first, and the stages that point to them."""
+    from artifacts.registry import LocalRegistry
+    from tasks.report import mb
+
+    store = LocalStore(paths.home() / "store")
+    stages: dict[str, list[str]] = {}
+    for ref in LocalRegistry(store.root).refs():
+        if ref.current:
+            stages.setdefault(ref.current.digest, []).append(f"{ref.model}/{ref.stage}")
+    workspace = LocalStore(paths.workspace())
+    rows = []
+    for digest in dict.fromkeys([*workspace.digests(), *store.digests()]):
+        manifest = _find(digest).manifest(digest)
+        rows.append({"digest": digest if as_json else digest[:12], "kind": manifest.kind, "size": manifest.size if as_json else mb(manifest.size),
+                     "files": len(manifest.files), "uploaded": "yes" if store.manifest_path(digest).exists() else "",
+                     "stages": ", ".join(stages.get(digest, [])), "parents": ", ".join(f"{p.role} {p.digest[:12]}" for p in manifest.parents)})
+    _show(rows, as_json, "no artifacts yet")
+
+
+@app.command()
+def show(digest: Annotated[str, typer.Argument(help="a digest, or its first digits")]) -> None:
+    """Show an artifact: its report if it is one, else its manifest."""
+    from rich.markdown import Markdown
+
+    store, full = _resolve(digest)
+    artifact = store.open(full)
+    if artifact.kind == "report":
+        text = (artifact.path / "report.md").read_text()
+        out.print(Markdown(text) if out.is_terminal else text)
+    else:
+        out.print_json(store.manifest(full).model_dump_json())
+        out.print(f"folder: {artifact.path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(digest: Annotated[str, typer.Argument(help="a digest, or its first digits")]) -> None:
+    """Hash every file of an artifact, wherever it lies; status 1 if one is changed, missing or extra."""
+    _, full = _resolve(digest)
+    bad = 0
+    for root in (paths.workspace(), paths.home() / "store"):
+        store = LocalStore(root)
+        if store.manifest_path(full).exists():
+            problems = store.verify(full)
+            bad += len(problems)
+            for problem in problems:
+                out.print(f"{root.name}: {problem}", markup=False, highlight=False, soft_wrap=True)
+            if not problems:
+                out.print(f"{root.name}: {len(store.manifest(full).files)} files, all as in manifest {full}", highlight=False, soft_wrap=True)
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 4200) -> None:
+    """Run the Prefect server and its UI over this machine's runs, until Ctrl-C."""
+    from flows import environment
+
+    environment.prepare()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    out.print(f"runs: http://127.0.0.1:{port}/runs", highlight=False)
+    os.execv(command[0], command)
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema of a pipeline config."""
+    from configs.schema import Pipeline
+
+    print(json.dumps(Pipeline.model_json_schema(), indent=2))
+
+
+@config_app.command()
+def check(config: ConfigPath, set_: Overrides = None) -> None:
+    """Check a config, and that the files it names exist."""
+    from configs.load import load
+
+    pipeline = load(config, _overrides(set_ or []))
+    out.print(f"{config}: a valid pipeline for {pipeline.name}", highlight=False, soft_wrap=True)
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{pair!r} is not KEY=VALUE", where="--set", hint="for example --set evaluate.documents=8")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{text!r} is not a YAML value", where=f"--set {key}") from None
+    return values
+
+
+def _find(digest: str) -> LocalStore:
+    for root in (paths.workspace(), paths.home() / "store"):
+        if (store := LocalStore(root)).manifest_path(digest).exists():
+            return store
+    raise ArtifactMissing(f"no artifact {digest}", where=str(paths.home()), hint="`lmflows ls` shows what there is")
+
+
+def _resolve(prefix: str) -> tuple[LocalStore, str]:
+    """The store that has the one artifact whose digest starts with `prefix`, and the digest."""
+    stores = [LocalStore(paths.workspace()), LocalStore(paths.home() / "store")]
+    known = {digest for store in stores for digest in store.digests()}
+    found = [digest for digest in known if digest.startswith(prefix.removeprefix("sha256:"))]
+    if len(found) != 1:
+        what = f"{len(found)} artifacts start with {prefix!r}" if found else f"no artifact starts with {prefix!r}"
+        raise ArtifactMissing(what, where=str(paths.home()), hint="`lmflows ls` shows what there is")
+    return _find(found[0]), found[0]
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        out.print(nothing)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        out.print(table, highlight=False)
+
+
+def _program() -> str:
+    """How the reader can call this program from where they are: as they did."""
+    called = Path(sys.argv[0])
+    on_path = any((Path(folder) / called.name).exists() and (Path(folder) / called.name).samefile(called)
+                  for folder in os.environ.get("PATH", "").split(os.pathsep) if folder) if called.exists() else True
+    if on_path:
+        return called.name
+    here = Path.cwd()
+    absolute = called.absolute()
+    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that a step's processes are ended in order."""
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()

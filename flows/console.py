@@ -1,0 +1,152 @@
+"""What a run looks like on a terminal: a line for each finished step, a moving one for the step at work; and the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from flows.quantize_and_deploy import Summary
+from tasks.capacity import gb
+from tasks.report import mb, one_line
+
+PLAIN_SECONDS = 10.0  # between two progress lines where nothing can move, in a log file for example
+
+
+class ConsoleDisplay:
+    """Shows steps as they go. On a terminal the current step moves; elsewhere it prints a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.started_at = console, time.monotonic()
+        self._name, self._step_at, self._fraction, self._text, self._printed = "", 0.0, 0.0, "", 0.0
+        self._live = Live(get_renderable=self._current, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> ConsoleDisplay:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._name = ""
+            self._live.stop()
+
+    def started(self, name: str, summary: str) -> None:
+        self._name, self._step_at, self._fraction, self._text, self._printed = name, time.monotonic(), 0.0, summary, time.monotonic()
+        if not self._live:
+            self.console.print(f"{self._clock()}  {_title(name)}: {escape(summary)}", highlight=False)
+
+    def progress(self, name: str, fraction: float, text: str) -> None:
+        self._fraction, self._text = fraction, text
+        if not self._live and time.monotonic() - self._printed > PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            self.console.print(f"{self._clock()}  {_title(name)} {fraction:4.0%}  {escape(text)}", highlight=False)
+
+    def finished(self, name: str, seconds: float, reused: bool) -> None:
+        how = "[cyan]reused[/]" if reused else "[green]done[/]"
+        self._close(f"{self._clock()}  {how:<6} {_title(name)} [dim]{seconds:.1f} s[/]")
+
+    def failed(self, name: str, seconds: float) -> None:
+        self._close(f"{self._clock()}  [red]failed[/] {_title(name)} [dim]{seconds:.1f} s[/]")
+
+    def _close(self, line: str) -> None:
+        self._name = ""
+        self.console.print(line, highlight=False)
+
+    def _clock(self) -> str:
+        elapsed = int(time.monotonic() - self.started_at)
+        return f"{elapsed // 60:2d}:{elapsed % 60:02d}"
+
+    def _current(self) -> Text:
+        if not self._name:
+            return Text(f"{self._clock()}  ...", style="dim")
+        filled = round(20 * self._fraction)
+        bar = "█" * filled + "░" * (20 - filled)
+        return Text(f"{self._clock()}  {_title(self._name)} {bar} {self._fraction:4.0%} {time.monotonic() - self._step_at:5.0f} s  {self._text}",
+                    no_wrap=True, overflow="ellipsis")
+
+
+class MemoryMeter(threading.Thread):
+    """Samples the memory of this process and all below it (proportional set size, so that shared pages count once)."""
+
+    def __init__(self, also: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes, self._also, self._over = 0, also, threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.5):
+            self.peak_bytes = max(self.peak_bytes, sum(_pss(pid) for pid in self._family()))
+
+    def watch(self, pid: int | None) -> None:
+        """Count another tree as well: a daemon is nobody's child."""
+        if pid is not None:
+            self._also.append(pid)
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _family(self) -> set[int]:
+        family: set[int] = set()
+        for root in (psutil.Process().pid, *self._also):
+            try:
+                process = psutil.Process(root)
+                family |= {root, *(child.pid for child in process.children(recursive=True))}
+            except psutil.Error:
+                continue
+        return family
+
+
+def _pss(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def print_summary(console: Console, summary: Summary, *, seconds: float, peak_bytes: int, program: str) -> None:
+    """The end of a run: verdict, both models side by side, digests, the endpoint, and what to type next."""
+    evidence, verdict = summary.evidence, summary.verdict
+    console.print()
+    console.print(f"[bold green]{verdict.outcome}[/] {escape('; '.join(verdict.reasons))}", highlight=False)
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "fp16", "w4a16"):
+        rows.add_column(column, overflow="fold")
+    rows.add_row("size", mb(summary.parent_bytes), f"{mb(summary.candidate_bytes)} ({summary.parent_bytes / summary.candidate_bytes:.2f} times smaller)")
+    rows.add_row("perplexity", f"{evidence.perplexity_parent:.3f}", f"{evidence.perplexity_candidate:.3f} (ratio {evidence.perplexity_ratio:.4f})")
+    rows.add_row("agreement", "", f"top-1 {evidence.top1_agreement:.1%}, mean KL {evidence.mean_kl:.4f} nats")
+    for sample in evidence.samples:
+        rows.add_row(escape(f"> {sample.prompt}"), escape(one_line(sample.parent)), escape(one_line(sample.candidate)))
+    console.print(rows, highlight=False)
+    console.print()
+    facts = [("artifact", summary.candidate.digest), ("report", summary.report.digest)]
+    if summary.promoted:
+        facts.append(("stage", f"{summary.name}/{summary.promoted.stage}{'' if summary.promoted.moved else ' (pointed there already)'}"))
+    if summary.deployed:
+        facts.append(("endpoint", f"{summary.deployed.url}/v1  model {summary.deployed.model_name}"
+                                  f"{' (was running)' if summary.deployed.reused else ''}"))
+    if summary.reused:
+        facts.append(("reused", ", ".join(name.replace("_", " ") for name in summary.reused)))
+    facts.append(("this run", f"{seconds:.0f} s, at most {gb(peak_bytes)} of memory over all processes"))
+    for name, value in facts:
+        console.print(f"{name:<10}{escape(value)}", highlight=False, soft_wrap=True)
+    console.print()
+    next_steps = [(f"{program} show {summary.report.short}", "the whole report"), (f"{program} ui", "runs, logs and reports in the Prefect UI")]
+    if summary.deployed:
+        next_steps = [(f"{program} chat {summary.name}", "talk to it"), (f"{program} stop {summary.name}", "take it down"), *next_steps]
+    width = max(len(command) for command, _ in next_steps) + 3
+    for command, what in next_steps:
+        console.print(f"  {command:<{width}}[dim]{what}[/]", highlight=False, soft_wrap=True)
+
+
+def _title(name: str) -> str:
+    return f"{name.replace('_', ' '):<11}"

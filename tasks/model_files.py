@@ -1,0 +1,181 @@
+"""What a model folder holds, read without loading it: config, weights' names, dtypes and shapes, code, pickles.
+
+Everything here works on JSON and safetensors headers, so it is fast and safe on a folder that nobody has vetted.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.files import DTYPE_BYTES, PICKLES, safetensors_header, sha256_file
+from configs.errors import SourceError
+
+# What belongs to a model: weights, config, tokenizer, template, card and license. Anything else is left out.
+KEEP = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
+INDEX = "model.safetensors.index.json"
+# A weight matrix inside a numbered decoder layer: what LMDeploy's AWQ packs (every nn.Linear of a layer).
+LAYER_WEIGHT = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+\..*\.weight$")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What config.json and the weight files say.
+
+    Attributes:
+        config: config.json; of a multimodal model the text part.
+        tensors: {name: (dtype, shape)} over all weight files.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    @property
+    def architecture(self) -> str:
+        return next(iter(self.config.get("architectures") or ["unknown"]))
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """{name: (out_features, in_features)} of the matrices in the decoder layers."""
+        return {name: (shape[0], shape[1]) for name, (_, shape) in self.tensors.items()
+                if len(shape) == 2 and LAYER_WEIGHT.search(name)}
+
+    @property
+    def parameters(self) -> int:
+        return sum(_count(shape) for _, shape in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(_count(shape) * DTYPE_BYTES.get(dtype, 1) for dtype, shape in self.tensors.values())
+
+    @property
+    def head_dim(self) -> int:
+        heads = self.config.get("num_attention_heads") or 1
+        return int(self.config.get("head_dim") or self.config.get("hidden_size", 0) // heads)
+
+    def quantized_bytes(self, group_size: int) -> int:
+        """Bytes of the AWQ checkpoint: 4 bit codes, 16 bit scales and 4 bit zeros per group; the rest in 16 bit."""
+        packed = sum(out * inn // 2 + (inn // group_size) * out * 5 // 2 for out, inn in self.linears.values())
+        rest = self.parameters - sum(out * inn for out, inn in self.linears.values())
+        return packed + 2 * rest
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dict; SourceError if it is missing or not JSON."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError("no config.json", where=str(folder), hint="name a folder in Hugging Face format") from None
+    except (ValueError, OSError) as error:
+        raise SourceError(f"unreadable: {error}", where=str(path), hint="download the file again") from None
+    if not isinstance(config, dict):
+        raise SourceError("is not a JSON object", where=str(path), hint="download the file again")
+    return config
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json without the folder that the model was loaded from: it would make the digest depend on the place."""
+    values = {key: value for key, value in config.items() if key not in ("_name_or_path", "_model_name_or_path")}
+    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def inspect(folder: Path) -> ModelFacts:
+    """Read a model folder's config and every weight file's header.
+
+    Raises:
+        SourceError: no config, no safetensors weights, a truncated or missing weight file.
+    """
+    config = read_config(folder)
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in weight_files(folder):
+        tensors |= safetensors_header(folder / name)
+    if (index := folder / INDEX).exists():
+        if lost := set(_weight_map(index)) - set(tensors):
+            raise SourceError(f"{len(lost)} tensors of the index are in no weight file, for example {sorted(lost)[0]}",
+                              where=str(index), hint="download the weights again")
+    return ModelFacts(config.get("text_config") or config, tensors)
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The safetensors files that make up the model, in order.
+
+    Raises:
+        SourceError: there are none, or one that the index names is missing.
+    """
+    index = folder / INDEX
+    if index.exists():
+        names = sorted(set(_weight_map(index).values()))
+        for name in names:
+            if not (folder / name).is_file():
+                raise SourceError(f"the index names {name}, which is not there", where=str(folder), hint="download it again")
+        return names
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
+        hint = ("convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True), "
+                "or set source.allow_pickle: true if you trust where it comes from" if others else
+                "the folder needs model.safetensors, or model.safetensors.index.json with its parts")
+        found = f"only pickles ({', '.join(others)}), which can run code when they are loaded" if others else "no weights"
+        raise SourceError(found, where=str(folder), hint=hint)
+    return names
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(tensor): str(file) for tensor, file in weights.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise SourceError(f"unreadable index: {error!r}", where=str(index), hint="download the file again") from None
+
+
+def refuse_pickles(folder: Path, exclude: tuple[str, ...]) -> None:
+    """Raise SourceError if the folder holds a file whose loading can run code, and nobody said to leave it out."""
+    found = [name for name in _names(folder) if name.endswith(PICKLES) and not _matches(name, exclude)]
+    if found:
+        raise SourceError(f"pickle files can run code when they are loaded: {', '.join(found)}", where=str(folder),
+                          hint=f"if the safetensors files are complete, leave them out with source.exclude: [\"*{Path(found[0]).suffix}\"]; "
+                               "source.allow_pickle: true accepts them")
+
+
+def wanted_files(folder: Path, exclude: tuple[str, ...], allow_pickle: bool) -> list[str]:
+    """The files of a folder that belong to the model, without Python code (see `check_code`)."""
+    keep = (*KEEP, *(f"*{suffix}" for suffix in PICKLES)) if allow_pickle else KEEP
+    return [name for name in _names(folder) if _matches(name, keep) and not _matches(name, exclude)]
+
+
+def check_code(folder: Path, trusted: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The Python files that may run, and the sha256 of those that may not.
+
+    Raises:
+        SourceError: a trusted file is missing or is not the one that was reviewed.
+    """
+    code = {name: sha256_file(folder / name)[1] for name in _names(folder) if name.endswith(".py")}
+    for name, sha256 in trusted.items():
+        if code.get(name) != sha256:
+            what = f"has sha256 {code[name]}, not the trusted {sha256}" if name in code else "is not there"
+            raise SourceError(f"{name} {what}", where=f"{folder}: source.trusted_code",
+                              hint="read the file, and if you still trust it, put its sha256 into the config")
+    return sorted(trusted), {name: sha for name, sha in code.items() if name not in trusted}
+
+
+def _names(folder: Path) -> list[str]:
+    """Files of a folder and its sub-folders, without hidden ones."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.rsplit("/", 1)[-1], pattern) for pattern in patterns)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,195 @@
+"""Preflight: the one list of known traps, asked of this model, this config and this machine before any long work.
+
+Each trap cost somebody a night; each message names the fix. `preflight` asks what only depends on the model and the
+config (cached); `tasks.capacity` asks the machine, every time. Traps that the config alone shows are refused when it
+is read (`configs.schema`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from artifacts.manifest import ModelArtifact
+from configs.errors import PreflightError, SourceError
+from configs.schema import DeployTransformers, DeployTurbomind, Quantize
+from tasks import model_files
+from tasks.model_files import ModelFacts
+from tasks.step import Context, Request, Result, step
+from tasks.texts import CALIBRATION, load_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LIBRARIES = ("lmdeploy", "transformers", "torch")
+# LMDeploy calibrates these, and then has no map for smoothing them (lite/quantization/awq.py, FC_FCS_MAP)
+DATA_FREE_ONLY = {"Qwen3MoeForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
+                  "InternS2PreviewForConditionalGeneration"}
+
+
+class PreflightRequest(Request):
+    model: ModelArtifact
+    texts: ModelArtifact
+    quantize: Quantize
+    deploy: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")] | None
+    trust_remote_code: bool = False
+    untrusted_code: dict[str, str] = {}
+
+    def key_fields(self) -> dict[str, object]:
+        """Of the deployment only the engine and what it makes of the model; ports and names are the machine's."""
+        deploy = self.deploy.model_dump(mode="json", include={"engine", "tp", "quant_policy", "session_len"}) if self.deploy else None
+        # whether CUDA is there decides device: auto
+        return super().key_fields() | {"deploy": deploy, "cuda": os.path.exists("/dev/nvidiactl")}
+
+
+class PreflightResult(Result):
+    """What the model is; sizes in bytes."""
+
+    architecture: str
+    parameters: int
+    parent_bytes: int
+    candidate_bytes: int
+    hidden_size: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """All that a trap looks at."""
+
+    request: PreflightRequest
+    facts: ModelFacts
+    cuda: bool
+
+
+@step(libraries=LIBRARIES)
+def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
+    """Ask every known trap of this model and config; raise one error that lists all that would snap."""
+    import torch
+
+    facts = model_files.inspect(request.model.path)
+    subject = Subject(request, facts, torch.cuda.is_available())
+    found = []
+    for number, trap in enumerate(TRAPS):
+        context.progress(number / len(TRAPS), (trap.__doc__ or "").split(".")[0])
+        found += list(trap(subject))
+    if found:
+        raise PreflightError("\n".join(f"{number}. {text}" for number, text in enumerate(found, 1)),
+                             where=f"{len(found)} problem{'s' if len(found) > 1 else ''} before any work was started")
+    return PreflightResult(architecture=facts.architecture, parameters=facts.parameters, parent_bytes=facts.bytes,
+                           candidate_bytes=facts.quantized_bytes(request.quantize.group_size),
+                           hidden_size=int(facts.config.get("hidden_size", 0)), vocabulary=int(facts.config.get("vocab_size", 0)))
+
+
+def already_quantized(subject: Subject) -> Iterator[str]:
+    """The model is quantized already."""
+    if quantization := subject.facts.config.get("quantization_config"):
+        yield f"the model is already quantized ({quantization.get('quant_method')}) -> name its fp16 original as the source"
+
+
+def remote_code(subject: Subject) -> Iterator[str]:
+    """The model needs Python code of its own that nobody has trusted, or that this transformers cannot run."""
+    import transformers
+
+    auto_map = subject.facts.config.get("auto_map") or {}
+    native = subject.facts.config.get("model_type") in transformers.CONFIG_MAPPING
+    if auto_map and not native and not subject.request.trust_remote_code:
+        listing = ", ".join(f"{name}: {sha}" for name, sha in subject.request.untrusted_code.items()) or "no Python file is in the folder"
+        yield ("the model needs its own Python code to run, and none is trusted -> read these files, and if you trust them put "
+               f"them into source.trusted_code: {{{listing}}}")
+    if any("--" in str(value) for value in auto_map.values()) and not native:
+        yield "config.json's auto_map points to code in another repository -> copy those files into the model's folder and drop the prefix"
+    if "InternLM2" in subject.facts.architecture and int(transformers.__version__.split(".")[0]) >= 5:
+        yield f"InternLM2's remote code fails under transformers {transformers.__version__} (KeyError in _init_rope) -> use transformers 4.57"
+
+
+def architecture(subject: Subject) -> Iterator[str]:
+    """LMDeploy cannot quantize or serve the architecture."""
+    from lmdeploy.lite.apis.calibrate import LAYER_TYPE_MAP
+
+    name = subject.facts.architecture
+    if name not in LAYER_TYPE_MAP:
+        yield f"LMDeploy cannot quantize {name} -> use one of {', '.join(sorted(LAYER_TYPE_MAP))}"
+    elif name in DATA_FREE_ONLY:
+        yield f"LMDeploy's AWQ calibrates {name} and then fails for want of a smoothing map -> quantize it with llm-compressor"
+    if isinstance(subject.request.deploy, DeployTurbomind):
+        from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
+
+        if name not in SUPPORTED_ARCHS:
+            yield f"TurboMind does not serve {name} -> choose one of {', '.join(sorted(SUPPORTED_ARCHS))}"
+
+
+def group_size(subject: Subject) -> Iterator[str]:
+    """The group size does not divide an input dimension, or an output cannot be packed by eights."""
+    size, linears = subject.request.quantize.group_size, subject.facts.linears
+    if misfits := {inn for _, inn in linears.values() if inn % size}:
+        name = next(name for name, (_, inn) in linears.items() if inn in misfits)
+        pads = subject.facts.config.get("model_type") in ("llama", "mistral", "qwen2")
+        fits = next((str(smaller) for smaller in (64, 32, 16) if all(inn % smaller == 0 for _, inn in linears.values())), None)
+        fixes = [f"set source.pad_to_multiple: {size}" if pads else "", f"quantize.group_size: {fits} (TurboMind takes 128 only)" if fits else ""]
+        yield (f"quantize.group_size {size} does not divide the input dimension of {name} ({sorted(misfits)}) -> "
+               + (" or ".join(filter(None, fixes)) or "choose another model"))
+    if odd := [name for name, (out, _) in linears.items() if out % 8]:
+        yield f"{odd[0]} has {linears[odd[0]][0]} outputs, which cannot be packed by eights -> choose another model"
+
+
+def kv_cache(subject: Subject) -> Iterator[str]:
+    """KV int4 with head dimension 64 aborts TurboMind from C++ at the first request."""
+    deploy = subject.request.deploy
+    if isinstance(deploy, DeployTurbomind) and deploy.quant_policy == 4 and subject.facts.head_dim == 64:
+        yield "deploy.quant_policy 4 (KV int4) aborts TurboMind with head_dim 64 -> use 8 (KV int8) or 0"
+
+
+def devices(subject: Subject) -> Iterator[str]:
+    """A device or an engine is asked for that is not here."""
+    quantize, deploy = subject.request.quantize, subject.request.deploy
+    if quantize.device == "cuda" and not subject.cuda:
+        yield "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set quantize.device: auto"
+    if quantize.dtype == "bfloat16" and not subject.cuda:
+        yield "quantize.dtype bfloat16 does not work without a CUDA GPU -> set quantize.dtype: float16"
+    if isinstance(deploy, DeployTurbomind):
+        import lmdeploy.turbomind as turbomind
+
+        if not turbomind.is_available():
+            yield ("deploy.engine turbomind cannot be loaded here (no CUDA driver?), and LMDeploy would fall back to another engine "
+                   "in silence -> run on a GPU worker, or set deploy.engine: transformers")
+        heads = int(subject.facts.config.get("num_attention_heads") or 1)
+        if heads % deploy.tp:
+            yield f"deploy.tp {deploy.tp} does not divide the model's {heads} attention heads -> use a divisor"
+
+
+def calibration(subject: Subject) -> Iterator[str]:
+    """The calibration text is too short, or longer rows are asked for than the model takes."""
+    from tasks.quantize import calibration_rows
+
+    quantize = subject.request.quantize
+    limit = subject.facts.config.get("max_position_embeddings")
+    if limit and quantize.sequence_length > limit:
+        yield f"quantize.sequence_length {quantize.sequence_length} is more than the model's {limit} positions -> lower it"
+    tokenizer = _tokenizer(subject)
+    if isinstance(tokenizer, str):
+        yield tokenizer
+        return
+    if not tokenizer.chat_template:
+        yield "the tokenizer has no chat template -> add chat_template.jinja to the model's folder"
+    try:
+        calibration_rows(tokenizer, load_records(subject.request.texts.path / CALIBRATION), samples=quantize.samples,
+                         length=quantize.sequence_length, seed=quantize.seed)
+    except SourceError as error:
+        yield f"{error.message} -> {error.hint}"
+
+
+def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase | str:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(subject.request.model.path, trust_remote_code=subject.request.trust_remote_code)
+    except Exception as error:  # whatever the tokenizer's files make it raise
+        return f"the tokenizer cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}) -> add the tokenizer's files to the folder"
+
+
+TRAPS = (already_quantized, remote_code, architecture, group_size, kv_cache, devices, calibration)

@@ -1,0 +1,129 @@
+"""The quantize step: LMDeploy's AWQ on the user's own calibration text, to a clean and reproducible W4A16 artifact.
+
+LMDeploy offers no way to give it text, so its calibration loader is replaced (the way its maintainers advise), and on
+a CPU two of its parts are mended. Everything that decides the result goes into the artifact's recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.manifest import ModelArtifact, Parent
+from configs.errors import SourceError
+from configs.schema import Quantize
+from tasks import model_files
+from tasks.step import Context, Request, Result, step, versions
+from tasks.texts import CALIBRATION, load_records, token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LIBRARIES = ("lmdeploy", "transformers", "torch")
+
+
+class QuantizeRequest(Request):
+    model: ModelArtifact
+    texts: ModelArtifact
+    config: Quantize
+    trust_remote_code: bool = False
+
+
+class QuantizeResult(Result):
+    """The W4A16 artifact; sizes in bytes of parent and candidate on disk."""
+
+    candidate: ModelArtifact
+    parent_bytes: int
+    candidate_bytes: int
+
+
+@step(libraries=LIBRARIES)
+def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
+    """Quantize the model to 4 bit with LMDeploy's AWQ and the user's calibration text."""
+    config, source = request.config, request.model.path
+    device = _choose_device(config.device)
+    import torch
+    from transformers import AutoTokenizer
+
+    from tasks import lmdeploy_hooks
+
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=request.trust_remote_code)
+    rows = calibration_rows(tokenizer, load_records(request.texts.path / CALIBRATION), samples=config.samples,
+                            length=config.sequence_length, seed=config.seed)
+    torch.manual_seed(config.seed)
+    with context.store.stage() as staging:
+        with ExitStack() as stack:
+            stack.enter_context(lmdeploy_hooks.calibrate_with(rows))
+            stack.enter_context(lmdeploy_hooks.layer_progress(context, model_files.read_config(source)["num_hidden_layers"]))
+            if device == "cpu":
+                stack.enter_context(lmdeploy_hooks.mended_for_cpu())
+            from lmdeploy.lite.apis.auto_awq import auto_awq
+
+            auto_awq(str(source), work_dir=str(staging.path), calib_dataset="wikitext2", calib_samples=config.samples,
+                     calib_seqlen=config.sequence_length, batch_size=config.batch_size, w_bits=config.bits,
+                     w_group_size=config.group_size, search_scale=config.search_scale, device=device, dtype=config.dtype,
+                     trust_remote_code=request.trust_remote_code)
+        clean(staging.path, source)
+        recipe = config.model_dump(mode="json", exclude={"timeout_minutes", "device"}) | {
+            "device": device, "calibration_sha256": _rows_digest(rows), "versions": versions(LIBRARIES),
+            "license": context.store.manifest(request.model.digest).recipe.get("license"),
+            "trusted_code": context.store.manifest(request.model.digest).recipe.get("trusted_code", {})}
+        context.progress(0.98, "hashing")
+        candidate = context.store.commit(staging, "w4a16", recipe=recipe, parents=[
+            Parent(role="model", digest=request.model.digest), Parent(role="texts", digest=request.texts.digest)])
+    return QuantizeResult(candidate=candidate, parent_bytes=context.store.manifest(request.model.digest).size,
+                          candidate_bytes=context.store.manifest(candidate.digest).size)
+
+
+def calibration_rows(tokenizer: PreTrainedTokenizerBase, records: Sequence[dict[str, Any]], *, samples: int, length: int,
+                     seed: int) -> list[list[int]]:
+    """Draw `samples` rows of `length` token ids from the records, joined by the end token, without replacement.
+
+    Raises:
+        SourceError: the text is too short.
+    """
+    stream: list[int] = []
+    for record in records:
+        stream += [*token_ids(tokenizer, record), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])]
+    count = len(stream) // length
+    if count < samples:
+        raise SourceError(f"the calibration text gives {count} rows of {length} tokens, quantize.samples asks for {samples}",
+                          where="quantize.samples", hint="lower samples or sequence_length, or give more text in texts.source")
+    starts = sorted(random.Random(seed).sample(range(count), samples))
+    return [stream[start * length:(start + 1) * length] for start in starts]
+
+
+def clean(folder: Path, source: Path) -> None:
+    """Make LMDeploy's output an artifact: no calibration by-products, the parent's settings back, nothing of the place."""
+    for leftover in folder.glob("*.pth"):
+        leftover.unlink()
+    config, parent = model_files.read_config(folder), model_files.read_config(source)
+    config.pop("use_cache", None)
+    model_files.write_config(folder, config | {key: parent[key] for key in ("use_cache",) if key in parent})
+    for path in source.rglob("*"):  # license, card, remote code, and what the tokenizer's save leaves out
+        name = path.relative_to(source)
+        if path.is_file() and not (folder / name).exists() and path.suffix != ".safetensors" and path.name != model_files.INDEX:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+
+
+def _choose_device(wanted: str) -> str:
+    """`cpu` or `cuda`. On a machine with a GPU, `cpu` also hides it: LMDeploy asks CUDA for its memory peak."""
+    if wanted != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return "cpu"
+
+
+def _rows_digest(rows: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

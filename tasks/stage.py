@@ -1,0 +1,98 @@
+"""The child's side of a step: `python -m tasks.stage NAME --folder F --workspace W --parent PID`.
+
+The process forks at once. The outer half, the guard, loads nothing: it leads the process group, notes what the
+step used, and kills the whole group when the flow dies, even by kill -9. The inner half does the work, reads
+`request.json`, writes `events.jsonl` as it goes and `answer.json` at the end; its output is in `log.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> NoReturn:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, _kill_group)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the flow decides what Ctrl-C means
+    _die_with(args.parent, signal.SIGTERM)
+    started = time.monotonic()
+    guard = os.getpid()
+    worker = os.fork()
+    if worker == 0:
+        _die_with(guard, signal.SIGKILL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os._exit(_work(args.name, args.folder, args.workspace))
+    _, status = os.waitpid(worker, 0)
+    code = os.waitstatus_to_exitcode(status)
+    usage = {"seconds": round(time.monotonic() - started, 3), "exit": code,
+             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}
+    _write(args.folder / "usage.json", usage)
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def _kill_group(_signal: int, _frame: FrameType | None) -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def _die_with(parent: int, how: signal.Signals) -> None:
+    """Ask the kernel to send this process a signal when its parent dies; end now if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, how)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), how)
+
+
+def _write(path: Path, value: object) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(value))
+    os.replace(scratch, path)
+
+
+def _work(name: str, folder: Path, workspace: Path) -> int:
+    """Run the step; 0 if it answered, 1 if it answered with an error."""
+    from artifacts.files import disk_full_is_an_error
+    from artifacts.store import LocalStore
+    from configs.errors import LmflowsError, StepFailed
+    from tasks.step import MODULES, Context, Step
+
+    try:
+        with disk_full_is_an_error(f"step {name}"):
+            step: Step = getattr(importlib.import_module(MODULES[name]), name)
+            request = step.request.model_validate_json((folder / "request.json").read_bytes())
+            result = step(request, Context(LocalStore(workspace), folder / "events.jsonl"))
+        answer: dict[str, object] = {"result": result.model_dump(mode="json")}
+    except LmflowsError as error:
+        traceback.print_exc()
+        answer = {"error": error.to_dict()}
+    except MemoryError:
+        answer = {"error": StepFailed("out of memory", where=f"step {name}", hint="use a machine with more memory").to_dict()}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": StepFailed(f"{type(error).__name__}: {error}", where=f"step {name}",
+                                      hint=f"the traceback is in {folder / 'log.txt'}").to_dict()}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _write(folder / "answer.json", answer)
+    return 0 if "result" in answer else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Servers that outlive the flow: one supervisord per home folder, one program per endpoint.
+
+supervisord starts them, restarts them after a crash, rotates their logs and stops their whole process group. This
+module writes its configuration and talks to it over its socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xmlrpc.client
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from artifacts.files import write_atomic
+from configs import paths
+from configs.errors import EndpointError
+from tasks.endpoints import LOG, PROGRAM, Endpoint
+
+SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107, and supervisord appends the pid while it binds
+START_SECONDS = 20.0
+
+
+def start(endpoint: Endpoint) -> None:
+    """Run an endpoint's server, under a supervisord that is started if need be. Returns before it is ready."""
+    write_atomic(endpoint.folder / PROGRAM, _program(endpoint).encode())
+    with _lock():
+        server = _connect() or _launch()
+        with contextlib.suppress(xmlrpc.client.Fault):  # not known yet, or not running
+            server.stopProcessGroup(endpoint.name)
+        with contextlib.suppress(xmlrpc.client.Fault):
+            server.removeProcessGroup(endpoint.name)
+        server.reloadConfig()
+        server.addProcessGroup(endpoint.name)
+
+
+def stop(endpoint: Endpoint) -> None:
+    """Stop an endpoint's server with all its processes, and supervisord with the last one."""
+    with _lock():
+        (endpoint.folder / PROGRAM).unlink(missing_ok=True)
+        server = _connect()
+        if server is None:
+            return
+        with contextlib.suppress(xmlrpc.client.Fault):
+            server.stopProcessGroup(endpoint.name)
+        with contextlib.suppress(xmlrpc.client.Fault):
+            server.removeProcessGroup(endpoint.name)
+        if not server.getAllProcessInfo():
+            _shut_down(server)
+
+
+def state(endpoint: Endpoint) -> tuple[str, int]:
+    """supervisord's word for the server (RUNNING, STARTING, BACKOFF, FATAL, ..., or STOPPED) and its pid, or 0."""
+    server = _connect()
+    if server is None:
+        return "STOPPED", 0
+    try:
+        info: Any = server.getProcessInfo(endpoint.name)
+    except xmlrpc.client.Fault:
+        return "STOPPED", 0
+    return str(info["statename"]), int(info["pid"])
+
+
+def pid() -> int | None:
+    """supervisord's process id, or None if it does not run."""
+    server = _connect()
+    return None if server is None else int(server.getPID())  # type: ignore[arg-type]
+
+
+def _folder() -> Path:
+    return paths.home() / "supervisor"
+
+
+def _socket() -> Path:
+    """The control socket: in the home folder, or for a home with a long path in the temporary folder."""
+    socket = _folder() / "supervisor.sock"
+    if len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT:
+        return socket
+    short = Path(tempfile.gettempdir()) / f"lmflows-{os.getuid()}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.is_symlink() or short.stat().st_uid != os.getuid():
+        raise EndpointError(f"{short} belongs to somebody else", hint="set LMFLOWS_HOME to a folder with a shorter path")
+    return short / f"{hashlib.sha256(os.fsencode(_folder())).hexdigest()[:16]}.sock"
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """One deployment at a time changes what supervisord runs."""
+    _folder().mkdir(parents=True, exist_ok=True)
+    with (_folder() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _connect() -> Any:
+    """supervisord's interface, or None if it does not run."""
+    if not _socket().exists():
+        return None
+    # the URL is never dialled: the transport speaks HTTP over the socket
+    proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=SupervisorTransport(None, None, f"unix://{_socket()}"))
+    try:
+        proxy.supervisor.getState()
+    except (OSError, xmlrpc.client.Error):
+        return None
+    return proxy.supervisor
+
+
+def _launch() -> Any:
+    config = _folder() / "supervisord.conf"
+    write_atomic(config, _configuration().encode())
+    done = subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(config)], capture_output=True, text=True, cwd="/",
+                          start_new_session=True, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and done.returncode == 0:
+        if (server := _connect()) is not None:
+            return server
+        time.sleep(0.1)
+    raise EndpointError(f"supervisord did not start: {done.stderr.strip() or done.stdout.strip()}", where=str(config),
+                        hint=f"its log: {_folder() / 'supervisord.log'}")
+
+
+def _shut_down(server: Any) -> None:
+    process = int(server.getPID())
+    server.shutdown()
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and Path(f"/proc/{process}").exists():
+        time.sleep(0.05)
+
+
+def _escape(text: object) -> str:
+    return str(text).replace("%", "%%")
+
+
+def _configuration() -> str:
+    folder, log = _escape(_folder()), _escape(_folder() / "supervisord.log")
+    return f"""\
+[unix_http_server]
+file={_escape(_socket())}
+chmod=0600
+[supervisord]
+directory={folder}
+logfile={log}
+logfile_maxbytes=5MB
+logfile_backups=2
+pidfile={_escape(_folder() / 'supervisord.pid')}
+childlogdir={folder}
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[include]
+files={_escape(paths.endpoints())}/*/{PROGRAM}
+"""
+
+
+def _program(endpoint: Endpoint) -> str:
+    """A server is taken as started after 2 s; three starts shorter than that in a row are FATAL. Later crashes
+    restart it for ever."""
+    environment = ",".join(f'{key}="{_escape(value)}"' for key, value in {
+        "LMFLOWS_HOME": paths.home(), "PYTHONPATH": paths.PROJECT, "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}.items())
+    return f"""\
+[program:{endpoint.name}]
+command={_escape(sys.executable)} -P -m tasks.engines.launch {endpoint.name}
+directory=/
+environment={environment}
+autorestart=true
+startsecs=2
+startretries=3
+stopsignal=TERM
+stopwaitsecs=20
+stopasgroup=true
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={_escape(endpoint.folder / LOG)}
+stdout_logfile_maxbytes=20MB
+stdout_logfile_backups=2
+"""

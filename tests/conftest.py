@@ -1,0 +1,63 @@
+"""What all tests share: a home of their own, a real small model, free ports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# before anything imports Prefect: no test touches the user's runs, endpoints or Prefect database
+_HOME = Path(tempfile.mkdtemp(prefix="lmflows-test-"))
+os.environ.update({"LMFLOWS_HOME": str(_HOME / "home"), "PREFECT_HOME": str(_HOME / "prefect"), "HF_HUB_OFFLINE": "1",
+                   "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+                   "CUDA_VISIBLE_DEVICES": ""})
+for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(name, None)
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home folder of its own; whatever the test deployed there is stopped at the end."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LMFLOWS_HOME", str(folder))
+    yield folder
+    from tasks import endpoints, supervisor
+
+    for endpoint in endpoints.everyone():
+        supervisor.stop(endpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(request: pytest.FixtureRequest) -> Path:
+    """The folder of the small model of `tests.tiny_model`; trained once and kept in pytest's cache. Do not write to it."""
+    import torch
+    import transformers
+
+    source = Path(__file__).with_name("tiny_model.py").read_bytes()
+    key = hashlib.sha256(source + f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()[:16]
+    folder: Path = request.config.cache.mkdir("tiny_model") / key  # type: ignore[union-attr]
+    if not folder.exists():
+        from tests.tiny_model import build
+
+        scratch = folder.with_name(f"{key}-{os.getpid()}")
+        build(scratch)
+        scratch.rename(folder)
+    return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

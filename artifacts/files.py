@@ -15,6 +15,7 @@ from pathlib import Path
 from configs.errors import DiskFull, SourceError
 
 CHUNK = 4 << 20
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library; a GGUF file's first bytes read as 14 GB
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # Bytes an element of a safetensors dtype takes (F4/F6 sub-byte types are left to the length check of the file).
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -63,18 +64,19 @@ def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a small file so that a reader, or a kill -9, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with disk_full_is_an_error(str(path)), scratch.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    with disk_full_is_an_error(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -97,13 +99,14 @@ def link_or_symlink(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Like `link_or_symlink`, but `target` owns its bytes: across devices it is a copy."""
+    """Like `link_or_symlink`, but `target` owns its bytes: across devices it is a copy, read-only like every blob."""
     try:
         os.link(source.resolve(), target)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
             raise
         copy_hashed(source, target)
+        target.chmod(0o444)
 
 
 def safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -117,14 +120,14 @@ def safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= size - 8:
+        if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
             raise SourceError(f"not a safetensors file, or cut off in its header ({size} bytes)", where=str(path), hint=fix)
         try:
             header = json.loads(file.read(length))
             tensors = {name: (item["dtype"], tuple(item["shape"]), item["data_offsets"])
                        for name, item in header.items() if name != "__metadata__"}
-            end = max((offsets[1] for _, _, offsets in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            end = max((int(offsets[1]) for _, _, offsets in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise SourceError(f"unreadable safetensors header ({error})", where=str(path), hint=fix) from error
     if size != 8 + length + end:
         raise SourceError(f"the header promises {8 + length + end} bytes, the file has {size}: truncated or damaged",

@@ -20,6 +20,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["fp16", "w4a16", "texts", "evidence", "report"]
 MAX_FILES = 100_000
 MAX_FILE_BYTES = 1 << 50  # 1 PiB: a larger size in a manifest is a lie, and would defeat the disk check
+MAX_PATH_BYTES = 1024  # PATH_MAX of macOS; Linux has 4096, of which the store's own folder takes a part
 
 
 def canonical_json(value: Any) -> bytes:
@@ -37,7 +38,8 @@ def check_path(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not path or path != "/".join(parts) or path.startswith("/") or ".." in parts:
         raise ValueError(f"path {path!r} is not a plain relative path")
-    if re.search(r"[\x00-\x1f\\:]", path) or any(len(part.encode()) > 255 for part in parts):
+    too_long = len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > 255 for part in parts)
+    if too_long or re.search(r"[\x00-\x1f\\:]", path):
         raise ValueError(f"path {path!r} has a character or length that not every file system takes")
     return path
 
@@ -66,7 +68,8 @@ class Parent(BaseModel):
 class Manifest(BaseModel):
     """An artifact's files (sorted by path), parents (sorted by role) and recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+    # "constants": a NaN in a recipe reaches canonical_json, which refuses it, and does not turn into null on the way
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,), ser_json_inf_nan="constants")
 
     version: Literal[1] = 1
     kind: Kind
@@ -79,11 +82,12 @@ class Manifest(BaseModel):
         paths = [entry.path for entry in self.files]
         if paths != sorted(set(paths)):
             raise ValueError("files must be sorted by path, each once")
-        if len({path.casefold() for path in paths}) != len(paths):
+        names = {path.casefold() for path in paths}
+        if len(names) != len(paths):
             raise ValueError("two paths differ only by case")
-        folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
-        if clash := folders.intersection(paths):
-            raise ValueError(f"{sorted(clash)[0]!r} is both a file and a folder")
+        folders = (str(parent) for path in paths for parent in PurePosixPath(path).parents)
+        if clash := next((folder for folder in folders if folder.casefold() in names), None):
+            raise ValueError(f"{clash!r} is both a file and a folder")
         roles = [(parent.role, parent.digest) for parent in self.parents]
         if roles != sorted(set(roles)):
             raise ValueError("parents must be sorted by role, each once")
@@ -108,13 +112,25 @@ class Manifest(BaseModel):
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
-        """Read a manifest that may come from anywhere; raise UnsafeManifest unless it is well formed."""
+        """Read a manifest that may come from anywhere.
+
+        Raises:
+            UnsafeManifest: it is not well formed, or not in canonical form: its digest would be that of other bytes.
+        """
         try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            raise UnsafeManifest(f"{key}: {problem['msg']}", where=where, hint="do not use this artifact") from error
+            manifest = cls.model_validate_json(data)
+            if manifest.to_bytes() != data:
+                raise ValueError("not in canonical form")
+        except ValueError as error:  # pydantic's ValidationError is one
+            raise UnsafeManifest(_first_problem(error), where=where, hint="do not use this artifact") from error
+        return manifest
+
+
+def _first_problem(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    return ": ".join([*filter(None, [".".join(map(str, problem["loc"]))]), problem["msg"].removeprefix("Value error, ")])
 
 
 class ModelArtifact(BaseModel):

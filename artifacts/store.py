@@ -13,13 +13,14 @@ An artifact exists when its manifest does. The order blobs, manifest, tree makes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,10 @@ class Staging:
         return target
 
     def write(self, name: str, data: bytes) -> None:
-        self.target(name).write_bytes(data)
+        with self.target(name).open("xb") as file:  # never into a borrowed file
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         self.known[name] = (len(data), hashlib.sha256(data).hexdigest())
 
     def copy(self, source: Path, name: str) -> None:
@@ -125,14 +129,22 @@ class LocalStore:
         Raises:
             ArtifactMissing: none does, or more than one.
         """
-        found = [digest for digest in self.digests() if digest.startswith(prefix.removeprefix("sha256:"))]
-        if len(found) != 1 or len(prefix) < 6:
+        digits = prefix.removeprefix("sha256:")
+        if len(digits) < 6:
+            raise ArtifactMissing(f"{prefix!r} is too short to name an artifact", where=str(self.root), hint="give at least 6 digits")
+        found = [digest for digest in self.digests() if digest.startswith(digits)]
+        if len(found) != 1:
             what = f"{len(found)} artifacts start with" if found else "no artifact starts with"
             raise ArtifactMissing(f"{what} {prefix!r}", where=str(self.root), hint="`lmflows ls` shows what there is")
         return found[0]
 
     def open(self, digest: str) -> ModelArtifact:
-        """The artifact as a folder; its tree is rebuilt from the blobs if it is gone."""
+        """The artifact as a folder; its tree is rebuilt from the blobs if it is gone.
+
+        Raises:
+            ArtifactMissing: the store has none of that digest.
+            ArtifactDamaged: the tree is gone, and a blob with it.
+        """
         manifest = self.manifest(digest)
         if not self.tree(digest).is_dir():
             self._build_tree(manifest)
@@ -163,8 +175,7 @@ class LocalStore:
     def require_whole(self, digest: str) -> None:
         """Raise ArtifactDamaged, naming every file, unless `verify` finds nothing."""
         if problems := self.verify(digest):
-            raise ArtifactDamaged("; ".join(map(str, problems)), where=f"artifact {digest[:12]} in {self.root}",
-                                  hint="run the pipeline again: the step that made it will be repeated")
+            raise _damaged(self, digest, "; ".join(map(str, problems)))
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -204,10 +215,10 @@ class LocalStore:
             for entry in manifest.files:
                 if not is_intact(self.blob(entry.sha256), entry):
                     scratch = staging.path / entry.sha256
-                    files.link_or_copy(source.blob(entry.sha256), scratch)
+                    with _missing_is_damage(source, digest, entry):
+                        files.link_or_copy(source.blob(entry.sha256), scratch)
                     if files.sha256_file(scratch) != (entry.size, entry.sha256):
-                        raise ArtifactDamaged(f"changed: {entry.path}", where=f"artifact {digest[:12]} in {source.root}",
-                                              hint="run the pipeline again: the step that made it will be repeated")
+                        raise _damaged(source, digest, str(Problem("changed", entry.path)))
                     self._move_blob(scratch, entry)
             files.write_atomic(self.manifest_path(digest), manifest.to_bytes())
             self._build_tree(manifest)
@@ -256,24 +267,27 @@ class LocalStore:
     def _build_tree(self, manifest: Manifest) -> None:
         tree = self.tree(manifest.digest)
         scratch = self.root / "tmp" / f"{_this_process()}-{uuid.uuid4().hex[:8]}"
-        for entry in manifest.files:
-            target = scratch / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files.link_or_symlink(self.blob(entry.sha256), target)
+        old = scratch.with_name(f"{scratch.name}-old")
         tree.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.rename(scratch, tree)
-        except OSError:  # a tree is there already: from an earlier run, or from another process just now
-            old = scratch.with_name(f"{scratch.name}-old")
-            os.rename(tree, old)
-            os.rename(scratch, tree)
-            shutil.rmtree(old, ignore_errors=True)
+            for entry in manifest.files:
+                target = scratch / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with _missing_is_damage(self, manifest.digest, entry):
+                    files.link_or_symlink(self.blob(entry.sha256), target)
+            while not _rename_folder(scratch, tree):  # a tree is there: from an earlier run, or from another process just now
+                with suppress(FileNotFoundError):
+                    os.rename(tree, old)
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         files.fsync_folder(tree.parent)
 
 
 def tree_files(folder: Path) -> list[str]:
-    """Every file below a folder (links included), as sorted POSIX paths relative to it."""
-    return sorted((Path(base) / name).relative_to(folder).as_posix() for base, _, names in os.walk(folder) for name in names)
+    """Every file below a folder (links included, also those to folders), as sorted POSIX paths relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for base, folders, names in os.walk(folder)
+                  for path in map(Path(base).joinpath, [*folders, *names]) if path.is_symlink() or not path.is_dir())
 
 
 def is_intact(path: Path, entry: FileEntry) -> bool:
@@ -284,6 +298,30 @@ def is_intact(path: Path, entry: FileEntry) -> bool:
         return False
 
 
+def _damaged(store: LocalStore, digest: str, what: str) -> ArtifactDamaged:
+    return ArtifactDamaged(what, where=f"artifact {digest[:12]} in {store.root}",
+                           hint="run the pipeline again: the step that made it will be repeated")
+
+
+@contextmanager
+def _missing_is_damage(store: LocalStore, digest: str, entry: FileEntry) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise _damaged(store, digest, str(Problem("missing", entry.path))) from None
+
+
+def _rename_folder(source: Path, target: Path) -> bool:
+    """Rename a folder; False if another one with files in it has the name."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
 def _this_process() -> str:
     process = psutil.Process()
     return f"{process.pid}-{int(process.create_time())}"
@@ -292,6 +330,7 @@ def _this_process() -> str:
 def _is_alive(name: str) -> bool:
     pid, start = (int(part) for part in name.split("-")[:2])
     try:
-        return abs(int(psutil.Process(pid).create_time()) - start) <= 1
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(int(process.create_time()) - start) <= 1
     except psutil.NoSuchProcess:
         return False

@@ -10,18 +10,27 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from configs.errors import ConfigError
 from configs.schema import LocalSource, Pipeline, TextFile
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence; here that is an error."""
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys in silence, and lets a ValueError for a date like 2026-02-31 through."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, which has no value of its own
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):
                 if key in seen:
@@ -44,9 +53,8 @@ def load(path: Path, overrides: dict[str, Any] | None = None, *, check_files: bo
     data = _read(path)
     for key, value in (overrides or {}).items():
         _override(data, key, value, path)
-    _resolve_paths(data, path.absolute().parent)
     try:
-        pipeline = Pipeline.model_validate(data)
+        pipeline = _resolve_paths(Pipeline.model_validate(data), path.absolute().parent)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, detail, data) for detail in error.errors())) from None
     if check_files:
@@ -56,7 +64,7 @@ def load(path: Path, overrides: dict[str, Any] | None = None, *, check_files: bo
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
         raise ConfigError("no such file", where=str(path), hint="`configs/` has examples") from None
     except IsADirectoryError:
@@ -66,9 +74,10 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise ConfigError(f"not YAML: {getattr(error, 'problem', None) or error}", where=place) from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"not YAML: {problem}", where=place) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"is {_brief(data)}, and must be a mapping with the keys {', '.join(Pipeline.model_fields)}",
+        raise ConfigError(f"is {'empty' if data is None else _brief(data)}, and must be a mapping with the keys {', '.join(Pipeline.model_fields)}",
                           where=str(path))
     return data
 
@@ -83,13 +92,25 @@ def _override(data: dict[str, Any], key: str, value: Any, path: Path) -> None:
     node[last] = value
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    for keys in (("source", "path"), ("texts", "source", "path"), ("upload", "store")):
-        node: Any = data
-        for part in keys[:-1]:
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, dict) and isinstance(node.get(keys[-1]), str):
-            node[keys[-1]] = str(folder / Path(node[keys[-1]]).expanduser())
+def _resolve_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
+    """Make paths absolute; after the checks, so that a message about a path has it as the user wrote it."""
+    source, texts, store = pipeline.source, pipeline.texts, pipeline.upload.store
+    changes: dict[str, BaseModel] = {}
+    if isinstance(source, LocalSource):
+        changes["source"] = source.model_copy(update={"path": _absolute(source.path, folder)})
+    if isinstance(texts.source, TextFile):
+        text_file = texts.source.model_copy(update={"path": _absolute(texts.source.path, folder)})
+        changes["texts"] = texts.model_copy(update={"source": text_file})
+    if store is not None:
+        changes["upload"] = pipeline.upload.model_copy(update={"store": _absolute(store, folder)})
+    return pipeline.model_copy(update=changes)
+
+
+def _absolute(path: Path, folder: Path) -> Path:
+    try:
+        return folder / path.expanduser()
+    except RuntimeError:  # `~somebody` who is not a user here: a plain name, as for a shell
+        return folder / path
 
 
 def _check_files(path: Path, pipeline: Pipeline) -> None:
@@ -104,7 +125,7 @@ def _check_files(path: Path, pipeline: Pipeline) -> None:
 
 def _explain(path: Path, detail: ErrorDetails, data: Any) -> str:
     """One line for one of pydantic's errors."""
-    keys = list(_keys(detail["loc"], data))
+    keys = list(_keys(detail["loc"]))
     place = f"{path}: {'.'.join(keys)}" if keys else str(path)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
@@ -116,20 +137,26 @@ def _explain(path: Path, detail: ErrorDetails, data: Any) -> str:
         return f"{place}: unknown key{meant}, value {_brief(detail['input'])}; allowed keys: {', '.join(allowed)}"
     if detail["type"] == "missing":
         return f"{place}: missing; {_describe(keys, data)}"
-    return f"{place}: {_brief(detail['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = detail["ctx"]["discriminator"].strip("'")
+        what = f"{_brief(detail['input'][tag])} is not allowed" if tag in detail["input"] else "missing"
+        return f"{place}.{tag}: {what}; one of {', '.join(_tags(keys, tag, data))}"
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"{place}: {_brief(detail['input'])} is not allowed: must be {_describe(keys, data)}"
+    field = _field(keys, data)
+    reason = f"; {field.description}" if field and field.description else ""
+    return f"{place}: {_brief(detail['input'])} is not allowed: {message[0].lower()}{message[1:]}{reason}"
 
 
-def _keys(loc: tuple[int | str, ...], data: Any) -> Iterator[str]:
-    """The key path as the user wrote it: pydantic's `loc` also names the chosen member of a union."""
-    node = data
-    for index, part in enumerate(loc):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int):
-            node = node[part]
-        elif index < len(loc) - 1:
-            continue
+def _keys(loc: tuple[int | str, ...]) -> Iterator[str]:
+    """The key path as the user wrote it: pydantic's `loc` also has the tag of a union's member, and marks a bad key."""
+    classes: list[type[BaseModel]] = [Pipeline]
+    parts = iter(loc[:-1] if loc[-1:] == ("[key]",) else loc)
+    for part in parts:
         yield str(part)
+        classes = [found for cls in classes if part in cls.model_fields for found in _classes(cls.model_fields[str(part)].annotation)]
+        if len(classes) > 1:
+            next(parts, None)
 
 
 def _models(keys: list[str], data: Any) -> list[type[BaseModel]]:
@@ -158,13 +185,21 @@ def _allowed_keys(keys: list[str], data: Any) -> list[str]:
     return sorted({name for model in _models(keys, data) for name in model.model_fields})
 
 
+def _tags(keys: list[str], tag: str, data: Any) -> list[str]:
+    return [repr(name) for model in _models(keys, data) for name in get_args(model.model_fields[tag].annotation)]
+
+
+def _field(keys: list[str], data: Any) -> FieldInfo | None:
+    return next((model.model_fields[keys[-1]] for model in _models(keys[:-1], data) if keys[-1] in model.model_fields), None)
+
+
 def _describe(keys: list[str], data: Any) -> str:
-    for model in _models(keys[:-1], data):
-        if field := model.model_fields.get(keys[-1]):
-            if classes := _classes(field.annotation):
-                return f"a section with the keys {', '.join(sorted({n for cls in classes for n in cls.model_fields}))}"
-            return field.description or f"a value of type {getattr(field.annotation, '__name__', field.annotation)}"
-    return "required"
+    field = _field(keys, data)
+    if field is None:
+        return "required"
+    if classes := _classes(field.annotation):
+        return f"a section with the keys {', '.join(sorted({name for cls in classes for name in cls.model_fields}))}"
+    return field.description or f"a value of type {getattr(field.annotation, '__name__', field.annotation)}"
 
 
 def _brief(value: Any) -> str:

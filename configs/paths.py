@@ -8,6 +8,11 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+def python_path() -> str:
+    """PYTHONPATH for our own processes: the checkout, then whatever this process was given."""
+    return os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def home() -> Path:
     """The folder that holds artifacts, runs, endpoints and Prefect's files.
 

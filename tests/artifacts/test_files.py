@@ -1,0 +1,218 @@
+"""Files appear whole or not at all, links name the same bytes, and a damaged safetensors file is found by its length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save, save_file
+
+from artifacts import files
+from configs.errors import DiskFull, SourceError
+
+PROJECT = Path(__file__).parents[2]
+TENSORS: dict[str, np.ndarray[Any, Any]] = {
+    "embed": np.arange(60, dtype=np.float32).reshape(3, 4, 5), "norm": np.ones(7, dtype=np.float16), "empty": np.zeros((0, 3), np.int64)}
+WHOLE = save(TENSORS, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a real file system with the given size options."""
+    mounts: list[Path] = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / f"tmpfs-{len(mounts)}"
+        folder.mkdir()
+        if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("only root with the right to mount can make a full disk")
+        mounts.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounts:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another device than tmp_path."""
+    shm = Path("/dev/shm")  # noqa: S108 (the one other file system that every Linux has)
+    if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system to write to")
+    folder = Path(tempfile.mkdtemp(dir=shm))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def header_of(data: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(data)
+        file.flush()
+        return files.safetensors_header(Path(file.name))
+
+
+def with_header(header: object, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def test_a_header_has_the_tensors_that_the_library_reads(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(WHOLE)
+    with safe_open(path, framework="np") as library:
+        slices = {name: library.get_slice(name) for name in library.keys()}  # noqa: SIM118 (no mapping)
+        expected = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    assert files.safetensors_header(path) == expected
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+def test_a_safetensors_file_cut_off_anywhere_is_found(length: int) -> None:
+    with pytest.raises(SourceError):
+        header_of(WHOLE[:length])
+
+
+@given(st.binary(min_size=1, max_size=100))
+def test_garbage_after_a_safetensors_file_is_found(garbage: bytes) -> None:
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        header_of(WHOLE + garbage)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_safetensors_file(data: bytes) -> None:
+    with pytest.raises(SourceError):
+        header_of(data)
+
+
+@pytest.mark.parametrize("data", [
+    with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}, b"123"),
+    with_header({"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}, b"1234"),
+    with_header({"a": {"dtype": "F32", "shape": [1]}}, b"1234"), with_header({"a": None}), with_header([1]), with_header({"a": {}}),
+    struct.pack("<Q", 200_000) + b"[" * 200_000,
+], ids=["text offsets", "scalar shape", "no offsets", "null", "list", "nothing", "deep"])
+def test_a_header_of_the_wrong_shape_is_a_source_error(data: bytes) -> None:
+    with pytest.raises(SourceError):
+        header_of(data)
+
+
+def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 200_000_000))
+        file.truncate(300_000_000)
+    with pytest.raises(SourceError, match="not a safetensors file"):
+        files.safetensors_header(path)
+
+
+def test_a_copy_is_hashed_on_the_way_and_never_overwrites(tmp_path: Path) -> None:
+    source, target, data = tmp_path / "a", tmp_path / "b", os.urandom(files.CHUNK + 1)
+    source.write_bytes(data)
+    assert files.copy_hashed(source, target) == files.sha256_file(target) == (len(data), hashlib.sha256(data).hexdigest())
+    source.write_bytes(b"other")
+    with pytest.raises(FileExistsError):
+        files.copy_hashed(source, target)
+    assert target.read_bytes() == data
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from artifacts.files import write_atomic
+print("ready", flush=True)
+while True:
+    for letter in (b"a", b"b"):
+        write_atomic(Path(sys.argv[1]), letter * 300_000)
+"""
+
+
+def test_a_reader_and_a_kill_see_old_content_or_new_never_a_part(tmp_path: Path) -> None:
+    path, whole = tmp_path / "ref.json", {b"a" * 300_000, b"b" * 300_000}
+    path.write_bytes(b"a" * 300_000)
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, path], cwd=PROJECT, stdout=subprocess.PIPE)
+        assert writer.stdout is not None and writer.stdout.readline()
+        seen: set[bytes] = set()
+        deadline = time.monotonic() + 20
+        while len(seen) < 2 and time.monotonic() < deadline:
+            seen |= {path.read_bytes() for _ in range(100)}
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        assert seen == whole, "the reader saw both contents, and nothing else"
+        assert path.read_bytes() in whole
+
+
+def test_a_failed_write_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        files.write_atomic(tmp_path / "taken", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_full_disk_leaves_the_old_content_and_is_named(tmpfs: Callable[[str], Path]) -> None:
+    folder = tmpfs("size=1m")
+    files.write_atomic(folder / "ref.json", b"old")
+    with pytest.raises(DiskFull, match=r"ref\.json"):
+        files.write_atomic(folder / "ref.json", b"x" * (2 << 20))
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("ref.json", b"old")]
+
+
+def test_a_disk_without_room_for_one_more_folder_is_full(tmpfs: Callable[[str], Path]) -> None:
+    folder = tmpfs("nr_inodes=1")
+    with pytest.raises(DiskFull):
+        files.write_atomic(folder / "refs" / "ref.json", b"data")
+
+
+def test_a_disk_that_fills_up_below_a_library_is_full(tmpfs: Callable[[str], Path]) -> None:
+    folder = tmpfs("size=1m")
+    with pytest.raises(DiskFull), files.disk_full_is_an_error(str(folder)):
+        save_file({"weights": np.ones((1024, 1024), np.float32)}, folder / "model.safetensors")
+
+
+def test_other_errors_are_not_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.disk_full_is_an_error("here"):
+        (tmp_path / "missing").read_bytes()
+
+
+def test_a_link_on_one_device_is_the_same_file(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"data")
+    (tmp_path / "alias").symlink_to("source")
+    files.link_or_symlink(tmp_path / "alias", tmp_path / "target")
+    assert not (tmp_path / "target").is_symlink()
+    assert (tmp_path / "target").stat().st_ino == (tmp_path / "source").stat().st_ino
+
+
+def test_a_link_across_devices_is_a_symlink_to_the_file_itself(tmp_path: Path, elsewhere: Path) -> None:
+    (elsewhere / "source").write_bytes(b"data")
+    (elsewhere / "alias").symlink_to("source")
+    files.link_or_symlink(elsewhere / "alias", tmp_path / "target")
+    assert (tmp_path / "target").readlink() == elsewhere / "source"
+
+
+def test_a_copy_across_devices_does_not_follow_its_source(tmp_path: Path, elsewhere: Path) -> None:
+    (elsewhere / "source").write_bytes(b"data")
+    files.link_or_copy(elsewhere / "source", tmp_path / "target")
+    (elsewhere / "source").write_bytes(b"gone")
+    assert (tmp_path / "target").read_bytes() == b"data"
+    assert (tmp_path / "target").stat().st_mode & 0o222 == 0
+
+
+def test_a_link_to_nothing_is_an_error_not_a_dangling_link(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.link_or_symlink(tmp_path / "missing", tmp_path / "target")
+    assert not (tmp_path / "target").is_symlink()

@@ -1,0 +1,261 @@
+"""Reading a config: the shipped ones load, and every mistake is one line with the file, the key path, the value and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from configs.errors import ConfigError
+from configs.load import load
+from configs.paths import PROJECT
+from configs.schema import LocalSource, TextFile
+
+SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
+SMALLEST: dict[str, Any] = {"name": "model", "source": {"type": "local", "path": "model"}, "texts": {"source": {"type": "python_docs"}},
+                            "evaluate": {"max_perplexity_ratio": 1.1}}
+TURBOMIND: dict[str, Any] = {"engine": "turbomind"}
+
+Write = Callable[[dict[str, Any] | str | bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a config: the smallest good one with other values by dotted key path, or a text, or bytes."""
+
+    def write(what: dict[str, Any] | str | bytes) -> Path:
+        path = tmp_path / "config.yaml"
+        if isinstance(what, dict):
+            data = deepcopy(SMALLEST)
+            for key, value in what.items():
+                *parents, last = key.split(".")
+                node = data
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[last] = value
+            what = yaml.safe_dump(data)
+        path.write_bytes(what if isinstance(what, bytes) else what.encode())
+        return path
+
+    return write
+
+
+def mistakes(path: Path) -> list[str]:
+    """The lines that the user is shown, without the file's name, which each must start with."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, check_files=False)
+    lines = str(caught.value).split("\n")
+    assert all(line.startswith(str(path)) for line in lines)
+    return [line.removeprefix(str(path)).removeprefix(": ") for line in lines]
+
+
+# -- what loads --------------------------------------------------------------------------------------------------
+
+
+def test_there_are_shipped_configs() -> None:
+    assert {"demo.yaml", "internlm2-chat-1_8b.yaml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_shipped_config_loads(path: Path) -> None:
+    assert load(path, check_files=False).model_dump(exclude_unset=True).keys() == yaml.safe_load(path.read_text()).keys()
+
+
+def test_a_loaded_config_does_not_change(write: Write) -> None:
+    pipeline = load(write({}), check_files=False)
+    with pytest.raises(ValidationError, match="frozen"):
+        pipeline.name = "other"  # type: ignore[misc]
+
+
+def test_an_override_replaces_one_value_and_keeps_the_rest(write: Write) -> None:
+    path = write({"quantize.samples": 4, "quantize.seed": 7})
+    pipeline = load(path, {"quantize.samples": 8, "texts.source.type": "python_docs", "deploy.engine": "transformers"}, check_files=False)
+    assert (pipeline.quantize.samples, pipeline.quantize.seed) == (8, 7)
+    assert pipeline.deploy is not None and pipeline.deploy.engine == "transformers"
+
+
+def test_a_wrong_override_is_a_mistake_at_its_key_path(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml: quantize\.samples: 0 is not allowed"):
+        load(write({}), {"quantize.samples": 0}, check_files=False)
+
+
+def test_an_override_below_a_value_is_refused(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml: name\.first: name is 'model' and has no keys"):
+        load(write({}), {"name.first": "x"}, check_files=False)
+
+
+def test_paths_are_relative_to_the_config_file(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write({"source.path": "models/a", "texts.source": {"type": "file", "path": "chats.jsonl"}, "upload.store": "store"})
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    pipeline = load(Path("..") / path.name, check_files=False)
+    assert isinstance(pipeline.source, LocalSource) and isinstance(pipeline.texts.source, TextFile) and pipeline.upload.store
+    found = [Path(os.path.normpath(found)) for found in (pipeline.source.path, pipeline.texts.source.path, pipeline.upload.store)]
+    assert found == [tmp_path / "models" / "a", tmp_path / "chats.jsonl", tmp_path / "store"]
+
+
+@pytest.mark.parametrize(("written", "meant"), [("/models/a", "/models/a"), ("~/a", "{home}/a"), ("~no-such-user/a", "{folder}/~no-such-user/a")])
+def test_absolute_paths_and_the_home_folder_stay_what_they_are(write: Write, tmp_path: Path, written: str, meant: str) -> None:
+    pipeline = load(write({"source.path": written}), check_files=False)
+    assert isinstance(pipeline.source, LocalSource)
+    assert str(pipeline.source.path) == meant.format(home=Path.home(), folder=tmp_path)
+
+
+def test_a_missing_source_folder_is_named(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write({}))
+    assert caught.value.message == f"{tmp_path / 'model'} is not a folder"
+    assert caught.value.where == f"{tmp_path / 'config.yaml'}: source.path"
+
+
+def test_a_missing_text_file_is_named(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        load(write({"texts.source": {"type": "file", "path": "chats.jsonl"}}))
+    assert caught.value.message == f"{tmp_path / 'chats.jsonl'} is not a file"
+    assert caught.value.where == f"{tmp_path / 'config.yaml'}: texts.source.path"
+
+
+def test_a_source_folder_that_is_there_is_accepted(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert load(write({})).name == "model"
+
+
+def test_merge_keys_of_yaml_work(write: Write) -> None:
+    text = yaml.safe_dump(SMALLEST) + "smoke_test: &slow {timeout_minutes: 7}\nquantize:\n  <<: *slow\n  seed: 1\n"
+    pipeline = load(write(text), check_files=False)
+    assert (pipeline.quantize.timeout_minutes, pipeline.quantize.seed) == (7, 1)
+
+
+# -- mistakes in values ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"quantize.sampels": 3}, r"quantize\.sampels: unknown key \(did you mean samples\?\), value 3; allowed keys: batch_size, .*, samples, .*"),
+    ({"speling": 3}, r"speling: unknown key, value 3; allowed keys: deploy, evaluate, name, .*, upload"),
+    ({"deploy": TURBOMIND | {"prot": 1}}, r"deploy\.prot: unknown key \(did you mean port\?\), value 1; allowed keys: .*tp"),
+    ({"source.local": 1}, r"source\.local: unknown key, value 1; allowed keys: allow_pickle, exclude, .*, type"),
+    ({"texts.source": {"type": "file", "path": "x", "file": "y"}}, r"texts\.source\.file: unknown key, value 'y'; allowed keys: path, type"),
+    ({"source": {"type": "local", "path": "x", "repo": "../rel"}}, r"source\.repo: unknown key, value '\.\./rel'; allowed keys: .*"),
+    ({"texts.source": {"type": "python_docs", "path": "rel"}}, r"texts\.source\.path: unknown key, value 'rel'; allowed keys: type"),
+], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+def test_an_unknown_key_is_named_with_those_that_are_allowed(write: Write, change: dict[str, Any], line: str) -> None:
+    [found] = mistakes(write(change))
+    assert re.fullmatch(line, found)
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"quantize.samples": "many"}, r"quantize\.samples: 'many' is not allowed: input should be a valid integer.*"),
+    ({"name": 3}, r"name: 3 is not allowed: input should be a valid string.*"),
+    ({"source.exclude": ["*.md", 3]}, r"source\.exclude\.1: 3 is not allowed: input should be a valid string"),
+    ({"source.trusted_code": {"modeling.py": "abc"}}, r"source\.trusted_code\.modeling\.py: 'abc' is not allowed: .*"),
+    ({"source.trusted_code": {7: "a" * 64}}, r"source\.trusted_code\.7: 7 is not allowed: input should be a valid string"),
+    ({"evaluate.max_perplexity_ratio": float("nan")}, r"evaluate\.max_perplexity_ratio: nan is not allowed: .*"),
+    ({"texts": 5}, r"texts: 5 is not allowed: must be a section with the keys held_out_documents, .*"),
+    ({"source": "model"}, r"source: 'model' is not allowed: must be a section with the keys .*"),
+    ({"quantize": None}, r"quantize: None is not allowed: must be a section with the keys .*"),
+], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+def test_a_value_of_the_wrong_type_is_named(write: Write, change: dict[str, Any], line: str) -> None:
+    [found] = mistakes(write(change))
+    assert re.fullmatch(line, found)
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"source.type": "locl"}, r"source\.type: 'locl' is not allowed; one of 'local', 'hub', 'pypi_gguf'"),
+    ({"deploy": {"engine": "vllm"}}, r"deploy\.engine: 'vllm' is not allowed; one of 'transformers', 'turbomind'"),
+    ({"texts.source": {"type": ["file"]}}, r"texts\.source\.type: \['file'\] is not allowed; one of 'python_docs', 'file', 'hub'"),
+    ({"texts.source": {"path": "x"}}, r"texts\.source\.type: missing; one of 'python_docs', 'file', 'hub'"),
+], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+def test_the_choice_of_a_section_is_explained(write: Write, change: dict[str, Any], line: str) -> None:
+    [found] = mistakes(write(change))
+    assert re.fullmatch(line, found)
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"evaluate": {}}, r"evaluate\.max_perplexity_ratio: missing; candidate over parent; above it the verdict is FAIL"),
+    ({"source": {"type": "local"}}, r"source\.path: missing; a value of type Path"),
+    ({"texts": {}}, r"texts\.source: missing; a section with the keys .*"),
+    ({"texts.source": {"type": "hub"}}, r"texts\.source\.dataset: missing; a value of type str"),
+], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+def test_a_missing_key_is_named_with_its_meaning(write: Write, change: dict[str, Any], line: str) -> None:
+    [found] = mistakes(write(change))
+    assert re.fullmatch(line, found)
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"quantize.symmetric": True}, r"quantize\.symmetric: True is not allowed: input should be False; LMDeploy's --w-sym fails .*"),
+    ({"quantize.bits": 8}, r"quantize\.bits: 8 is not allowed: input should be 4"),
+    ({"deploy": TURBOMIND | {"quant_policy": 42}}, r"deploy\.quant_policy: 42 is not allowed: input should be 0, 4 or 8; .*42, TurboQuant.*"),
+    ({"deploy": TURBOMIND | {"cache_max_entry_count": 1}}, r"deploy\.cache_max_entry_count: 1 is not allowed: .* less than 1; share of the GPU .*"),
+    ({"deploy": TURBOMIND | {"cache_max_entry_count": 0}}, r"deploy\.cache_max_entry_count: 0 is not allowed: .* greater than 0; share .*"),
+    ({"deploy": TURBOMIND, "quantize.group_size": 64}, r"quantize\.group_size 64 cannot be served by .* turbomind.* set group_size: 128.*"),
+    ({"quantize": {"dtype": "bfloat16", "device": "cpu"}}, r"quantize: dtype bfloat16 does not work with device cpu .*; use float16"),
+    ({"evaluate.documents": 17}, r"evaluate\.documents 17 is more than texts\.held_out_documents 16; lower the first or raise the second"),
+    ({"source": {"type": "hub", "repo": "a/b", "revision": "main"}}, r"source\.revision: 'main' is not allowed: .*; the full commit hash: .*"),
+    ({"promote.stage": "production"}, r"promote\.stage: 'production' is not allowed: input should be 'dev'"),
+    ({"name": "../model"}, r"name: '\.\./model' is not allowed: .*; the model's name in the registry and the API"),
+], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+def test_a_trap_that_the_config_shows_is_refused_with_its_reason(write: Write, change: dict[str, Any], line: str) -> None:
+    [found] = mistakes(write(change))
+    assert re.fullmatch(line, found)
+
+
+@pytest.mark.parametrize("change", [{"quantize.group_size": 64}, {"quantize.dtype": "bfloat16"}, {"deploy": TURBOMIND | {"quant_policy": 8}}],
+                         ids=lambda change: ",".join(change))
+def test_what_is_only_bad_in_combination_is_accepted_alone(write: Write, change: dict[str, Any]) -> None:
+    load(write(change), check_files=False)
+
+
+def test_every_mistake_has_its_line(write: Write) -> None:
+    found = mistakes(write({"name": 3, "quantize.bits": 8, "quantize.sampels": 1, "evaluate": {}, "deploy": TURBOMIND | {"tp": 0}}))
+    assert [line.split(":")[0] for line in found] == [
+        "name", "quantize.bits", "quantize.sampels", "evaluate.max_perplexity_ratio", "deploy.tp"]
+
+
+def test_a_long_value_is_cut_and_keeps_its_line(write: Write) -> None:
+    [found] = mistakes(write({"quantize.device": "gpu\n" * 1000}))
+    assert len(found) < 200
+
+
+# -- mistakes in the file ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("name: a\nname: b\n", r":2:1: not YAML: key 'name' stands twice"),
+    ("quantize:\n  seed: 1\n  bits: 4\n  seed: 2\n", r":4:3: not YAML: key 'seed' stands twice"),
+    ("name: a\nsource: [\n", r":3:1: not YAML: .+"),
+    ("name: a\n\tsource: b\n", r":2:1: not YAML: .*'\\t'.*"),
+    ("name: a\ntexts: *nothing\n", r":2:8: not YAML: found undefined alias 'nothing'"),
+    ("name: 2026-02-31\n", r":1:7: not YAML: day .*"),
+    ("name: !!python/name:os.system x\n", r":1:7: not YAML: could not determine a constructor for the tag .*"),
+    ("name: a\n? [b]\n: c\n", r":2:3: not YAML: found unhashable key"),
+    ("name: a\n---\nname: b\n", r":2:1: not YAML: .*another document.*"),
+    ("name: \0\n", r"not YAML: unacceptable character #x0000.*"),
+    ("", r"is empty, and must be a mapping with the keys name, source, .*"),
+    ("# nothing\n", r"is empty, and must be a mapping with the keys name, source, .*"),
+    ("- a\n- b\n", r"is \['a', 'b'\], and must be a mapping with the keys name, source, .*"),
+    ("text", r"is 'text', and must be a mapping with the keys name, source, .*"),
+], ids=lambda text: repr(text)[:24])
+def test_a_file_that_is_no_mapping_is_refused_with_its_place(write: Write, text: str, line: str) -> None:
+    [found] = mistakes(write(text))
+    assert re.fullmatch(line, found)
+
+
+def test_bytes_that_are_not_utf8_are_refused(write: Write) -> None:
+    [found] = mistakes(write(b"name: caf\xe9\n"))
+    assert re.match(r"cannot be read: 'utf-8' codec .* position 9", found)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert mistakes(tmp_path) == ["a folder, not a config file"]
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert mistakes(tmp_path / "missing.yaml") == ["no such file -> `configs/` has examples"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -22,7 +23,8 @@ def converse(console: Console, *, name: str | None, url: str | None, system: str
     endpoint = None if url else endpoints.one(name)
     base = url or (endpoint.url + "/v1" if endpoint else "")
     keys = endpoint.keys() if endpoint else []
-    client = openai.OpenAI(base_url=base, api_key=keys[0] if keys else os.environ.get("OPENAI_API_KEY", "none"), max_retries=0)
+    client = openai.OpenAI(base_url=base, api_key=keys[0] if keys else os.environ.get("OPENAI_API_KEY", "none"), max_retries=0,
+                           http_client=openai.DefaultHttpxClient(trust_env=endpoint is None))  # no proxy finds what is on this machine
     start: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     try:
@@ -53,14 +55,12 @@ def _read() -> str | None:
 
 def _answer(client: openai.OpenAI, model: str, messages: list[ChatCompletionMessageParam], temperature: float, max_tokens: int) -> str:
     text = ""
-    stream = client.chat.completions.create(model=model, messages=messages, temperature=temperature, max_tokens=max_tokens, stream=True)
-    try:
+    with (contextlib.suppress(KeyboardInterrupt),
+          client.chat.completions.create(model=model, messages=messages, temperature=temperature, max_tokens=max_tokens, stream=True) as stream):
         for chunk in stream:
             piece = chunk.choices[0].delta.content if chunk.choices else None
             if piece:
                 text += piece
                 print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        stream.close()
     print(flush=True)
     return text

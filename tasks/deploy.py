@@ -55,18 +55,22 @@ class DeployResult(Result):
 def deploy(request: DeployRequest, context: Context) -> DeployResult:
     """Serve the artifact under a supervisor, and return when it has answered and scored as the evidence says."""
     started = time.monotonic()
+    keys = _api_keys(request.options.api_keys_env)
     old = endpoints.read(request.name)
+    old_keys = old.keys() if old is not None else []
     new = Endpoint(name=request.name, model_name=request.options.model_name or request.name, artifact=request.artifact,
                    options=request.options, trust_remote_code=request.trust_remote_code, since=datetime.now(UTC))
-    reused = new.same_service(old) and supervisor.state(new)[0] == "RUNNING"
-    if not reused:
-        _replace(old, new, _api_keys(request.options.api_keys_env), context)
+    reused = new.same_service(old) and old_keys == keys and supervisor.state(new)[0] == "RUNNING"
+    if old is None or old.options.port != new.options.port:
+        _require_free_port(new)
     try:
+        if not reused:
+            _replace(old, new, keys, context)
         words = wait_until_ready(new, context.progress)
         difference = check_scores(new, request.evidence)
     except BaseException:
         if not reused:
-            _put_back(old, new)
+            _put_back(old, old_keys, new)
         raise
     return DeployResult(url=new.url, model_name=new.model_name, reused=reused, first_words=words, score_difference=difference,
                         ready_seconds=round(time.monotonic() - started, 2))
@@ -77,22 +81,23 @@ def _replace(old: Endpoint | None, new: Endpoint, keys: list[str], context: Cont
     if old is not None:
         context.log(f"stopping {old.name} ({old.artifact.short})")
         supervisor.stop(old)
-    if problem := port_problem(new.options.host, new.options.port):
-        if old is not None:
-            supervisor.start(old)
-        raise EndpointError(problem, where=f"endpoint {new.name}", hint="set deploy.port to a free one, or stop what uses it")
+    _require_free_port(new)
     new.save(keys)
     supervisor.start(new)
 
 
-def _put_back(old: Endpoint | None, new: Endpoint) -> None:
-    """Undo a deployment that failed: the old server runs again, or nothing does and the port is free."""
+def _require_free_port(new: Endpoint) -> None:
+    if problem := port_problem(new.options.host, new.options.port):
+        raise EndpointError(problem, where=f"endpoint {new.name}", hint="set deploy.port to a free one, or stop what uses it")
+
+
+def _put_back(old: Endpoint | None, old_keys: list[str], new: Endpoint) -> None:
+    """Undo a deployment that failed: the old server runs again, or nothing does and the port is free. The log stays."""
     supervisor.stop(new)
     if old is None:
-        os.replace(new.folder / LOG, new.folder.parent / f"{new.name}.failed.log")
-        new.forget()
+        new.forget(keep_log=True)
     else:
-        old.save(_api_keys(old.options.api_keys_env))
+        old.save(old_keys)
         supervisor.start(old)
 
 
@@ -104,11 +109,13 @@ def wait_until_ready(endpoint: Endpoint, progress: Callable[[float, str], None])
     """
     limit = endpoint.options.ready_timeout_minutes * 60
     started = time.monotonic()
+    first_pid = 0
     while True:
         waited = time.monotonic() - started
-        state, _ = supervisor.state(endpoint)
-        if state in GAVE_UP:
-            raise _not_ready(endpoint, f"the server died ({state})")
+        state, pid = supervisor.state(endpoint)
+        first_pid = first_pid or pid
+        if state in GAVE_UP or pid not in (0, first_pid):  # supervisord would restart it for ever
+            raise _not_ready(endpoint, "the server died before it was ready")
         progress(min(0.9, waited / limit), f"waiting for {endpoint.url} ({state.lower()})")
         try:
             health = endpoint.call("/health", timeout_s=5)
@@ -134,14 +141,17 @@ def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:
     Raises:
         EndpointError: it is more than `score_tolerance`: what is served is not what was judged.
     """
-    largest = 0.0
+    largest = -1.0
     for probe in (Probe.model_validate(item) for item in json.loads((evidence.path / PROBES).read_text())):
         live = float(endpoint.call("/get_ppl", {"input": list(probe.ids)}, timeout_s=120)["ppl"])  # LMDeploy's name; it is nats
-        largest = max(largest, abs(live - probe.nll))
-    if not largest <= endpoint.options.score_tolerance:
-        raise EndpointError(f"held-out text scores {largest:.4f} nats a token off the evidence, more than deploy.score_tolerance "
-                            f"{endpoint.options.score_tolerance}: what is served is not what was judged", where=f"endpoint {endpoint.name}",
-                            hint="evaluate through the engine that serves, or look for what differs (KV cache, template, dtype)")
+        difference = abs(live - probe.nll)
+        if not difference <= endpoint.options.score_tolerance:  # so a NaN is refused too
+            raise EndpointError(f"held-out text scores {difference:.4f} nats a token off the evidence, more than deploy.score_tolerance "
+                                f"{endpoint.options.score_tolerance}: what is served is not what was judged", where=f"endpoint {endpoint.name}",
+                                hint="evaluate through the engine that serves, or look for what differs (KV cache, template, dtype)")
+        largest = max(largest, difference)
+    if largest < 0:
+        raise EndpointError("the evidence has no text to score", where=f"endpoint {endpoint.name}", hint="evaluate again")
     return largest
 
 
@@ -160,4 +170,4 @@ def _not_ready(endpoint: Endpoint, what: str) -> EndpointError:
     except FileNotFoundError:
         last = []
     return EndpointError(f"{what}; its last lines:\n    " + "\n    ".join(last or ["(none)"]), where=f"endpoint {endpoint.name}",
-                         hint=f"its log is kept in {endpoint.folder.parent / (endpoint.name + '.failed.log')}")
+                         hint=f"its log: {endpoint.folder / LOG}")

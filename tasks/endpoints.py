@@ -6,6 +6,7 @@ An endpoint is a folder below `paths.endpoints()`: `endpoint.json` (this record)
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import urllib.error
@@ -24,6 +25,8 @@ from configs.errors import EndpointError
 from configs.schema import DeployTransformers, DeployTurbomind
 
 RECORD, KEYS, LOG, PROGRAM = "endpoint.json", "api_keys", "server.log", "program.conf"
+# an endpoint is on this machine, where the proxy that the environment may name does not find it
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Endpoint(BaseModel):
@@ -45,8 +48,8 @@ class Endpoint(BaseModel):
     @property
     def url(self) -> str:
         """Where a client on this machine reaches it: no address is reachable at 0.0.0.0."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)
-        return f"http://{host}:{self.options.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.options.port}"
 
     def same_service(self, other: Endpoint | None) -> bool:
         """Whether two records describe the same thing, whenever they were started."""
@@ -55,7 +58,7 @@ class Endpoint(BaseModel):
     def keys(self) -> list[str]:
         """The API keys, or none."""
         try:
-            return (self.folder / KEYS).read_text().split()
+            return (self.folder / KEYS).read_text().splitlines()
         except FileNotFoundError:
             return []
 
@@ -67,21 +70,26 @@ class Endpoint(BaseModel):
             (self.folder / KEYS).write_text("\n".join(keys))
         write_atomic(self.folder / RECORD, self.model_dump_json(indent=2).encode())
 
-    def forget(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def forget(self, *, keep_log: bool = False) -> None:
+        """Remove the record and all that belongs to it; the log can stay for whoever asks why it failed."""
+        if keep_log:
+            for name in (RECORD, KEYS, PROGRAM):
+                (self.folder / name).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def call(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> Any:
         """One JSON request; EndpointError with the server's own words if it fails."""
         request = urllib.request.Request(self.url + path, data=None if body is None else json.dumps(body).encode(),
                                          headers={"Content-Type": "application/json"} | self._authorization())
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310 (http, to our own server)
+            with _OPENER.open(request, timeout=timeout_s) as response:
                 text = response.read()
             return json.loads(text) if text.strip() else {}
         except urllib.error.HTTPError as error:
             raise EndpointError(f"{path} answered {error.code}: {error.read(500).decode(errors='replace')}", where=f"endpoint {self.name}",
                                 hint=f"its log: {self.folder / LOG}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise EndpointError(f"{path} did not answer: {error}", where=f"endpoint {self.name}",
                                 hint=f"`lmflows status` tells whether it runs; its log: {self.folder / LOG}") from error
 

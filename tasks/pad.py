@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from tasks import model_files
 from tasks.step import Context, Request, Result, step
+
+if TYPE_CHECKING:
+    import torch
 
 # Pre-norm decoders with RMSNorm, rotary attention over whole heads and a gated MLP, and no norm inside the heads.
 PADDABLE = ("llama", "mistral", "qwen2")
@@ -36,6 +36,8 @@ class PadResult(Result):
 @step(libraries=("torch", "safetensors"))
 def pad(request: PadRequest, context: Context) -> PadResult:
     """Zero-pad the model's dimensions to a multiple; the function it computes stays the same."""
+    from safetensors.torch import load_file, save_file
+
     source = request.model.path
     old = model_files.read_config(source)
     new = padded_config(old, request.multiple, where=str(source))
@@ -76,10 +78,12 @@ def padded_config(config: dict[str, Any], multiple: int, *, where: str) -> dict[
 
 def pad_tensor(name: str, tensor: torch.Tensor, old: dict[str, Any], new: dict[str, Any]) -> torch.Tensor:
     """One tensor of the padded model: the old values in the corner of zeros; norm weights scaled by sqrt(h/H)."""
+    from torch.nn.functional import pad as with_zeros
+
     hidden, wide = old["hidden_size"], new["hidden_size"]
     if name.endswith("norm.weight"):
         scaled = (tensor.float() * math.sqrt(hidden / wide)).to(tensor.dtype)
-        return torch.nn.functional.pad(scaled, (0, wide - hidden))
+        return with_zeros(scaled, (0, wide - hidden))
     head_dim = new["head_dim"]
     queries, keys = new["num_attention_heads"] * head_dim, new["num_key_value_heads"] * head_dim
     outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": wide, "gate_proj": new["intermediate_size"],
@@ -88,9 +92,9 @@ def pad_tensor(name: str, tensor: torch.Tensor, old: dict[str, Any], new: dict[s
     layer = name.split(".")[-2]
     rows = outputs.get(layer, tensor.shape[0]) - tensor.shape[0]
     if tensor.dim() == 1:  # a bias
-        return torch.nn.functional.pad(tensor, (0, rows))
+        return with_zeros(tensor, (0, rows))
     columns = inputs.get(layer, wide) - tensor.shape[1]
-    return torch.nn.functional.pad(tensor, (0, columns, 0, rows))
+    return with_zeros(tensor, (0, columns, 0, rows))
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -7,9 +7,11 @@ is read (`configs.schema`).
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -117,10 +119,9 @@ def architecture(subject: Subject) -> Iterator[str]:
     elif name in DATA_FREE_ONLY:
         yield f"LMDeploy's AWQ calibrates {name} and then fails for want of a smoothing map -> quantize it with llm-compressor"
     if isinstance(subject.request.deploy, DeployTurbomind):
-        from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
-
-        if name not in SUPPORTED_ARCHS:
-            yield f"TurboMind does not serve {name} -> choose one of {', '.join(sorted(SUPPORTED_ARCHS))}"
+        served = turbomind_architectures()
+        if name not in served:
+            yield f"TurboMind does not serve {name} -> choose one of {', '.join(sorted(served))}"
 
 
 def group_size(subject: Subject) -> Iterator[str]:
@@ -152,10 +153,10 @@ def devices(subject: Subject) -> Iterator[str]:
     if quantize.dtype == "bfloat16" and not subject.cuda:
         yield "quantize.dtype bfloat16 does not work without a CUDA GPU -> set quantize.dtype: float16"
     if isinstance(deploy, DeployTurbomind):
-        import lmdeploy.turbomind as turbomind
-
-        if not turbomind.is_available():
-            yield ("deploy.engine turbomind cannot be loaded here (no CUDA driver?), and LMDeploy would fall back to another engine "
+        try:
+            import lmdeploy.turbomind  # noqa: F401
+        except ImportError as error:
+            yield (f"deploy.engine turbomind cannot be loaded here ({error}), and LMDeploy would fall back to another engine "
                    "in silence -> run on a GPU worker, or set deploy.engine: transformers")
         heads = int(subject.facts.config.get("num_attention_heads") or 1)
         if heads % deploy.tp:
@@ -183,11 +184,25 @@ def calibration(subject: Subject) -> Iterator[str]:
         yield f"{error.message} -> {error.hint}"
 
 
+def turbomind_architectures() -> set[str]:
+    """What TurboMind serves. Read from its file: importing the package needs a CUDA driver."""
+    import lmdeploy
+
+    package = Path(str(lmdeploy.__file__)).parent
+    spec = importlib.util.spec_from_file_location("supported_models", package / "turbomind" / "supported_models.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return set(module.SUPPORTED_ARCHS)
+
+
 def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase | str:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(subject.request.model.path, trust_remote_code=subject.request.trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            subject.request.model.path, trust_remote_code=subject.request.trust_remote_code)
+        return tokenizer
     except Exception as error:  # whatever the tokenizer's files make it raise
         return f"the tokenizer cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}) -> add the tokenizer's files to the folder"
 

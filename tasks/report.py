@@ -98,7 +98,8 @@ no passage with the calibration text.
 
 {request.model.architecture}, {request.model.parameters / 1e6:.0f} million parameters. {settings}. Versions: {versions}.
 
-The fp16 smoke test took {request.smoke_test.load_seconds:.1f} s to load and generated {request.smoke_test.tokens_per_second:.1f} tokens/s.
+The fp16 smoke test took {request.smoke_test.load_seconds:.1f} s to load, generated {request.smoke_test.tokens_per_second:.1f} tokens/s and
+took {mb(request.smoke_test.peak_rss_bytes)} of memory at most.
 
 ## Steps
 

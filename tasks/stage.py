@@ -1,4 +1,4 @@
-"""The child's side of a step: `python -m tasks.stage NAME --folder F --workspace W --parent PID`.
+"""The child's side of a step: `python -m tasks.stage MODULE:NAME --folder F --workspace W --parent PID`.
 
 The process forks at once. The outer half, the guard, loads nothing: it leads the process group, notes what the
 step used, and kills the whole group when the flow dies, even by kill -9. The inner half does the work, reads
@@ -19,14 +19,14 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> NoReturn:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
+    parser.add_argument("step", metavar="MODULE:NAME")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
@@ -40,7 +40,7 @@ def main() -> NoReturn:
     if worker == 0:
         _die_with(guard, signal.SIGKILL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os._exit(_work(args.name, args.folder, args.workspace))
+        os._exit(_work(args.step, args.folder, args.workspace))
     _, status = os.waitpid(worker, 0)
     code = os.waitstatus_to_exitcode(status)
     usage = {"seconds": round(time.monotonic() - started, 3), "exit": code,
@@ -66,16 +66,17 @@ def _write(path: Path, value: object) -> None:
     os.replace(scratch, path)
 
 
-def _work(name: str, folder: Path, workspace: Path) -> int:
+def _work(address: str, folder: Path, workspace: Path) -> int:
     """Run the step; 0 if it answered, 1 if it answered with an error."""
     from artifacts.files import disk_full_is_an_error
     from artifacts.store import LocalStore
     from configs.errors import LmflowsError, StepFailed
-    from tasks.step import MODULES, Context, Step
+    from tasks.step import Context, Step
 
+    module, name = address.split(":")
     try:
         with disk_full_is_an_error(f"step {name}"):
-            step: Step = getattr(importlib.import_module(MODULES[name]), name)
+            step: Step[Any, Any] = getattr(importlib.import_module(module), name)
             request = step.request.model_validate_json((folder / "request.json").read_bytes())
             result = step(request, Context(LocalStore(workspace), folder / "events.jsonl"))
         answer: dict[str, object] = {"result": result.model_dump(mode="json")}

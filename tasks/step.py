@@ -21,13 +21,6 @@ from pydantic import BaseModel, ConfigDict
 from artifacts.manifest import ModelArtifact, canonical_json
 from artifacts.store import LocalStore
 
-# Where each step lives; a child imports only the module it needs.
-MODULES = {
-    "download": "tasks.download", "pad": "tasks.pad", "texts": "tasks.texts", "preflight": "tasks.preflight", "capacity": "tasks.capacity", "smoke_test": "tasks.smoke_test",
-    "quantize": "tasks.quantize", "evaluate": "tasks.evaluate", "report": "tasks.report", "upload": "tasks.upload",
-    "promote": "tasks.promote", "deploy": "tasks.deploy",
-}
-
 
 class Request(BaseModel):
     """Base of what a step is asked."""
@@ -94,6 +87,11 @@ class Step(Generic[In, Out]):
     revision: int
     libraries: tuple[str, ...]
     summary: str
+
+    @property
+    def address(self) -> str:
+        """`module:name`, by which a child process finds the step."""
+        return f"{self.function.__module__}:{self.name}"
 
     def __call__(self, request: In, context: Context) -> Out:
         return self.function(request, context)

@@ -1,0 +1,167 @@
+"""Preflight: every known trap is found before any long work, all at once, each with its fix."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from artifacts.manifest import ModelArtifact
+from artifacts.store import LocalStore
+from configs.errors import PreflightError
+from configs.schema import DeployTransformers, DeployTurbomind, LocalSource, PythonDocs, Quantize, Texts
+from tasks.capacity import CapacityRequest, capacity, estimate, port_problem
+from tasks.download import DownloadRequest, download
+from tasks.preflight import PreflightRequest, PreflightResult, preflight
+from tasks.step import Context
+from tasks.texts import TextsRequest, texts
+
+SMALL = {"samples": 4, "sequence_length": 64}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def split(store: LocalStore) -> ModelArtifact:
+    return texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(store)).texts
+
+
+def model_with(tiny_model: Path, tmp_path: Path, store: LocalStore, *, drop: str | None = None, **config: Any) -> ModelArtifact:
+    """The small model with another config.json."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model", dirs_exist_ok=True))
+    values = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(values))
+    if drop:
+        (folder / drop).unlink()
+    source = LocalSource(type="local", path=folder)
+    return download(DownloadRequest(source=source), Context(store)).model
+
+
+def ask(store: LocalStore, model: ModelArtifact, split: ModelArtifact, *, quantize: dict[str, Any] | None = None,
+        deploy: DeployTransformers | DeployTurbomind | None = None, **more: Any) -> PreflightResult:
+    request = PreflightRequest(model=model, texts=split, quantize=Quantize.model_validate(SMALL | (quantize or {})), deploy=deploy, **more)
+    return preflight(request, Context(store))
+
+
+def test_a_model_that_fits_passes_and_is_described(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
+    result = ask(store, model_with(tiny_model, tmp_path, store), split)
+    assert result.architecture == "LlamaForCausalLM" and result.parameters == 426_624
+    assert result.candidate_bytes < result.parent_bytes == 2 * result.parameters
+
+
+TURBOMIND = DeployTurbomind(engine="turbomind", quant_policy=4)
+
+
+@pytest.mark.parametrize(("config", "options", "found"), [
+    ({"architectures": ["GPTNeoXForCausalLM"]}, {}, "LMDeploy cannot quantize GPTNeoXForCausalLM -> use one of"),
+    ({"architectures": ["Qwen3MoeForCausalLM"]}, {}, "smoothing map -> quantize it with llm-compressor"),
+    ({"architectures": ["MistralForCausalLM"]}, {"deploy": TURBOMIND}, "TurboMind does not serve MistralForCausalLM"),
+    ({"quantization_config": {"quant_method": "gptq"}}, {}, "already quantized (gptq) -> name its fp16 original"),
+    ({}, {"deploy": TURBOMIND}, "KV int4) aborts TurboMind with head_dim 64 -> use 8"),
+    ({}, {"deploy": TURBOMIND}, "turbomind cannot be loaded here"),
+    ({}, {"deploy": DeployTurbomind(engine="turbomind", tp=3)}, "deploy.tp 3 does not divide"),
+    ({}, {"quantize": {"device": "cuda"}}, "no CUDA GPU here -> run on a GPU worker"),
+    ({}, {"quantize": {"dtype": "bfloat16"}}, "set quantize.dtype: float16"),
+    ({}, {"quantize": {"group_size": 96}}, "does not divide the input dimension of model.layers.0.mlp.down_proj.weight"),
+    ({}, {"quantize": {"samples": 60000}}, "rows of 64 tokens, quantize.samples asks for 60000 -> lower samples"),
+    ({}, {"quantize": {"sequence_length": 2048}}, "more than the model's 1024 positions"),
+    ({"model_type": "internlm2", "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.X"}},
+     {"untrusted_code": {"modeling_internlm2.py": "ab" * 32}}, "source.trusted_code: {modeling_internlm2.py: abab"),
+    ({"model_type": "internlm2", "auto_map": {"AutoModelForCausalLM": "other/repo--modeling.X"}}, {}, "code in another repository"),
+])
+def test_each_trap_is_found_with_its_fix(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact, config: dict[str, Any],
+                                         options: dict[str, Any], found: str) -> None:
+    with pytest.raises(PreflightError) as caught:
+        ask(store, model_with(tiny_model, tmp_path, store, **config), split, **options)
+    assert found in caught.value.message
+    assert all(" -> " in line for line in caught.value.message.splitlines())
+
+
+def test_internlm2_needs_transformers_4(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.1.0")
+    with pytest.raises(PreflightError, match=r"fails under transformers 5\.1\.0"):
+        ask(store, model_with(tiny_model, tmp_path, store, architectures=["InternLM2ForCausalLM"]), split)
+
+
+def test_outputs_that_cannot_be_packed_are_found(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:-4].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = download(DownloadRequest(source=LocalSource(type="local", path=folder)), Context(store)).model
+    with pytest.raises(PreflightError, match="252 outputs, which cannot be packed by eights"):
+        ask(store, model, split)
+
+
+def test_a_missing_tokenizer_is_found(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
+    with pytest.raises(PreflightError, match="tokenizer cannot be loaded"):
+        ask(store, model_with(tiny_model, tmp_path, store, drop="tokenizer.json"), split)
+
+
+def test_a_missing_chat_template_is_found(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
+    with pytest.raises(PreflightError, match=r"no chat template -> add chat_template\.jinja"):
+        ask(store, model_with(tiny_model, tmp_path, store, drop="chat_template.jinja"), split)
+
+
+def test_all_problems_are_told_at_once(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
+    with pytest.raises(PreflightError, match="2 problems before any work"):
+        ask(store, model_with(tiny_model, tmp_path, store), split, quantize={"group_size": 96, "device": "cuda"})
+
+
+# -- the machine -----------------------------------------------------------------------------------------------------
+
+
+def demand(parameters: int, folder: Path, **more: Any) -> CapacityRequest:
+    model = PreflightResult(architecture="LlamaForCausalLM", parameters=parameters, parent_bytes=2 * parameters, candidate_bytes=parameters // 2,
+                            hidden_size=4096, vocabulary=32000)
+    return CapacityRequest.model_validate({"model": model, "quantize": Quantize(), "documents_tokens": 16384, "deploy": None,
+                                           "folders": (folder,)} | more)
+
+
+def test_needs_grow_with_the_model(tmp_path: Path) -> None:
+    small, large = estimate(demand(10**8, tmp_path)), estimate(demand(10**10, tmp_path))
+    assert large.disk_bytes > 20 * small.disk_bytes and large.host_bytes > 80e9 > 10e9 > small.host_bytes
+    assert small.time_class != large.time_class
+
+
+def test_too_little_memory_is_found(tmp_path: Path, store: LocalStore) -> None:
+    with pytest.raises(PreflightError, match=r"of memory are available, the run needs 8\d\d\d"):
+        capacity(demand(10**12, tmp_path), Context(store))
+
+
+def test_too_little_disk_is_found(tmp_path: Path, store: LocalStore) -> None:
+    with pytest.raises(PreflightError, match=r"has .* GB of free disk, the run needs"):
+        capacity(demand(10**14, tmp_path), Context(store))
+
+
+def test_a_taken_port_is_found(tmp_path: Path, store: LocalStore) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(PreflightError, match=f"port {port} on 127.0.0.1 is taken -> set deploy.port"):
+            capacity(demand(10**6, tmp_path, deploy=DeployTransformers(engine="transformers", port=port)), Context(store))
+
+
+def test_our_own_endpoints_port_is_not_taken(tmp_path: Path, store: LocalStore) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        deploy = DeployTransformers(engine="transformers", port=holder.getsockname()[1])
+        assert capacity(demand(10**6, tmp_path, deploy=deploy, port_is_ours=True), Context(store)).time_class == "under 10 minutes"
+
+
+def test_a_host_that_is_no_address_is_found() -> None:
+    assert "no address" in (port_problem("no.such.host.invalid", 8000) or "")

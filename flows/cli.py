@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -31,7 +32,9 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_
                   help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.")
 config_app = typer.Typer(no_args_is_help=True, help="Pipeline configs.")
 app.add_typer(config_app, name="config")
-out, err = Console(), Console(stderr=True)
+# in a file or a pipe nothing shall be folded at 80 columns
+out = Console(width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]
 EndpointName = Annotated[str | None, typer.Argument(help="an endpoint's name; not needed if there is one")]
@@ -67,9 +70,10 @@ def run(config: ConfigPath, set_: Overrides = None,
 
     overrides = _overrides(set_ or [])
     load(config, overrides)  # a bad config ends here, before Prefect is started
-    from flows import environment
+    from flows import environment, watcher
 
     environment.prepare(quiet=not verbose)
+    watcher.watch_this_process()
     started = time.monotonic()
     with out.status("starting Prefect") if out.is_terminal else _nothing():
         from flows.console import ConsoleDisplay, MemoryMeter, print_summary
@@ -111,7 +115,8 @@ def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     for endpoint in endpoints.everyone():
         state, pid = supervisor.state(endpoint)
         rows.append({"name": endpoint.name, "state": state, "url": f"{endpoint.url}/v1", "model": endpoint.model_name,
-                     "engine": endpoint.options.engine, "artifact": endpoint.artifact.short, "pid": pid or "", "since": f"{endpoint.since:%Y-%m-%d %H:%M} UTC"})
+                     "engine": endpoint.options.engine, "artifact": endpoint.artifact.short, "pid": pid or "",
+                     "since": f"{endpoint.since:%Y-%m-%d %H:%M} UTC"})
     _show(rows, as_json, "no endpoint is deployed")
 
 
@@ -263,15 +268,12 @@ def _show(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
 
 
 def _program() -> str:
-    """How the reader can call this program from where they are: as they did."""
-    called = Path(sys.argv[0])
-    on_path = any((Path(folder) / called.name).exists() and (Path(folder) / called.name).samefile(called)
-                  for folder in os.environ.get("PATH", "").split(os.pathsep) if folder) if called.exists() else True
-    if on_path:
-        return called.name
+    """What the reader has to type for this program where they are: its name if the shell finds it, else its path."""
+    called, found = Path(sys.argv[0]).absolute(), shutil.which("lmflows")
+    if called.name != "lmflows" or (found and called.samefile(found)):
+        return "lmflows"
     here = Path.cwd()
-    absolute = called.absolute()
-    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))
+    return shlex.quote(str(called.relative_to(here) if called.is_relative_to(here) else called))
 
 
 @contextmanager

@@ -41,17 +41,20 @@ class ConsoleDisplay:
     def started(self, name: str, summary: str) -> None:
         self._name, self._step_at, self._fraction, self._text, self._printed = name, time.monotonic(), 0.0, summary, time.monotonic()
         if not self._live:
-            self.console.print(f"{self._clock()}  {_title(name)}: {escape(summary)}", highlight=False)
+            self.console.print(f"{self._clock()}  start  {_title(name)} [dim]{escape(summary)}[/]", highlight=False, soft_wrap=True)
 
     def progress(self, name: str, fraction: float, text: str) -> None:
         self._fraction, self._text = fraction, text
         if not self._live and time.monotonic() - self._printed > PLAIN_SECONDS:
             self._printed = time.monotonic()
-            self.console.print(f"{self._clock()}  {_title(name)} {fraction:4.0%}  {escape(text)}", highlight=False)
+            self.console.print(f"{self._clock()}    {fraction:4.0%} {_title(name)} [dim]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"{self._clock()}         {escape(text)}", style="dim", highlight=False, soft_wrap=True)
 
     def finished(self, name: str, seconds: float, reused: bool) -> None:
-        how = "[cyan]reused[/]" if reused else "[green]done[/]"
-        self._close(f"{self._clock()}  {how:<6} {_title(name)} [dim]{seconds:.1f} s[/]")
+        how = "[cyan]reused[/]" if reused else "[green]done[/]  "
+        self._close(f"{self._clock()}  {how} {_title(name)} [dim]{seconds:.1f} s[/]")
 
     def failed(self, name: str, seconds: float) -> None:
         self._close(f"{self._clock()}  [red]failed[/] {_title(name)} [dim]{seconds:.1f} s[/]")
@@ -121,7 +124,8 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
     rows = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "fp16", "w4a16"):
         rows.add_column(column, overflow="fold")
-    rows.add_row("size", mb(summary.parent_bytes), f"{mb(summary.candidate_bytes)} ({summary.parent_bytes / summary.candidate_bytes:.2f} times smaller)")
+    smaller = summary.parent_bytes / summary.candidate_bytes
+    rows.add_row("size", mb(summary.parent_bytes), f"{mb(summary.candidate_bytes)} ({smaller:.2f} times smaller)")
     rows.add_row("perplexity", f"{evidence.perplexity_parent:.3f}", f"{evidence.perplexity_candidate:.3f} (ratio {evidence.perplexity_ratio:.4f})")
     rows.add_row("agreement", "", f"top-1 {evidence.top1_agreement:.1%}, mean KL {evidence.mean_kl:.4f} nats")
     for sample in evidence.samples:
@@ -149,4 +153,4 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
 
 
 def _title(name: str) -> str:
-    return f"{name.replace('_', ' '):<11}"
+    return f"{name.replace('_', ' '):<10}"

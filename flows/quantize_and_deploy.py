@@ -67,7 +67,7 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
         config: the pipeline's YAML file.
         overrides: values that replace the file's, by dotted key path, for example {"evaluate.documents": 8}.
     """
-    pipeline = load(Path(config), overrides)
+    pipeline = load(find_config(config), overrides)
     run = begin_run(pipeline)
     split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
     source = run.perform(download, DownloadRequest(source=pipeline.source), timeout_minutes=pipeline.source.timeout_minutes)
@@ -115,6 +115,12 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
                       parent_bytes=quantized.result.parent_bytes, candidate_bytes=quantized.result.candidate_bytes, needs=room.result,
                       promoted=promoted, deployed=deployed, reused=tuple(item.name for item in done if item.reused))
     return stand_by(summary)
+
+
+def find_config(config: str) -> Path:
+    """The file, relative to the current folder or, for a worker that runs elsewhere, to the checkout."""
+    path = Path(config)
+    return path if path.exists() else paths.PROJECT / path
 
 
 def begin_run(pipeline: Pipeline) -> Run:

@@ -22,7 +22,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.store import LocalStore
-from configs.errors import ArtifactMissing, LmflowsError
+from configs.errors import LmflowsError
 from tasks.child import run_child
 from tasks.step import Context, Result, Step
 
@@ -38,6 +38,8 @@ class Display(Protocol):
 
     def progress(self, name: str, fraction: float, text: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def finished(self, name: str, seconds: float, reused: bool) -> None: ...
 
     def failed(self, name: str, seconds: float) -> None: ...
@@ -50,12 +52,14 @@ class NoDisplay:
 
     def progress(self, name: str, fraction: float, text: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def finished(self, name: str, seconds: float, reused: bool) -> None: ...
 
     def failed(self, name: str, seconds: float) -> None: ...
 
 
-DISPLAY: ContextVar[Display] = ContextVar("DISPLAY", default=NoDisplay())
+DISPLAY: ContextVar[Display | None] = ContextVar("DISPLAY", default=None)
 
 
 class Stored(BaseModel):
@@ -92,12 +96,12 @@ class Run:
         Raises:
             LmflowsError: what the step raised, after its retries.
         """
-        display, started = DISPLAY.get(), time.monotonic()
+        display, started = DISPLAY.get() or NoDisplay(), time.monotonic()
         display.started(step.name, step.summary)
         try:
             stored, reused = self._attempt(step, request, timeout_minutes, refresh=False)
             if reused and not self._still_whole(step.result.model_validate(stored.answer)):
-                get_logger().warning("%s: the cached artifact is missing or damaged; it is made again", step.name)
+                get_run_logger().warning("%s: the cached artifact is missing or damaged; it is made again", step.name)
                 stored, reused = self._attempt(step, request, timeout_minutes, refresh=True)
         except BaseException:
             display.failed(step.name, time.monotonic() - started)
@@ -107,8 +111,7 @@ class Run:
                     peak_rss_bytes=stored.peak_rss_bytes, reused=reused)
 
     def _attempt(self, step: Step[Any, R], request: Any, timeout_minutes: float, *, refresh: bool) -> tuple[Stored, bool]:
-        state: State[Stored] = prefect_task(step).with_options(refresh_cache=refresh)(
-            request, self, timeout_minutes * 60, return_state=True)
+        state = prefect_task(step).with_options(refresh_cache=refresh)(request, self, timeout_minutes * 60, return_state=True)
         return state.result(), state.name == "Cached"
 
     def _still_whole(self, result: Result) -> bool:
@@ -116,13 +119,13 @@ class Run:
             try:
                 if self.store.verify(artifact.digest) or not self.store.open(artifact.digest).path.samefile(artifact.path):
                     return False
-            except (ArtifactMissing, LmflowsError, OSError):
+            except (LmflowsError, OSError):
                 return False
         return True
 
 
 @cache
-def prefect_task(step: Step[Any, Any]) -> Task[Any, Stored]:
+def prefect_task(step: Step[Any, Any]) -> Task[[Any, Run, float], Stored]:
     """The Prefect task of a step."""
 
     def body(request: Any, run: Run, timeout_s: float) -> Stored:
@@ -132,11 +135,11 @@ def prefect_task(step: Step[Any, Any]) -> Task[Any, Stored]:
         return step.cache_key(parameters["request"]) if parameters["request"].cacheable else None
 
     return task(
-        body, name=step.name.replace("_", " "), description=step.summary, task_run_name=step.name.replace("_", " "),
+        name=step.name.replace("_", " "), description=step.summary, task_run_name=step.name.replace("_", " "),
         tags=["child process" if step.child else "in process", *(["gpu"] if step.name in GPU_STEPS else [])],
         retries=step.retries, retry_delay_seconds=exponential_backoff(backoff_factor=2), retry_jitter_factor=0.5,
         retry_condition_fn=can_help, cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
-        persist_result=step.cached, result_serializer="json", log_prints=False)
+        persist_result=step.cached, result_serializer="json", log_prints=False)(body)
 
 
 def can_help(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -145,14 +148,9 @@ def can_help(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
         state.result()
     except LmflowsError as error:
         return error.retryable
-    except BaseException:  # noqa: BLE001 (a bug or a cancellation: never)
+    except BaseException:
         return False
     return False
-
-
-def get_logger() -> Any:
-    """Prefect's logger of the task or flow run."""
-    return get_run_logger()
 
 
 def _execute(step: Step[Any, Any], request: Any, run: Run, timeout_s: float) -> Stored:
@@ -176,14 +174,16 @@ class _InProcess(Context):
         self._listener.progress(fraction, text)
 
     def log(self, text: str) -> None:
+        """To Prefect and to the terminal: a step in this process has few words, and they are meant for people."""
         self._listener.line(text)
+        self._listener.display.note(text)
 
 
 class _Listener:
     """Hands a step's log to Prefect's logger, and its progress to the terminal and to a progress artifact."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._logger, self._display = name, get_run_logger(), DISPLAY.get()
+        self._name, self._logger, self.display = name, get_run_logger(), DISPLAY.get() or NoDisplay()
         self._artifact: Any = None
         self._updated = 0.0
 
@@ -191,7 +191,7 @@ class _Listener:
         self._logger.info(text)
 
     def progress(self, fraction: float, text: str) -> None:
-        self._display.progress(self._name, fraction, text)
+        self.display.progress(self._name, fraction, text)
         if time.monotonic() - self._updated < PROGRESS_SECONDS:
             return
         self._updated = time.monotonic()

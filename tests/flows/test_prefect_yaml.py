@@ -1,0 +1,39 @@
+"""prefect.yaml: Prefect ignores unknown keys in silence, so every key is checked here, and every entrypoint is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from prefect.utilities.importtools import import_object
+
+from configs import paths
+from configs.load import load
+from flows.quantize_and_deploy import find_config, quantize_and_deploy
+
+FILE = yaml.safe_load((paths.PROJECT / "prefect.yaml").read_text())
+DEPLOYMENTS: list[dict[str, Any]] = FILE["deployments"]
+KEYS = {"name", "description", "entrypoint", "tags", "parameters", "concurrency_limit", "work_pool", "schedules", "version"}
+
+
+def test_no_key_is_unknown_to_prefect() -> None:
+    assert FILE.keys() <= {"name", "prefect-version", "pull", "build", "push", "deployments", "definitions"}
+    for deployment in DEPLOYMENTS:
+        assert deployment.keys() <= KEYS
+        assert deployment["concurrency_limit"].keys() <= {"limit", "collision_strategy", "grace_period_seconds"}
+        assert deployment["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_the_entrypoint_is_the_flow_itself(deployment: dict[str, Any]) -> None:
+    """A path as entrypoint would load the module a second time, under another name."""
+    assert ":" in deployment["entrypoint"] and "/" not in deployment["entrypoint"]
+    assert import_object(deployment["entrypoint"].replace(":", ".")) is quantize_and_deploy
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_the_parameters_fit_the_flow_and_name_a_config(deployment: dict[str, Any]) -> None:
+    parameters = deployment["parameters"]
+    assert parameters.keys() <= set(quantize_and_deploy.parameters.properties)
+    load(find_config(parameters["config"]), check_files=False)

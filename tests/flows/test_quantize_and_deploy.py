@@ -1,0 +1,307 @@
+"""The whole flow through the command line: a real small model, real child processes, a real server. No mocks.
+
+The tests build on one another in this order: run, look, run again, damage, fail, stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from artifacts.registry import LocalRegistry
+from artifacts.store import LocalStore
+from configs.errors import DiskFull
+from configs.paths import PROJECT
+from tasks.capacity import port_problem
+
+STEPS = ("texts", "download", "preflight", "capacity", "smoke test", "quantize", "evaluate", "report", "upload", "promote", "deploy")
+SEARCH = ("--set", "deploy=null", "--set", "quantize.search_scale=true")
+
+
+class Site:
+    """A home folder, a config in it, and the command line."""
+
+    def __init__(self, folder: Path, model: Path, port: int) -> None:
+        self.folder, self.home, self.port = folder, folder / "home", port
+        self.config = folder / "pipeline.yaml"
+        self.config.write_text(yaml.safe_dump({
+            "name": "tiny", "source": {"type": "local", "path": str(model)},
+            "texts": {"source": {"type": "python_docs"}, "held_out_documents": 8},
+            "quantize": {"samples": 4, "sequence_length": 64, "batch_size": 4},
+            "evaluate": {"documents": 8, "max_tokens_per_document": 128, "max_perplexity_ratio": 1.2, "max_new_tokens": 16},
+            "deploy": {"engine": "transformers", "port": port},
+        }))
+
+    def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT,
+                                env=environment | {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder)} | more)
+
+    def call(self, *words: str, **more: str) -> tuple[int, str]:
+        process = self.start(*words, **more)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+    def run(self, *words: str) -> tuple[int, str]:
+        return self.call("run", str(self.config), *words)
+
+    def logs(self, step: str) -> list[Path]:
+        return sorted((self.home / "runs").glob(f"*/{step}/log.txt"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Site]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    site = Site(tmp_path_factory.mktemp("site"), tiny_model, port)
+    yield site
+    site.call("stop", "--all")
+
+
+@pytest.fixture(scope="module")
+def first(site: Site) -> str:
+    status, output = site.run()
+    assert status == 0, output
+    return output
+
+
+def left_alive(home: Path, seconds: float = 10) -> list[str]:
+    """The processes of that home (steps, servers, Prefect's) that are still there after a while."""
+    deadline = time.monotonic() + seconds
+    while (found := [" ".join(p.cmdline()) for p in psutil.process_iter() if belongs(p, home)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def belongs(process: psutil.Process, home: Path) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("LMFLOWS_HOME") == str(home)
+    except psutil.Error:
+        return False
+
+
+def test_one_command_leads_to_a_judged_and_served_model(site: Site, first: str) -> None:
+    for name in STEPS:
+        assert re.search(rf"done\s+{name}", first), name
+    assert "PASS within the limit: perplexity ratio" in first
+    assert f"http://127.0.0.1:{site.port}/v1" in first
+    for command in ("chat tiny", "stop tiny", " ui"):
+        assert command in first
+    assert re.search(r"this run +\d+ s, at most \d\.\d GB of memory", first)
+
+
+def test_the_endpoint_goes_on_after_the_command(site: Site, first: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{site.port}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert "help you" in json.load(response)["choices"][0]["message"]["content"]
+
+
+def test_everything_is_in_the_store_and_names_its_parents(site: Site, first: str) -> None:
+    store = LocalStore(site.home / "store")
+    kinds = {store.manifest(digest).kind: digest for digest in store.digests()}
+    assert kinds.keys() == {"fp16", "w4a16", "texts", "evidence", "report"}
+    assert all(store.verify(digest) == [] for digest in kinds.values())
+    report = store.manifest(kinds["report"])
+    assert (report.parent("candidate"), report.parent("evidence"), report.parent("parent")) == (kinds["w4a16"], kinds["evidence"], kinds["fp16"])
+    assert kinds["w4a16"] in first
+
+
+def test_the_stage_points_to_the_candidate_and_its_verdict(site: Site, first: str) -> None:
+    store = LocalStore(site.home / "store")
+    entry = LocalRegistry(store.root).read("tiny", "dev").current
+    assert entry is not None
+    assert store.manifest(entry.digest).kind == "w4a16" and store.manifest(entry.verdict).kind == "report"
+    assert store.manifest(entry.verdict).parent("candidate") == entry.digest
+
+
+def test_verify_show_ls_and_status_tell_of_it(site: Site, first: str) -> None:
+    digest = LocalStore(site.home / "store").digests()
+    report = next(d for d in digest if LocalStore(site.home / "store").manifest(d).kind == "report")
+    status, output = site.call("verify", report)
+    assert status == 0 and "all as in manifest" in output
+    status, output = site.call("show", report[:10])
+    assert status == 0 and "# tiny: PASS" in output and "## Lineage" in output
+    rows = json.loads(site.call("ls", "--json")[1])
+    assert {row["kind"] for row in rows} == {"fp16", "w4a16", "texts", "evidence", "report"}
+    assert next(row for row in rows if row["kind"] == "w4a16")["stages"] == "tiny/dev"
+    assert json.loads(site.call("status", "--json")[1])[0]["state"] == "RUNNING"
+
+
+def test_a_second_run_repeats_nothing_and_says_so(site: Site, first: str) -> None:
+    status, output = site.run()
+    assert status == 0, output
+    for name in ("preflight", "smoke test", "quantize", "evaluate"):
+        assert re.search(rf"reused +{name}", output), name
+    assert len(site.logs("quantize")) == len(site.logs("evaluate")) == 1
+    assert re.search(r"reused +preflight, smoke test, quantize, evaluate", output) and "(was running)" in output
+
+
+def test_a_damaged_artifact_is_found_and_made_again(site: Site, first: str) -> None:
+    workspace = LocalStore(site.home / "workspace")
+    digest = next(d for d in workspace.digests() if workspace.manifest(d).kind == "w4a16")
+    weights = workspace.tree(digest) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    status, output = site.call("verify", digest)
+    assert status == 1 and "changed: model.safetensors" in output
+    status, output = site.run()
+    assert status == 0, output
+    assert len(site.logs("quantize")) == 2 and len(site.logs("smoke_test")) == 1
+    assert workspace.verify(digest) == [] and LocalStore(site.home / "store").verify(digest) == []
+
+
+def test_a_failed_verdict_ends_with_status_3_and_goes_nowhere(site: Site, first: str) -> None:
+    before = LocalRegistry(site.home / "store").read("tiny", "dev")
+    status, output = site.run("--set", "evaluate.max_perplexity_ratio=1.0001")
+    assert status == 3, output
+    assert "VerdictFailed" in output and "worse than the limit" in output and "Traceback" not in output
+    assert not re.search(r"done +(promote|deploy)", output)
+    assert LocalRegistry(site.home / "store").read("tiny", "dev") == before
+    assert re.search(r"reused +evaluate", output)  # another limit is no reason to score again
+    report = re.search(r"`lmflows show (\w+)`", output)
+    assert report and "# tiny: FAIL" in site.call("show", report[1])[1]
+
+
+@pytest.fixture(scope="module")
+def api(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server of its own, as a team would run one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}/api"
+    folder = tmp_path_factory.mktemp("server")
+    server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+                              env=os.environ | {"PREFECT_HOME": str(folder)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=2).close()
+            break
+        except OSError:
+            time.sleep(0.3)
+    yield url
+    server.terminate()
+    server.wait()
+
+
+def ask(url: str, **body: object) -> list[dict]:  # type: ignore[type-arg]
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return list(json.load(response))
+
+
+def test_with_a_prefect_server_the_run_can_be_watched_there(site: Site, first: str, api: str) -> None:
+    status, output = site.call("run", str(site.config), PREFECT_API_URL=api)
+    assert status == 0, output
+    runs = ask(f"{api}/flow_runs/filter")
+    assert [(run["state"]["type"], run["name"]) for run in runs] == [("COMPLETED", str(site.config))]
+    tasks = {task["name"]: task["state"]["name"] for task in ask(f"{api}/task_runs/filter")}
+    assert set(STEPS) == tasks.keys()
+    assert tasks["quantize"] == tasks["evaluate"] == "Cached"
+    artifacts = {item["key"]: item for item in ask(f"{api}/artifacts/filter")}
+    assert "# tiny: PASS" in artifacts["report-tiny"]["data"]
+    assert [row["variant"] for row in json.loads(artifacts["variants-tiny"]["data"])] == ["fp16", "w4a16"]
+    lines = " ".join(line["message"] for line in ask(f"{api}/logs/filter", limit=200))
+    assert "PASS: within the limit" in lines
+
+
+def test_the_deployments_deploy(site: Site, api: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path)}
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    subprocess.run([*prefect, "work-pool", "create", "gpu", "--type", "process"], env=environment, check=True, capture_output=True)
+    done = subprocess.run([*prefect, "deploy", "--all"], env=environment, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    deployments = {item["name"]: item for item in ask(f"{api}/deployments/filter")}
+    assert deployments.keys() == {"demo", "internlm2-chat-1_8b"}
+    for item in deployments.values():
+        assert item["entrypoint"] == "flows.quantize_and_deploy:quantize_and_deploy"
+        assert item["global_concurrency_limit"]["limit"] == 1
+
+
+def test_stop_frees_the_port_and_leaves_no_process(site: Site, first: str) -> None:
+    status, output = site.call("stop", "tiny")
+    assert status == 0 and f"port {site.port} is free" in output
+    assert port_problem("127.0.0.1", site.port) is None
+    assert left_alive(site.home) == []
+
+
+@pytest.mark.parametrize(("how", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_interrupted_in_the_middle_it_leaves_no_orphan_and_no_half_artifact(site: Site, first: str, how: signal.Signals, expected: int) -> None:
+    """Another recipe, so that the quantization has to run; interrupted in it, the next run goes on after the smoke test."""
+    done = len(site.logs("quantize"))
+    process = site.start("run", str(site.config), "--set", f"quantize.seed={how.value}", *SEARCH)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (len(site.logs("quantize")) > done and "Move model" in site.logs("quantize")[-1].read_text()):
+        time.sleep(0.05)
+    process.send_signal(how)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == expected, output
+    assert "Traceback" not in output
+    assert left_alive(site.home) == []
+    workspace = LocalStore(site.home / "workspace")
+    workspace.sweep()
+    assert not list((workspace.root / "tmp").iterdir())
+    assert all(workspace.verify(digest) == [] for digest in workspace.digests())
+
+
+def test_after_an_interruption_the_run_goes_on_where_it_was(site: Site, first: str) -> None:
+    status, output = site.run("--set", "quantize.seed=9", *SEARCH)
+    assert status == 0, output
+    assert re.search(r"reused +smoke test", output) and re.search(r"done +quantize", output)
+
+
+@pytest.mark.parametrize(("override", "status", "words"), [
+    ("quantize.bitz=4", 2, "quantize.bitz: unknown key (did you mean bits?)"),
+    ("source.path=nowhere", 2, "is not a folder"),
+    ("texts.source.type=psalms", 2, "'psalms' is not allowed; one of 'python_docs', 'file', 'hub'"),
+    ("quantize.group_size=96", 2, "does not divide the input dimension"),
+])
+def test_bad_input_is_one_clear_error_and_no_traceback(site: Site, override: str, status: int, words: str) -> None:
+    code, output = site.run("--set", override)
+    assert code == status and words in output.replace("\n", "") and "Traceback" not in output
+
+
+def test_a_taken_port_is_found_before_any_long_work(site: Site, first: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        done = len(site.logs("quantize"))
+        code, output = site.run("--set", f"deploy.port={holder.getsockname()[1]}", "--set", "quantize.seed=77")
+    assert code == 2 and "is taken -> set deploy.port" in output and len(site.logs("quantize")) == done
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(site: Site, first: str, tmp_path: Path) -> None:
+    """The store on a file system that takes the texts but not the weights; preflight is told of a large disk by a thin margin."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(small)]).returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        code, output = site.run("--set", f"upload.store={small / 'store'}", "--set", "deploy=null")
+        assert code == 2 and "GB of free disk, the run needs" in output
+        workspace = LocalStore(site.home / "workspace")
+        model = next(d for d in workspace.digests() if workspace.manifest(d).kind == "fp16")
+        store = LocalStore(small / "store")
+        with pytest.raises(DiskFull, match="no space left"):
+            store.push(workspace, model)
+        assert store.digests() == [] and not list((store.root / "tmp").iterdir())
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

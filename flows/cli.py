@@ -33,7 +33,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_
 config_app = typer.Typer(no_args_is_help=True, help="Pipeline configs.")
 app.add_typer(config_app, name="config")
 # in a file or a pipe nothing shall be folded at 80 columns
-out = Console(width=None if sys.stdout.isatty() else 160)
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 err = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]

@@ -28,6 +28,8 @@ from tasks.step import Context, Result, Step
 
 R = TypeVar("R", bound=Result)
 PROGRESS_SECONDS = 2.0  # between two updates of the progress artifact: each is a request to the API
+# One tag, where a limit makes sense (`prefect concurrency-limit create gpu 1`): for each tag Prefect asks its server for a
+# slot, and behind SQLite that now and then takes two seconds.
 GPU_STEPS = {"smoke_test", "quantize", "evaluate"}
 
 
@@ -136,7 +138,7 @@ def prefect_task(step: Step[Any, Any]) -> Task[[Any, Run, float], Stored]:
 
     return task(
         name=step.name.replace("_", " "), description=step.summary, task_run_name=step.name.replace("_", " "),
-        tags=["child process" if step.child else "in process", *(["gpu"] if step.name in GPU_STEPS else [])],
+        tags=["gpu"] if step.name in GPU_STEPS else [],
         retries=step.retries, retry_delay_seconds=exponential_backoff(backoff_factor=2), retry_jitter_factor=0.5,
         retry_condition_fn=can_help, cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
         persist_result=step.cached, result_serializer="json", log_prints=False)(body)

@@ -99,7 +99,7 @@ def link_or_symlink(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Like `link_or_symlink`, but `target` owns its bytes: across devices it is a copy, read-only like every blob."""
+    """Like `link_or_symlink`, but `target` outlives the path of `source`: across devices it is a copy, read-only."""
     try:
         os.link(source.resolve(), target)
     except OSError as error:

@@ -6,7 +6,7 @@ Layout below `root` (an S3 prefix has the same, without `trees` and `tmp`):
     manifests/sha256/<hex>.json   canonical JSON; the hex is the artifact's digest
     refs/<model>/<stage>.json     the registry (artifacts.registry)
     trees/<hex>/                  the artifact as a folder that a library can load: hard links to the blobs
-    tmp/<pid>-<start>-<random>/   what is being written; removed on failure, swept when its process is gone
+    tmp/<random>/                 what is being written, locked; removed on failure, swept when its process is gone
 
 An artifact exists when its manifest does. The order blobs, manifest, tree makes a kill at any moment harmless.
 """
@@ -14,6 +14,7 @@ An artifact exists when its manifest does. The order blobs, manifest, tree makes
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -24,8 +25,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import psutil
 
 from artifacts import files
 from artifacts.manifest import FileEntry, Kind, Manifest, ModelArtifact, Parent, check_path
@@ -183,13 +182,27 @@ class LocalStore:
     def stage(self) -> Iterator[Staging]:
         """A folder to fill; it is removed on the way out, unless `commit` has turned it into an artifact."""
         self.sweep()
-        path = self.root / "tmp" / f"{_this_process()}-{uuid.uuid4().hex[:8]}"
-        with files.disk_full_is_an_error(str(self.root)):
+        with files.disk_full_is_an_error(str(self.root)), self._scratch() as path:
+            yield Staging(path)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A folder below `tmp` that is ours as long as we live: its lock goes when the process does, however it goes."""
+        while True:
+            path = self.root / "tmp" / uuid.uuid4().hex
             path.mkdir(parents=True)
             try:
-                yield Staging(path)
-            finally:
-                shutil.rmtree(path, ignore_errors=True)
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue  # a sweep was faster
+            if _lock(handle) and path.exists():
+                break
+            os.close(handle)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(handle)
 
     def commit(self, staging: Staging, kind: Kind, *, parents: Iterable[Parent] = (),
                recipe: dict[str, Any] | None = None) -> ModelArtifact:
@@ -205,10 +218,10 @@ class LocalStore:
         return ModelArtifact(digest=manifest.digest, kind=kind, path=self.tree(manifest.digest))
 
     def push(self, source: LocalStore, digest: str) -> Manifest:
-        """Take an artifact over from another store, linked where the file system allows, and verify it here.
+        """Take an artifact over from another store, linked where the file system allows.
 
-        A blob that is there and intact is not sent again. The manifest is written last, so a half sent artifact
-        is never visible.
+        Every blob is hashed once where it lies in the end: before it is counted as there already, or after it was
+        written and before it gets its name. The manifest is written last, so a half sent artifact is never visible.
         """
         manifest = source.manifest(digest)
         with self.stage() as staging:
@@ -222,14 +235,18 @@ class LocalStore:
                     self._move_blob(scratch, entry)
             files.write_atomic(self.manifest_path(digest), manifest.to_bytes())
             self._build_tree(manifest)
-        self.require_whole(digest)
         return manifest
 
     def sweep(self) -> None:
         """Remove what processes that are gone left half written."""
-        for path in (self.root / "tmp").glob("*-*-*"):
-            if not _is_alive(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+        for path in (self.root / "tmp").glob("*"):
+            with suppress(FileNotFoundError):
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    if _lock(handle):
+                        shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(handle)
 
     def _hash(self, staging: Staging) -> list[FileEntry]:
         def entry(name: str) -> FileEntry:
@@ -255,7 +272,7 @@ class LocalStore:
         if path.is_symlink():
             os.symlink(path.resolve(), scratch)
         else:
-            os.link(path, scratch)
+            files.link_or_copy(path, scratch)
         self._move_blob(scratch, entry)
 
     def _move_blob(self, scratch: Path, entry: FileEntry) -> None:
@@ -266,22 +283,29 @@ class LocalStore:
 
     def _build_tree(self, manifest: Manifest) -> None:
         tree = self.tree(manifest.digest)
-        scratch = self.root / "tmp" / f"{_this_process()}-{uuid.uuid4().hex[:8]}"
-        old = scratch.with_name(f"{scratch.name}-old")
+        if self._is_current(tree, manifest):
+            return
         tree.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._scratch() as scratch:
+            new, old = scratch / "new", scratch / "old"
             for entry in manifest.files:
-                target = scratch / entry.path
+                target = new / entry.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with _missing_is_damage(self, manifest.digest, entry):
                     files.link_or_symlink(self.blob(entry.sha256), target)
-            while not _rename_folder(scratch, tree):  # a tree is there: from an earlier run, or from another process just now
+            while not _rename_folder(new, tree):  # a tree is there: from an earlier run, or from another process just now
                 with suppress(FileNotFoundError):
                     os.rename(tree, old)
                 shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         files.fsync_folder(tree.parent)
+
+    def _is_current(self, tree: Path, manifest: Manifest) -> bool:
+        """Whether a tree has the manifest's files and each is its blob; what the bytes are is `verify`'s business."""
+        try:
+            return tree_files(tree) == [entry.path for entry in manifest.files] and all(
+                (tree / entry.path).samefile(self.blob(entry.sha256)) for entry in manifest.files)
+        except OSError:
+            return False
 
 
 def tree_files(folder: Path) -> list[str]:
@@ -322,15 +346,10 @@ def _rename_folder(source: Path, target: Path) -> bool:
     return True
 
 
-def _this_process() -> str:
-    process = psutil.Process()
-    return f"{process.pid}-{int(process.create_time())}"
-
-
-def _is_alive(name: str) -> bool:
-    pid, start = (int(part) for part in name.split("-")[:2])
+def _lock(handle: int) -> bool:
+    """Take the lock of an open folder if nobody has it."""
     try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(int(process.create_time()) - start) <= 1
-    except psutil.NoSuchProcess:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    return True

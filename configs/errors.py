@@ -7,6 +7,8 @@ crosses from a step's child process to its parent as `to_dict()` and comes back 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LmflowsError(Exception):
     """Root of every expected failure.
@@ -96,9 +98,10 @@ class SmokeTestFailed(LmflowsError):
 
 
 class VerdictFailed(LmflowsError):
-    """The candidate is not good enough; it is kept for inspection and goes nowhere."""
+    """The candidate is not good enough; it is kept for inspection and goes nowhere. `summary` is the run's."""
 
     exit_status = 3
+    summary: Any = None
 
 
 class EndpointError(LmflowsError):

@@ -28,6 +28,27 @@ def workspace() -> Path:
     return home() / "workspace"
 
 
+def default_store() -> Path:
+    """Where artifacts are uploaded to if the config names no store."""
+    return home() / "store"
+
+
+def known_stores() -> list[Path]:
+    """The folders that runs on this machine have uploaded to, the default one first."""
+    try:
+        others = (home() / "stores").read_text().splitlines()
+    except FileNotFoundError:
+        others = []
+    return [default_store(), *(Path(line) for line in others)]
+
+
+def remember_store(folder: Path) -> None:
+    """Note a store that a config names, so that the command line looks there too."""
+    if folder not in known_stores():
+        with (home() / "stores").open("a") as file:
+            file.write(f"{folder}\n")
+
+
 def runs() -> Path:
     """One folder per run, with each step's request, log and answer."""
     return home() / "runs"

@@ -7,19 +7,21 @@ Paths in a file are relative to that file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Minutes = Annotated[float, Field(gt=0, le=7 * 24 * 60)]
+T = TypeVar("T")
+Lax = Annotated[T, Strict(False)]  # YAML has neither paths nor tuples
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values do not change after reading."""
+    """Base of every section: unknown keys and values of another type are errors, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class _Source(Section):
@@ -32,8 +34,8 @@ class LocalSource(_Source):
     """A folder in Hugging Face format. Its files are linked, never copied."""
 
     type: Literal["local"]
-    path: Path
-    exclude: tuple[str, ...] = Field(default=(), description="glob patterns of files to leave out")
+    path: Lax[Path]
+    exclude: Lax[tuple[str, ...]] = Field(default=(), description="glob patterns of files to leave out")
     allow_pickle: bool = Field(default=False, description="accept weights that can run code when they are loaded")
     trusted_code: dict[str, Sha256] = Field(default={}, description=(
         "remote code that may run: file name -> sha256 of the reviewed file"))
@@ -45,7 +47,7 @@ class HubSource(_Source):
     type: Literal["hub"]
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the full commit hash: a branch name would not be a pin")
-    exclude: tuple[str, ...] = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.onnx", "*.gguf", "original/*")
+    exclude: Lax[tuple[str, ...]] = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.onnx", "*.gguf", "original/*")
     allow_pickle: bool = False
     trusted_code: dict[str, Sha256] = {}
 
@@ -72,7 +74,7 @@ class TextFile(Section):
     separated by blank lines."""
 
     type: Literal["file"]
-    path: Path
+    path: Lax[Path]
 
 
 class HubDataset(Section):
@@ -99,7 +101,7 @@ class Texts(Section):
 class SmokeTest(Section):
     """Two chat turns through the model's own template: does the fp16 model speak at all?"""
 
-    prompts: tuple[str, ...] = Field(default=("hello", "please provide three suggestions about ielts' preparation"),
+    prompts: Lax[tuple[str, ...]] = Field(default=("hello", "please provide three suggestions about ielts' preparation"),
                                      min_length=1)
     max_new_tokens: int = Field(default=64, ge=1, le=4096)
     timeout_minutes: Minutes = 60
@@ -135,7 +137,7 @@ class Evaluate(Section):
     max_tokens_per_document: int = Field(default=1024, ge=16)
     batch_size: int = Field(default=4, ge=1)
     max_perplexity_ratio: float = Field(gt=1.0, le=10.0, description="candidate over parent; above it the verdict is FAIL")
-    prompts: tuple[str, ...] = ("hello", "please provide three suggestions about ielts' preparation", "What is a list in Python?")
+    prompts: Lax[tuple[str, ...]] = ("hello", "please provide three suggestions about ielts' preparation", "What is a list in Python?")
     max_new_tokens: int = Field(default=48, ge=1, le=4096)
     timeout_minutes: Minutes = 240
 
@@ -143,7 +145,7 @@ class Evaluate(Section):
 class Upload(Section):
     """Where finished artifacts go."""
 
-    store: Path | None = Field(default=None, description="a folder; default: `store` below the home folder")
+    store: Lax[Path] | None = Field(default=None, description="a folder; default: `store` below the home folder")
 
 
 class Promote(Section):
@@ -210,6 +212,10 @@ class Pipeline(Section):
             raise ValueError(f"quantize.group_size {self.quantize.group_size} cannot be served by deploy.engine turbomind, "
                              "which takes AWQ with group size 128 only; set group_size: 128 "
                              "(and source.pad_to_multiple: 128 if the model's sizes need it)")
+        longest = self.deploy.session_len if self.deploy else None
+        if longest is not None and longest < self.evaluate.max_tokens_per_document:
+            raise ValueError(f"deploy.session_len {longest} is less than evaluate.max_tokens_per_document "
+                             f"{self.evaluate.max_tokens_per_document}, and the endpoint is asked to score such a document; raise the first")
         if self.evaluate.documents > self.texts.held_out_documents:
             raise ValueError(f"evaluate.documents {self.evaluate.documents} is more than texts.held_out_documents "
                              f"{self.texts.held_out_documents}; lower the first or raise the second")

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from artifacts.store import LocalStore
 from configs import paths
-from configs.errors import ArtifactMissing, ConfigError, LmflowsError
+from configs.errors import ArtifactMissing, ConfigError, EndpointError, LmflowsError, VerdictFailed
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.")
@@ -49,7 +49,7 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
-        err.print("interrupted: finished steps are kept, and the next run goes on after them")
+        err.print("interrupted")
         sys.exit(130)
     except LmflowsError as error:
         err.print(f"[red]error[/] {type(error).__name__}: ", end="", highlight=False)
@@ -82,17 +82,30 @@ def run(config: ConfigPath, set_: Overrides = None,
         from tasks import supervisor
     meter = MemoryMeter([process] if (process := supervisor.pid()) else [])
     meter.start()
+    failed = None
     with _terminated_is_interrupted(), ConsoleDisplay(out) as display:
         display.started_at = started
         token = DISPLAY.set(display)
         try:
             summary = quantize_and_deploy(str(config), overrides)
+        except VerdictFailed as error:
+            summary, failed = error.summary, error
+        except KeyboardInterrupt:
+            out.print("finished steps are kept, and the next run goes on after them")
+            raise
+        except RuntimeError as error:
+            if "API" in str(error):  # Prefect raises a plain RuntimeError if its server cannot be reached or started
+                raise LmflowsError(str(error).splitlines()[0], where="Prefect",
+                                   hint="check PREFECT_API_URL (unset it to run without a server)") from error
+            raise
         finally:
             DISPLAY.reset(token)
             meter.watch(supervisor.pid())
     time.sleep(0.6)  # one more sample, with the new server in it
     meter.stop()
     print_summary(out, summary, seconds=time.monotonic() - started, peak_bytes=meter.peak_bytes, program=_program())
+    if failed:
+        raise failed
 
 
 @app.command()
@@ -137,6 +150,8 @@ def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min
     from tasks import endpoints
 
     log = endpoints.one(name).folder / endpoints.LOG
+    if not log.exists():
+        raise EndpointError("has not written anything yet", where=str(log), hint="`lmflows status` tells whether it runs")
     out.print("\n".join(log.read_text(errors="replace").splitlines()[-lines:]), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -146,17 +161,20 @@ def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     from artifacts.registry import LocalRegistry
     from tasks.report import mb
 
-    store = LocalStore(paths.home() / "store")
     stages: dict[str, list[str]] = {}
-    for ref in LocalRegistry(store.root).refs():
-        if ref.current:
-            stages.setdefault(ref.current.digest, []).append(f"{ref.model}/{ref.stage}")
-    workspace = LocalStore(paths.workspace())
+    for store in _stores():
+        for ref in LocalRegistry(store.root).refs():
+            if ref.current:
+                stages.setdefault(ref.current.digest, []).append(f"{ref.model}/{ref.stage}")
     rows = []
-    for digest in dict.fromkeys([*workspace.digests(), *store.digests()]):
-        manifest = _find(digest).manifest(digest)
+    for digest in dict.fromkeys(digest for store in _stores() for digest in store.digests()):
+        try:
+            manifest = _find(digest).manifest(digest)
+        except LmflowsError as error:
+            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            continue
         rows.append({"digest": digest if as_json else digest[:12], "kind": manifest.kind, "size": manifest.size if as_json else mb(manifest.size),
-                     "files": len(manifest.files), "uploaded": "yes" if store.manifest_path(digest).exists() else "",
+                     "files": len(manifest.files), "uploaded": "yes" if any(store.manifest_path(digest).exists() for store in _stores()[1:]) else "",
                      "stages": ", ".join(stages.get(digest, [])), "parents": ", ".join(f"{p.role} {p.digest[:12]}" for p in manifest.parents)})
     _show(rows, as_json, "no artifacts yet")
 
@@ -181,15 +199,14 @@ def verify(digest: Annotated[str, typer.Argument(help="a digest, or its first di
     """Hash every file of an artifact, wherever it lies; status 1 if one is changed, missing or extra."""
     _, full = _resolve(digest)
     bad = 0
-    for root in (paths.workspace(), paths.home() / "store"):
-        store = LocalStore(root)
+    for store in _stores():
         if store.manifest_path(full).exists():
             problems = store.verify(full)
             bad += len(problems)
             for problem in problems:
-                out.print(f"{root.name}: {problem}", markup=False, highlight=False, soft_wrap=True)
+                out.print(f"{store.root.name}: {problem}", markup=False, highlight=False, soft_wrap=True)
             if not problems:
-                out.print(f"{root.name}: {len(store.manifest(full).files)} files, all as in manifest {full}", highlight=False, soft_wrap=True)
+                out.print(f"{store.root.name}: {len(store.manifest(full).files)} files, all as in manifest {full}", highlight=False, soft_wrap=True)
     if bad:
         raise typer.Exit(1)
 
@@ -235,17 +252,21 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
+def _stores() -> list[LocalStore]:
+    """The workspace, and every store that a run on this machine has uploaded to."""
+    return [LocalStore(paths.workspace()), *(LocalStore(folder) for folder in paths.known_stores())]
+
+
 def _find(digest: str) -> LocalStore:
-    for root in (paths.workspace(), paths.home() / "store"):
-        if (store := LocalStore(root)).manifest_path(digest).exists():
+    for store in _stores():
+        if store.manifest_path(digest).exists():
             return store
     raise ArtifactMissing(f"no artifact {digest}", where=str(paths.home()), hint="`lmflows ls` shows what there is")
 
 
 def _resolve(prefix: str) -> tuple[LocalStore, str]:
     """The store that has the one artifact whose digest starts with `prefix`, and the digest."""
-    stores = [LocalStore(paths.workspace()), LocalStore(paths.home() / "store")]
-    known = {digest for store in stores for digest in store.digests()}
+    known = {digest for store in _stores() for digest in store.digests()}
     found = [digest for digest in known if digest.startswith(prefix.removeprefix("sha256:"))]
     if len(found) != 1:
         what = f"{len(found)} artifacts start with {prefix!r}" if found else f"no artifact starts with {prefix!r}"

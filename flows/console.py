@@ -120,7 +120,8 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
     """The end of a run: verdict, both models side by side, digests, the endpoint, and what to type next."""
     evidence, verdict = summary.evidence, summary.verdict
     console.print()
-    console.print(f"[bold green]{verdict.outcome}[/] {escape('; '.join(verdict.reasons))}", highlight=False)
+    colour = {"PASS": "green", "FAIL": "red"}.get(verdict.outcome, "yellow")
+    console.print(f"[bold {colour}]{verdict.outcome}[/] {escape('; '.join(verdict.reasons))}", highlight=False)
     rows = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "fp16", "w4a16"):
         rows.add_column(column, overflow="fold")

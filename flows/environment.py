@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from configs import paths
+from configs.errors import ConfigError
 
 
 def prepare(*, quiet: bool = False) -> None:
@@ -18,10 +19,15 @@ def prepare(*, quiet: bool = False) -> None:
         quiet: keep Prefect's own log lines off the terminal; the API and the UI still get them.
     """
     set_up = (Path.home() / ".prefect" / "profiles.toml").exists() or {"PREFECT_API_URL", "PREFECT_PROFILE"} & os.environ.keys()
+    try:
+        paths.home().mkdir(parents=True, exist_ok=True)
+        (paths.home() / ".probe").write_bytes(bytes(1 << 20))  # on a full disk Prefect's server would hang
+        (paths.home() / ".probe").unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", where=f"home folder {paths.home()}",
+                          hint="free some space, or set LMFLOWS_HOME to another folder") from None
     if not set_up:
         os.environ.setdefault("PREFECT_HOME", str(paths.home() / "prefect"))
-        paths.home().mkdir(parents=True, exist_ok=True)  # Prefect makes only the last part of the path
-    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(paths.home() / "results"))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # the default 20 s is short on a busy machine
     if quiet:

@@ -26,7 +26,7 @@ from configs.load import load
 from configs.schema import Pipeline
 from flows.steps import Done, Run, artifact_key
 from tasks import endpoints, supervisor
-from tasks.capacity import CapacityRequest, CapacityResult, capacity, documents_tokens
+from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
 from tasks.child import reap_orphans
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
@@ -69,6 +69,8 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     """
     pipeline = load(find_config(config), overrides)
     run = begin_run(pipeline)
+    folders = (paths.workspace(), store_folder(pipeline))
+    run.perform(machine, MachineRequest(quantize=pipeline.quantize, deploy=pipeline.deploy, folders=folders, port_is_ours=port_is_ours(pipeline)))
     split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
     source = run.perform(download, DownloadRequest(source=pipeline.source), timeout_minutes=pipeline.source.timeout_minutes)
     model, trusted = source.result.model, bool(getattr(pipeline.source, "trusted_code", None))
@@ -81,13 +83,12 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     checked = run.perform(preflight, PreflightRequest(
         model=model, texts=split.result.texts, quantize=pipeline.quantize, deploy=pipeline.deploy, trust_remote_code=trusted,
         untrusted_code=source.result.untrusted_code))
-    room = run.perform(capacity, CapacityRequest(
-        model=checked.result, quantize=pipeline.quantize, documents_tokens=documents_tokens(pipeline), deploy=pipeline.deploy,
-        folders=(paths.workspace(), store_folder(pipeline)), port_is_ours=port_is_ours(pipeline)))
+    recipe = QuantizeRequest(model=model, texts=split.result.texts, config=pipeline.quantize, trust_remote_code=trusted)
+    room = run.perform(capacity, CapacityRequest(model=checked.result, quantize=pipeline.quantize, evaluate=pipeline.evaluate, folders=folders,
+                                                 reused=run.has_done(quantize, recipe)))
     spoke = run.perform(smoke_test, SmokeTestRequest(model=model, config=pipeline.smoke_test, trust_remote_code=trusted),
                         timeout_minutes=pipeline.smoke_test.timeout_minutes)
-    quantized = run.perform(quantize, QuantizeRequest(model=model, texts=split.result.texts, config=pipeline.quantize,
-                                                      trust_remote_code=trusted), timeout_minutes=pipeline.quantize.timeout_minutes)
+    quantized = run.perform(quantize, recipe, timeout_minutes=pipeline.quantize.timeout_minutes)
     candidate = quantized.result.candidate
     evaluated = run.perform(evaluate, EvaluateRequest(parent=model, candidate=candidate, texts=split.result.texts, config=pipeline.evaluate,
                                                       trust_remote_code=trusted), timeout_minutes=pipeline.evaluate.timeout_minutes)
@@ -97,7 +98,7 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
         name=pipeline.name, parent=model, candidate=candidate, evidence=evaluated.result.evidence, model=checked.result,
         max_perplexity_ratio=pipeline.evaluate.max_perplexity_ratio, smoke_test=spoke.result, parent_bytes=quantized.result.parent_bytes,
         candidate_bytes=quantized.result.candidate_bytes,
-        steps=tuple(StepTime(name=item.name, seconds=item.seconds, peak_rss_bytes=item.peak_rss_bytes) for item in done))
+        steps=tuple(StepTime(name=item.name, seconds=item.seconds, peak_rss_bytes=item.peak_rss_bytes) for item in done if item.kept))
     judged = run.perform(report, story)
     tell(story, evidence, judged.result.verdict)
     stored = run.perform(upload, UploadRequest(artifacts=(candidate, judged.result.report, evaluated.result.evidence), store=store_folder(pipeline)))
@@ -129,11 +130,12 @@ def begin_run(pipeline: Pipeline) -> Run:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = paths.runs() / f"{stamp}-{pipeline.name}-{str(flow_run.id or '')[:8]}"
     folder.mkdir(parents=True)
+    paths.remember_store(store_folder(pipeline))
     return Run(folder=folder, store=LocalStore(paths.workspace()))
 
 
 def store_folder(pipeline: Pipeline) -> Path:
-    return pipeline.upload.store or paths.home() / "store"
+    return pipeline.upload.store or paths.default_store()
 
 
 def port_is_ours(pipeline: Pipeline) -> bool:
@@ -157,5 +159,6 @@ def stand_by(summary: Summary) -> Summary:
         error = VerdictFailed("; ".join(summary.verdict.reasons), where=f"verdict {summary.verdict.outcome} for {summary.name}",
                               hint=f"`lmflows show {summary.report.short}` has the whole report; try another recipe "
                                    "(quantize.search_scale, samples), or another limit (evaluate.max_perplexity_ratio)")
+        error.summary = summary
         raise error
     return summary

@@ -19,9 +19,10 @@ from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import exponential_backoff
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from artifacts.store import LocalStore
+from configs import paths
 from configs.errors import LmflowsError
 from tasks.child import run_child
 from tasks.step import Context, Result, Step
@@ -76,13 +77,17 @@ class Stored(BaseModel):
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A finished step: the answer, what it took when it was really run, and whether that was now or earlier."""
+    """A finished step: the answer, what it took when it was really run, and whether that was now or earlier.
+
+    `kept` is whether the next run can reuse it; then its times stay what they are, too.
+    """
 
     name: str
     result: R
     seconds: float
     peak_rss_bytes: int
     reused: bool
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Run:
         display.started(step.name, step.summary)
         try:
             stored, reused = self._attempt(step, request, timeout_minutes, refresh=False)
-            if reused and not self._still_whole(step.result.model_validate(stored.answer)):
+            if reused and not self._is_credible(step, stored):
                 get_run_logger().warning("%s: the cached artifact is missing or damaged; it is made again", step.name)
                 stored, reused = self._attempt(step, request, timeout_minutes, refresh=True)
         except BaseException:
@@ -110,20 +115,23 @@ class Run:
             raise
         display.finished(step.name, time.monotonic() - started, reused)
         return Done(name=step.name, result=step.result.model_validate(stored.answer), seconds=stored.seconds,
-                    peak_rss_bytes=stored.peak_rss_bytes, reused=reused)
+                    peak_rss_bytes=stored.peak_rss_bytes, reused=reused, kept=step.cached and request.cacheable)
+
+    def has_done(self, step: Step[Any, Any], request: Any) -> bool:
+        """Whether an earlier run has answered this request, as far as the results say."""
+        return (results_folder() / step.cache_key(request)).exists()
 
     def _attempt(self, step: Step[Any, R], request: Any, timeout_minutes: float, *, refresh: bool) -> tuple[Stored, bool]:
         state = prefect_task(step).with_options(refresh_cache=refresh)(request, self, timeout_minutes * 60, return_state=True)
         return state.result(), state.name == "Cached"
 
-    def _still_whole(self, result: Result) -> bool:
-        for artifact in result.artifacts():
-            try:
-                if self.store.verify(artifact.digest) or not self.store.open(artifact.digest).path.samefile(artifact.path):
-                    return False
-            except (LmflowsError, OSError):
-                return False
-        return True
+    def _is_credible(self, step: Step[Any, R], stored: Stored) -> bool:
+        """Whether a cached answer can be read, and the store still holds all that it names, unharmed and in its place."""
+        try:
+            return all(not self.store.verify(artifact.digest) and self.store.open(artifact.digest).path.samefile(artifact.path)
+                       for artifact in step.result.model_validate(stored.answer).artifacts())
+        except (LmflowsError, OSError, ValidationError):
+            return False
 
 
 @cache
@@ -140,8 +148,13 @@ def prefect_task(step: Step[Any, Any]) -> Task[[Any, Run, float], Stored]:
         name=step.name.replace("_", " "), description=step.summary, task_run_name=step.name.replace("_", " "),
         tags=["gpu"] if step.name in GPU_STEPS else [],
         retries=step.retries, retry_delay_seconds=exponential_backoff(backoff_factor=2), retry_jitter_factor=0.5,
-        retry_condition_fn=can_help, cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
+        retry_condition_fn=can_help, result_storage=results_folder(), cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
         persist_result=step.cached, result_serializer="json", log_prints=False)(body)
+
+
+def results_folder() -> Path:
+    """Where answers are kept between runs; the same for the command line and for a worker."""
+    return paths.home() / "results"
 
 
 def can_help(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:

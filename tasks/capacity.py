@@ -1,4 +1,8 @@
-"""What a run needs, and whether this machine has it: disk, host memory, GPU memory, the port. Asked on every run."""
+"""Whether this machine can do it, asked on every run.
+
+`machine` comes first of all and asks what needs no model: the port, the GPUs, the folders. `capacity` compares what this
+model and recipe need of disk, host memory and GPU memory with what there is.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +17,46 @@ from typing import Annotated
 import psutil
 from pydantic import Field
 
-from configs.errors import PreflightError
-from configs.schema import DeployTransformers, DeployTurbomind, Pipeline, Quantize
-from tasks.preflight import PreflightResult
+from configs.schema import DeployTransformers, DeployTurbomind, Evaluate, Quantize
+from tasks.gpus import free_bytes
+from tasks.preflight import PreflightResult, raise_all
 from tasks.step import Context, Request, Result, step
 
 LIBRARIES_RSS = 1_300_000_000  # bytes that torch with CUDA, transformers and lmdeploy take before any weight
+SMALL_BYTES = 50_000_000  # logs, reports, Prefect's database
 GPU_CONTEXT = 600_000_000  # bytes of a CUDA context with its kernels
 CPU_FLOPS, GPU_FLOPS = 5e10, 1e14  # sustained, of a small machine; only for the time class
 
 
-class CapacityRequest(Request):
-    """`held` is the endpoint whose own server may hold the port."""
+class MachineRequest(Request):
+    """What can be asked before the model is there. `port_is_ours`: the endpoint that the run replaces holds the port."""
 
-    model: PreflightResult
     quantize: Quantize
-    documents_tokens: int
     deploy: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")] | None
     folders: tuple[Path, ...]
     port_is_ours: bool = False
+
+
+class MachineResult(Result):
+    gpus: int
+
+
+@step(child=False, cached=False)
+def machine(request: MachineRequest, context: Context) -> MachineResult:
+    """Ask this machine for what needs no model: folders, GPUs, the port, API keys."""
+    gpus = free_bytes()
+    raise_all([*_writable(request.folders), *_gpus(len(gpus), request), *_port(request), *_keys(request)])
+    return MachineResult(gpus=len(gpus))
+
+
+class CapacityRequest(Request):
+    """`reused`: the quantization is there already, so what the machine has left is no obstacle."""
+
+    model: PreflightResult
+    quantize: Quantize
+    evaluate: Evaluate
+    folders: tuple[Path, ...]
+    reused: bool = False
 
 
 class CapacityResult(Result):
@@ -49,47 +74,53 @@ def capacity(request: CapacityRequest, context: Context) -> CapacityResult:
     needs = estimate(request)
     context.log(f"needs {gb(needs.disk_bytes)} of disk, {gb(needs.host_bytes)} of memory, {gb(needs.gpu_bytes)} of GPU memory, "
                 f"{needs.time_class}")
-    found = [*_disk(needs, request.folders), *_memory(needs), *_gpu(needs, request.deploy), *_port(request)]
-    if found:
-        raise PreflightError("\n".join(f"{number}. {text}" for number, text in enumerate(found, 1)),
-                             where=f"{len(found)} problem{'s' if len(found) > 1 else ''} before any work was started")
+    if not request.reused:
+        raise_all([*_disk(needs, request.folders), *_memory(needs), *_gpu_memory(needs)])
     return needs
 
 
 def estimate(request: CapacityRequest) -> CapacityResult:
-    """Peaks over the steps, from the model's sizes and the recipe. Rough upper figures, not promises."""
-    model, quantize = request.model, request.quantize
-    cuda = bool(_gpu_free())
+    """Peaks over the steps, from the model's sizes, the recipe and the evaluation. Rough upper figures, not promises."""
+    model, quantize, evaluate = request.model, request.quantize, request.evaluate
+    cuda = bool(free_bytes())
     tokens = quantize.samples * quantize.sequence_length
     activations = 3 * 2 * tokens * model.hidden_size  # LMDeploy holds all rows at once, fp16, twice and a half
     weights16 = 2 * model.parameters
-    logits = 4 * 1024 * 4 * 3 * model.vocabulary  # a batch of 4 documents of 1024 tokens, float32, both models and a copy
-    on_host = max(2 * weights16 + (0 if cuda else activations), 2 * 4 * model.parameters + (0 if cuda else logits))
-    gpu = max(activations + weights16 // 8, 2 * 4 * model.parameters + logits) + GPU_CONTEXT if cuda else 0
+    # a batch of documents, float32, of both models, and a copy
+    logits = evaluate.batch_size * evaluate.max_tokens_per_document * 4 * 3 * model.vocabulary
+    scoring = 2 * 4 * model.parameters + logits
+    on_host = max(2 * weights16 + (0 if cuda else activations), weights16 if cuda else scoring)
+    gpu = max(activations + weights16 // 8, scoring) + GPU_CONTEXT if cuda else 0
     search = 20 if quantize.search_scale else 1
-    work = 2 * model.parameters * (tokens * (1 + search) + 2 * request.documents_tokens)
+    work = 2 * model.parameters * (tokens * (1 + search) + 2 * evaluate.documents * evaluate.max_tokens_per_document)
     seconds = work / (GPU_FLOPS if cuda else CPU_FLOPS) + 60
     time_class = "under 10 minutes" if seconds < 600 else "under an hour" if seconds < 3600 else f"about {seconds / 3600:.0f} hours"
-    return CapacityResult(disk_bytes=int(1.1 * (2 * model.candidate_bytes + model.parent_bytes)) + 50_000_000,
+    return CapacityResult(disk_bytes=int(1.1 * (2 * model.candidate_bytes + model.parent_bytes)) + SMALL_BYTES,
                           host_bytes=LIBRARIES_RSS + on_host, gpu_bytes=gpu, time_class=time_class)
-
-
-def documents_tokens(pipeline: Pipeline) -> int:
-    return pipeline.evaluate.documents * pipeline.evaluate.max_tokens_per_document
 
 
 def gb(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
+def _writable(folders: tuple[Path, ...]) -> Iterator[str]:
+    for folder in folders:
+        existing = _existing(folder)
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            yield f"{folder} cannot be written -> choose another folder (LMFLOWS_HOME, upload.store)"
+        elif shutil.disk_usage(existing).free < SMALL_BYTES:
+            yield f"{folder} is on a full disk -> free some space, or set LMFLOWS_HOME (or upload.store) to a larger disk"
+
+
 def _disk(needs: CapacityResult, folders: tuple[Path, ...]) -> Iterator[str]:
     for folder in folders:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(existing, os.W_OK):
-            yield f"{folder} cannot be written -> choose another folder (LMFLOWS_HOME, upload.store)"
-        elif (free := shutil.disk_usage(existing).free) < needs.disk_bytes:
+        if (free := shutil.disk_usage(_existing(folder)).free) < needs.disk_bytes:
             yield (f"{folder} has {gb(free)} of free disk, the run needs {gb(needs.disk_bytes)} -> free some space, "
                    "or set LMFLOWS_HOME (or upload.store) to a larger disk")
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _memory(needs: CapacityResult) -> Iterator[str]:
@@ -98,31 +129,28 @@ def _memory(needs: CapacityResult) -> Iterator[str]:
                "or lower quantize.samples and quantize.sequence_length")
 
 
-def _gpu(needs: CapacityResult, deploy: DeployTransformers | DeployTurbomind | None) -> Iterator[str]:
-    free = _gpu_free()
-    if free and max(free) < needs.gpu_bytes:
-        yield (f"no GPU has {gb(needs.gpu_bytes)} free (the most is {gb(max(free))}) -> stop what uses it (nvidia-smi), "
-               "or lower quantize.samples and quantize.sequence_length")
-    if isinstance(deploy, DeployTurbomind) and len(free) < deploy.tp:
-        yield f"deploy.tp {deploy.tp} needs as many GPUs, {len(free)} are here -> lower it"
+def _gpu_memory(needs: CapacityResult) -> Iterator[str]:
+    free = free_bytes()
+    if free and free[0] < needs.gpu_bytes:  # the first visible one is the one that steps use
+        yield (f"the GPU has {gb(free[0])} free, the run needs {gb(needs.gpu_bytes)} -> stop what uses it (nvidia-smi), choose another with "
+               "CUDA_VISIBLE_DEVICES, or lower quantize.samples and quantize.sequence_length")
 
 
-def _gpu_free() -> list[int]:
-    """Free bytes of each GPU by NVML; empty without one."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles]
-    finally:
-        pynvml.nvmlShutdown()
+def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
+    if request.quantize.device == "cuda" and not count:
+        yield "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set quantize.device: auto"
+    if isinstance(request.deploy, DeployTurbomind) and count < request.deploy.tp:
+        yield (f"deploy.engine turbomind with tp {request.deploy.tp} needs as many CUDA GPUs, {count} are here -> run on a GPU worker, "
+               "lower deploy.tp, or set deploy.engine: transformers")
 
 
-def _port(request: CapacityRequest) -> Iterator[str]:
+def _keys(request: MachineRequest) -> Iterator[str]:
+    variable = request.deploy.api_keys_env if request.deploy else None
+    if variable is not None and not os.environ.get(variable, "").strip(", "):
+        yield f"deploy.api_keys_env: the environment variable {variable} is empty -> export {variable}=KEY[,KEY...]"
+
+
+def _port(request: MachineRequest) -> Iterator[str]:
     deploy = request.deploy
     if deploy is not None and not request.port_is_ours and (problem := port_problem(deploy.host, deploy.port)):
         yield f"{problem} -> set deploy.port to a free one, or stop what uses it (`ss -ltnp 'sport = :{deploy.port}'` names it)"

@@ -14,11 +14,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
+from artifacts.files import disk_full_is_an_error
 from artifacts.store import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
 from configs.paths import python_path
@@ -26,6 +28,8 @@ from tasks.step import In, Out, Step
 
 POLL_SECONDS = 0.1
 LAST_LINES = 15
+NOTE = "running.json"  # who runs the step, while it runs
+TOKEN = "LMFLOWS_STEP"  # an environment variable that all processes of a step share
 DYING_SECONDS = 5.0  # SIGKILL is quick, but a process in the middle of a large write takes its time
 
 
@@ -57,25 +61,26 @@ def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalSto
         StepTimeout, StepCrashed: the child was killed, or died without an answer.
         LmflowsError: what the step itself raised.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("answer.json", "usage.json", "events.jsonl", "log.txt", "pid.json"):
-        (folder / name).unlink(missing_ok=True)
-    (folder / "request.json").write_text(request.model_dump_json())
-    started = time.monotonic()
+    started, token = time.monotonic(), uuid.uuid4().hex
+    with disk_full_is_an_error(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("answer.json", "usage.json", "events.jsonl", "log.txt"):
+            (folder / name).unlink(missing_ok=True)
+        (folder / "request.json").write_text(request.model_dump_json())
+        (folder / NOTE).write_text(json.dumps({"host": _host(), "flow": os.getpid(), "flow_started": psutil.Process().create_time(), "token": token}))
     with (folder / "log.txt").open("wb") as log:
         child = subprocess.Popen(
             [python, "-P", "-m", "tasks.stage", step.address, "--folder", folder, "--workspace", store.root,
              "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment())
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment() | {TOKEN: token})
     try:
-        _note_pid(folder, child.pid)
         _follow(child, folder, started + timeout_s, listener)
     except subprocess.TimeoutExpired:
         raise StepTimeout(f"ran longer than its limit of {timeout_s:.0f} s and was killed", where=f"step {step.name}",
                           hint=f"raise {step.name}.timeout_minutes in the config; its log: {folder / 'log.txt'}") from None
     finally:
         kill_group(child)
-        (folder / "pid.json").unlink(missing_ok=True)
+        (folder / NOTE).unlink(missing_ok=True)
         store.sweep()
     return _answer(step, child.returncode, folder), _usage(folder, time.monotonic() - started)
 
@@ -101,38 +106,36 @@ def _members(group: int) -> list[psutil.Process]:
 
 
 def reap_orphans(runs: Path) -> list[int]:
-    """Kill the process groups of steps whose flow is gone; returns the pids of their leaders.
+    """Kill what is left of steps whose flow is gone; returns the pids.
 
     The guard of each child does this at once; this is for the day when somebody kills the guard as well.
     """
     reaped = []
-    for note in runs.glob("*/*/pid.json"):
+    for path in runs.glob(f"*/*/{NOTE}"):
         try:
-            pids = json.loads(note.read_text())
+            note = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if _same_process(pids["flow"], pids["flow_started"]):
+        if note["host"] != _host() or _same_process(note["flow"], note["flow_started"]):
             continue
-        for process in _members(pids["child"]):
+        for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.create_time() >= pids["child_started"] - 1:
+                if process.environ().get(TOKEN) == note["token"]:  # pids are used again, a token is not
                     process.kill()
                     reaped.append(process.pid)
-        note.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     return reaped
+
+
+def _host() -> str:
+    """Which kernel and which view of its processes this is: a home folder may be shared."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
                          # glibc keeps freed weights in per-thread arenas; one arena gives them back
                          "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")}
-
-
-def _note_pid(folder: Path, pid: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        (folder / "pid.json").write_text(json.dumps({
-            "flow": os.getpid(), "flow_started": psutil.Process().create_time(),
-            "child": pid, "child_started": psutil.Process(pid).create_time()}))
 
 
 def _same_process(pid: int, started: float) -> bool:
@@ -148,8 +151,9 @@ def _follow(child: subprocess.Popen[bytes], folder: Path, deadline: float, liste
 
     def hand_on(last: bool = False) -> None:
         for line in events.lines(last):
-            event = json.loads(line)
-            listener.progress(event["fraction"], event["text"])
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that the child did not live to finish
+                event = json.loads(line)
+                listener.progress(event["fraction"], event["text"])
         for line in log.lines(last):
             listener.line(line)
 

@@ -102,8 +102,11 @@ def read(name: str) -> Endpoint | None:
     """The record of an endpoint, or None."""
     try:
         return Endpoint.model_validate_json((paths.endpoints() / name / RECORD).read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except FileNotFoundError:
         return None
+    except ValidationError as error:
+        raise EndpointError(f"unreadable record: {error.errors()[0]['msg']}", where=str(paths.endpoints() / name / RECORD),
+                            hint="stop its server, then remove the folder") from None
 
 
 def everyone() -> list[Endpoint]:

@@ -14,6 +14,7 @@ from artifacts.evidence import DocumentScore, Evidence, SampleAnswer
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from configs.errors import SourceError
 from configs.schema import Evaluate
+from tasks.gpus import cuda_is_visible
 from tasks.step import Context, Request, Result, step, versions
 from tasks.texts import HELD_OUT, load_records, token_ids
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("transformers", "torch")
 PROBES = "probes.json"
-PROBE_COUNT = 2
 ROWS_AT_ONCE = 256  # positions compared at a time: two float32 rows of the vocabulary each, 100 MB at 50,000 words
 
 
@@ -37,7 +37,8 @@ class EvaluateRequest(Request):
 
     def key_fields(self) -> dict[str, object]:
         """The limit is the verdict's business: changing it must not score again."""
-        return super().key_fields() | {"config": self.config.model_dump(mode="json", exclude={"max_perplexity_ratio", "timeout_minutes"})}
+        return super().key_fields() | {"config": self.config.model_dump(mode="json", exclude={"max_perplexity_ratio", "timeout_minutes"}),
+                                       "cuda": cuda_is_visible()}
 
 
 class EvaluateResult(Result):
@@ -77,7 +78,8 @@ def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
                         texts=request.texts.digest, documents=tuple(scores), samples=samples, same_prompts=same_prompts,
                         versions=versions(LIBRARIES))
     probes = [Probe(ids=tuple(ids), nll=score.nll_candidate / score.tokens)
-              for ids, score in zip(sequences, scores, strict=True) if score.tokens and not score.broken][-PROBE_COUNT:]
+              for ids, score in zip(sequences, scores, strict=True) if score.tokens and not score.broken]
+    probes = [probes[0], probes[-1]] if len(probes) > 1 else probes  # the longest, for what only shows far from the start, and the shortest
     with context.store.stage() as staging:
         staging.write(PROBES, canonical_json([probe.model_dump(mode="json") for probe in probes]))
         staging.write("evidence.json", canonical_json(evidence.model_dump(mode="json")))

@@ -20,7 +20,7 @@ from configs.errors import SourceError
 KEEP = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
 INDEX = "model.safetensors.index.json"
 # A weight matrix inside a numbered decoder layer: what LMDeploy's AWQ packs (every nn.Linear of a layer).
-LAYER_WEIGHT = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+\..*\.weight$")
+LAYER_WEIGHT = re.compile(r"^(?!.*(?:vision|visual|vit)).*(?:^|\.)(?:layers|h|blocks)\.\d+\..*\.weight$")
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,18 @@ class ModelFacts:
     """What config.json and the weight files say.
 
     Attributes:
+        architecture: the class that config.json names first.
         config: config.json; of a multimodal model the text part.
         tensors: {name: (dtype, shape)} over all weight files.
     """
 
+    architecture: str
     config: Mapping[str, Any]
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
 
     @property
-    def architecture(self) -> str:
-        return str(next(iter(self.config.get("architectures") or ["unknown"])))
+    def layers(self) -> int:
+        return int(self.config.get("num_hidden_layers") or self.config.get("num_layers") or 1)
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -99,7 +101,8 @@ def inspect(folder: Path) -> ModelFacts:
     if index.exists() and (lost := set(_weight_map(index)) - set(tensors)):
         raise SourceError(f"{len(lost)} tensors of the index are in no weight file, for example {sorted(lost)[0]}",
                           where=str(index), hint="download the weights again")
-    return ModelFacts(config.get("text_config") or config, tensors)
+    architecture = str(next(iter(config.get("architectures") or ["unknown"])))
+    return ModelFacts(architecture, config.get("text_config") or config, tensors)
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -147,6 +150,29 @@ def wanted_files(folder: Path, exclude: tuple[str, ...], allow_pickle: bool) -> 
     """The files of a folder that belong to the model, without Python code (see `check_code`)."""
     keep = (*KEEP, *(f"*{suffix}" for suffix in PICKLES)) if allow_pickle else KEEP
     return [name for name in _names(folder) if _matches(name, keep) and not _matches(name, exclude)]
+
+
+def companions(folder: Path) -> list[str]:
+    """The files of an artifact beside its weights: config, tokenizer, template, card, license, trusted code."""
+    return [name for name in _names(folder)
+            if not name.endswith((*PICKLES, ".safetensors", ".index.json"))]
+
+
+def code_references(folder: Path) -> dict[str, set[str]]:
+    """Every Python class that a JSON file of the folder asks transformers to load: {file: {"module.Class", ...}}."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("tokenizer.") or path.stat().st_size > 5_000_000:
+            continue  # a vocabulary
+        try:
+            auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
+        except (ValueError, AttributeError):
+            continue
+        values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map] if auto_map else []
+        names = {str(item) for value in values for item in (value if isinstance(value, list) else [value]) if item}
+        if names:
+            found[path.name] = names
+    return found
 
 
 def check_code(folder: Path, trusted: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

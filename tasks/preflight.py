@@ -8,7 +8,6 @@ is read (`configs.schema`).
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from artifacts.manifest import ModelArtifact
 from configs.errors import PreflightError, SourceError
 from configs.schema import DeployTransformers, DeployTurbomind, Quantize
 from tasks import model_files
+from tasks.gpus import cuda_is_visible
 from tasks.model_files import ModelFacts
 from tasks.step import Context, Request, Result, step
 from tasks.texts import CALIBRATION, load_records
@@ -44,8 +44,7 @@ class PreflightRequest(Request):
     def key_fields(self) -> dict[str, object]:
         """Of the deployment only the engine and what it makes of the model; ports and names are the machine's."""
         deploy = self.deploy.model_dump(mode="json", include={"engine", "tp", "quant_policy", "session_len"}) if self.deploy else None
-        # whether CUDA is there decides device: auto
-        return super().key_fields() | {"deploy": deploy, "cuda": os.path.exists("/dev/nvidiactl")}
+        return super().key_fields() | {"deploy": deploy, "cuda": cuda_is_visible()}
 
 
 class PreflightResult(Result):
@@ -79,12 +78,17 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
     for number, trap in enumerate(TRAPS):
         context.progress(number / len(TRAPS), (trap.__doc__ or "").split(".")[0])
         found += list(trap(subject))
-    if found:
-        raise PreflightError("\n".join(f"{number}. {text}" for number, text in enumerate(found, 1)),
-                             where=f"{len(found)} problem{'s' if len(found) > 1 else ''} before any work was started")
+    raise_all(found)
     return PreflightResult(architecture=facts.architecture, parameters=facts.parameters, parent_bytes=facts.bytes,
                            candidate_bytes=facts.quantized_bytes(request.quantize.group_size),
                            hidden_size=int(facts.config.get("hidden_size", 0)), vocabulary=int(facts.config.get("vocab_size", 0)))
+
+
+def raise_all(found: list[str]) -> None:
+    """One PreflightError that lists all problems, if there are any."""
+    if found:
+        raise PreflightError("\n".join(f"{number}. {text}" for number, text in enumerate(found, 1)),
+                             where=f"{len(found)} problem{'s' if len(found) > 1 else ''} before any long work was started")
 
 
 def already_quantized(subject: Subject) -> Iterator[str]:
@@ -97,14 +101,20 @@ def remote_code(subject: Subject) -> Iterator[str]:
     """The model needs Python code of its own that nobody has trusted, or that this transformers cannot run."""
     import transformers
 
-    auto_map = subject.facts.config.get("auto_map") or {}
+    folder = subject.request.model.path
+    references = model_files.code_references(folder)
     native = subject.facts.config.get("model_type") in transformers.CONFIG_MAPPING
-    if auto_map and not native and not subject.request.trust_remote_code:
+    if references and not native and not subject.request.trust_remote_code:
         listing = ", ".join(f"{name}: {sha}" for name, sha in subject.request.untrusted_code.items()) or "no Python file is in the folder"
         yield ("the model needs its own Python code to run, and none is trusted -> read these files, and if you trust them put "
                f"them into source.trusted_code: {{{listing}}}")
-    if any("--" in str(value) for value in auto_map.values()) and not native:
-        yield "config.json's auto_map points to code in another repository -> copy those files into the model's folder and drop the prefix"
+    if subject.request.trust_remote_code or not native:  # only pinned files are in the folder; nothing else may be named
+        for file, names in references.items():
+            for name in sorted(names):
+                module = name.rsplit(".", 1)[0]
+                if "--" in name or "/" in name or (subject.request.trust_remote_code and not (folder / f"{module}.py").is_file()):
+                    yield (f"{file} asks for code that is not a trusted file of this folder ({name}) -> copy the file into the folder, "
+                           "drop a repository prefix, and name its sha256 in source.trusted_code")
     if "InternLM2" in subject.facts.architecture and int(transformers.__version__.split(".")[0]) >= 5:
         yield f"InternLM2's remote code fails under transformers {transformers.__version__} (KeyError in _init_rope) -> use transformers 4.57"
 
@@ -171,6 +181,8 @@ def calibration(subject: Subject) -> Iterator[str]:
     limit = subject.facts.config.get("max_position_embeddings")
     if limit and quantize.sequence_length > limit:
         yield f"quantize.sequence_length {quantize.sequence_length} is more than the model's {limit} positions -> lower it"
+    if list(remote_code(subject)):
+        return  # loading the tokenizer could run what that trap has just refused
     tokenizer = _tokenizer(subject)
     if isinstance(tokenizer, str):
         yield tokenizer

@@ -20,6 +20,7 @@ from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from configs.schema import Quantize
 from tasks import model_files
+from tasks.gpus import cuda_is_visible
 from tasks.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, load_records, token_ids
 
@@ -34,6 +35,10 @@ class QuantizeRequest(Request):
     texts: ModelArtifact
     config: Quantize
     trust_remote_code: bool = False
+
+    def key_fields(self) -> dict[str, Any]:
+        """`device: auto` means what it comes down to here."""
+        return super().key_fields() | {"cuda": self.config.device != "cpu" and cuda_is_visible()}
 
 
 class QuantizeResult(Result):
@@ -61,7 +66,7 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     with context.store.stage() as staging:
         with ExitStack() as stack:
             stack.enter_context(lmdeploy_hooks.calibrate_with(rows))
-            stack.enter_context(lmdeploy_hooks.layer_progress(context, model_files.read_config(source)["num_hidden_layers"]))
+            stack.enter_context(lmdeploy_hooks.layer_progress(context, model_files.inspect(source).layers))
             if device == "cpu":
                 stack.enter_context(lmdeploy_hooks.mended_for_cpu())
             from lmdeploy.lite.apis.auto_awq import auto_awq
@@ -107,11 +112,10 @@ def clean(folder: Path, source: Path) -> None:
     config, parent = model_files.read_config(folder), model_files.read_config(source)
     config.pop("use_cache", None)
     model_files.write_config(folder, config | {key: parent[key] for key in ("use_cache",) if key in parent})
-    for path in source.rglob("*"):  # license, card, remote code, and what the tokenizer's save leaves out
-        name = path.relative_to(source)
-        if path.is_file() and not (folder / name).exists() and path.suffix != ".safetensors" and path.name != model_files.INDEX:
+    for name in model_files.companions(source):  # license, card, remote code, and what the tokenizer's save leaves out
+        if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
+            shutil.copyfile(source / name, folder / name)
 
 
 def _choose_device(wanted: str) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from artifacts.manifest import ModelArtifact
 from configs.errors import SmokeTestFailed
 from configs.schema import SmokeTest
+from tasks.gpus import cuda_is_visible
 from tasks.step import Context, Request, Result, step
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class SmokeTestRequest(Request):
     model: ModelArtifact
     config: SmokeTest
     trust_remote_code: bool = False
+
+    def key_fields(self) -> dict[str, Any]:
+        return super().key_fields() | {"cuda": cuda_is_visible()}
 
 
 class Turn(pydantic.BaseModel):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 CALIBRATION, HELD_OUT = "calibration.jsonl", "held_out.jsonl"
 SHARED_WORDS = 13  # a shared run of 13 words is a shared passage: the rule of GPT-3's decontamination (arXiv 2005.14165, C)
+# a Thai, Lao, Khmer, kana, Han or Hangul character, or else a run of letters and digits
+SPACELESS = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(f"[{SPACELESS}]|[^\\W{SPACELESS}]+")
 
 Record = dict[str, Any]
 
@@ -58,7 +61,7 @@ def texts(request: TextsRequest, context: Context) -> TextsResult:
 
 def load_records(path: Path) -> list[Record]:
     """The records of one part of a `texts` artifact."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, record: Record) -> list[int]:
@@ -96,7 +99,7 @@ def _read_utf8(path: Path) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_read_utf8(path).splitlines(), 1):
+    for number, line in enumerate(_read_utf8(path).split("\n"), 1):  # splitlines() would also cut at U+2028, which JSON allows inside a text
         if line.strip():
             try:
                 yield check_record(json.loads(line))
@@ -149,9 +152,12 @@ def _place(source: PythonDocs | TextFile | HubDataset) -> str:
 
 
 def words(record: Record) -> list[str]:
-    """The words of a record, in lower case, without punctuation: what `split` compares."""
-    text = record.get("text") or " ".join(message["content"] for message in record["messages"])
-    return re.findall(r"\w+", text.lower())
+    """The words of a record, in lower case, without punctuation: what `split` compares.
+
+    A system message counts for nothing, for all chats of a log may share it. Scripts without spaces count by character.
+    """
+    text = record.get("text") or " ".join(message["content"] for message in record["messages"] if message["role"] != "system")
+    return WORD.findall(text.lower())
 
 
 def unique(records: Iterable[Record]) -> Iterator[Record]:

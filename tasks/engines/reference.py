@@ -24,13 +24,13 @@ from tasks.engines.base import Generation
 
 
 class FiniteCheck(LogitsProcessor):
-    """Watches the logits of a generation: `finite` turns False at the first NaN or infinity."""
+    """Watches the logits of a generation: `finite` turns False at the first NaN or plus infinity."""
 
     def __init__(self) -> None:
         self.finite = True
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if not torch.isfinite(scores).all():
+        if scores.isnan().any() or scores.isposinf().any():  # minus infinity is how a processor before this one forbids a token
             self.finite = False
             return torch.nan_to_num(scores)  # type: ignore[return-value]  # keep generating: argmax of NaN would only hide how bad it is
         return scores

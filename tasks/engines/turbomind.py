@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 from configs.schema import DeployTurbomind
 from tasks import model_files
 from tasks.endpoints import Endpoint
 
 
 def serve_command(endpoint: Endpoint) -> list[str]:
-    """The command line of an api_server for an endpoint whose options are DeployTurbomind."""
+    """The words of the `lmdeploy` program that serve an endpoint whose options are DeployTurbomind."""
     options = endpoint.options
     assert isinstance(options, DeployTurbomind)
-    words = [sys.executable, "-m", "lmdeploy", "serve", "api_server", str(endpoint.artifact.path), "--backend", "turbomind",
+    words = ["lmdeploy", "serve", "api_server", str(endpoint.artifact.path), "--backend", "turbomind",
              "--model-name", endpoint.model_name, "--server-name", options.host, "--server-port", str(options.port),
              "--tp", str(options.tp), "--cache-max-entry-count", str(options.cache_max_entry_count),
              "--quant-policy", str(options.quant_policy)]

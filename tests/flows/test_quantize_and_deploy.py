@@ -27,7 +27,7 @@ from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.capacity import port_problem
 
-STEPS = ("texts", "download", "preflight", "capacity", "smoke test", "quantize", "evaluate", "report", "upload", "promote", "deploy")
+STEPS = ("machine", "texts", "download", "preflight", "capacity", "smoke test", "quantize", "evaluate", "report", "upload", "promote", "deploy")
 SEARCH = ("--set", "deploy=null", "--set", "quantize.search_scale=true")
 
 

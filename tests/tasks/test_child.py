@@ -124,7 +124,7 @@ def test_an_exception_in_the_parent_ends_the_child(tmp_path: Path) -> None:
     heard.progress = lambda fraction, text: stop()  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         run(planted.well, tmp_path, heard=heard)
-    assert not list((tmp_path / "runs").glob("*/*/pid.json"))
+    assert not list((tmp_path / "runs").glob("*/*/running.json"))
 
 
 FLOW = """

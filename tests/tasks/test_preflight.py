@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
@@ -14,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from artifacts.manifest import ModelArtifact
 from artifacts.store import LocalStore
 from configs.errors import PreflightError
-from configs.schema import DeployTransformers, DeployTurbomind, LocalSource, PythonDocs, Quantize, Texts
-from tasks.capacity import CapacityRequest, capacity, estimate, port_problem
+from configs.schema import DeployTransformers, DeployTurbomind, Evaluate, LocalSource, PythonDocs, Quantize, Texts
+from tasks.capacity import CapacityRequest, MachineRequest, capacity, estimate, machine, port_problem
 from tasks.download import DownloadRequest, download
 from tasks.preflight import PreflightRequest, PreflightResult, preflight
 from tasks.step import Context
@@ -75,7 +76,7 @@ TURBOMIND = DeployTurbomind(engine="turbomind", quant_policy=4)
     ({}, {"quantize": {"sequence_length": 2048}}, "more than the model's 1024 positions"),
     ({"model_type": "internlm2", "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.X"}},
      {"untrusted_code": {"modeling_internlm2.py": "ab" * 32}}, "source.trusted_code: {modeling_internlm2.py: abab"),
-    ({"model_type": "internlm2", "auto_map": {"AutoModelForCausalLM": "other/repo--modeling.X"}}, {}, "code in another repository"),
+    ({"model_type": "internlm2", "auto_map": {"AutoModelForCausalLM": "other/repo--modeling.X"}}, {}, "not a trusted file of this folder"),
 ])
 def test_each_trap_is_found_with_its_fix(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact, config: dict[str, Any],
                                          options: dict[str, Any], found: str) -> None:
@@ -83,6 +84,23 @@ def test_each_trap_is_found_with_its_fix(tiny_model: Path, tmp_path: Path, store
         ask(store, model_with(tiny_model, tmp_path, store, **config), split, **options)
     assert found in caught.value.message
     assert all(" -> " in line for line in caught.value.message.splitlines())
+
+
+def test_code_that_is_not_pinned_never_runs(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
+    """One trusted file must not open the door for another that the tokenizer's config names."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "fine.py").write_text("pass\n")
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "tok.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    values = json.loads((folder / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": [None, f"{evil}--tok.X"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    sha = hashlib.sha256((folder / "fine.py").read_bytes()).hexdigest()
+    source = LocalSource(type="local", path=folder, trusted_code={"fine.py": sha})
+    model = download(DownloadRequest(source=source), Context(store)).model
+    with pytest.raises(PreflightError, match="not a trusted file of this folder"):
+        ask(store, model, split, trust_remote_code=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_internlm2_needs_transformers_4(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact,
@@ -116,7 +134,7 @@ def test_a_missing_chat_template_is_found(tiny_model: Path, tmp_path: Path, stor
 
 
 def test_all_problems_are_told_at_once(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
-    with pytest.raises(PreflightError, match="2 problems before any work"):
+    with pytest.raises(PreflightError, match="2 problems before any long work"):
         ask(store, model_with(tiny_model, tmp_path, store), split, quantize={"group_size": 96, "device": "cuda"})
 
 
@@ -126,8 +144,12 @@ def test_all_problems_are_told_at_once(tiny_model: Path, tmp_path: Path, store: 
 def demand(parameters: int, folder: Path, **more: Any) -> CapacityRequest:
     model = PreflightResult(architecture="LlamaForCausalLM", parameters=parameters, parent_bytes=2 * parameters, candidate_bytes=parameters // 2,
                             hidden_size=4096, vocabulary=32000)
-    return CapacityRequest.model_validate({"model": model, "quantize": Quantize(), "documents_tokens": 16384, "deploy": None,
+    return CapacityRequest.model_validate({"model": model, "quantize": Quantize(), "evaluate": Evaluate(max_perplexity_ratio=1.1),
                                            "folders": (folder,)} | more)
+
+
+def place(folder: Path, **more: Any) -> MachineRequest:
+    return MachineRequest.model_validate({"quantize": Quantize(), "deploy": None, "folders": (folder,)} | more)
 
 
 def test_needs_grow_with_the_model(tmp_path: Path) -> None:
@@ -152,7 +174,7 @@ def test_a_taken_port_is_found(tmp_path: Path, store: LocalStore) -> None:
         holder.listen()
         port = holder.getsockname()[1]
         with pytest.raises(PreflightError, match=f"port {port} on 127.0.0.1 is taken -> set deploy.port"):
-            capacity(demand(10**6, tmp_path, deploy=DeployTransformers(engine="transformers", port=port)), Context(store))
+            machine(place(tmp_path, deploy=DeployTransformers(engine="transformers", port=port)), Context(store))
 
 
 def test_our_own_endpoints_port_is_not_taken(tmp_path: Path, store: LocalStore) -> None:
@@ -160,8 +182,28 @@ def test_our_own_endpoints_port_is_not_taken(tmp_path: Path, store: LocalStore) 
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         deploy = DeployTransformers(engine="transformers", port=holder.getsockname()[1])
-        assert capacity(demand(10**6, tmp_path, deploy=deploy, port_is_ours=True), Context(store)).time_class == "under 10 minutes"
+        assert machine(place(tmp_path, deploy=deploy, port_is_ours=True), Context(store)).gpus == 0
 
 
 def test_a_host_that_is_no_address_is_found() -> None:
     assert "no address" in (port_problem("no.such.host.invalid", 8000) or "")
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"deploy": DeployTurbomind(engine="turbomind", tp=2, port=1)}, "needs as many CUDA GPUs, 0 are here"),
+    ({"quantize": Quantize(device="cuda")}, "no CUDA GPU here"),
+    ({"deploy": DeployTransformers(engine="transformers", api_keys_env="NO_SUCH_KEYS")}, "NO_SUCH_KEYS is empty -> export"),
+    ({"folders": (Path("/dev/null/home"),)}, "cannot be written"),
+])
+def test_what_needs_no_model_is_found_before_the_download(tmp_path: Path, store: LocalStore, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(PreflightError, match=words):
+        machine(place(tmp_path, **options), Context(store))
+
+
+def test_what_is_there_already_needs_no_room(tmp_path: Path, store: LocalStore) -> None:
+    assert capacity(demand(10**13, tmp_path, reused=True), Context(store)).host_bytes > 10**13
+
+
+def test_a_larger_evaluation_needs_more_memory(tmp_path: Path) -> None:
+    large = Evaluate(max_perplexity_ratio=1.1, batch_size=64, max_tokens_per_document=8192)
+    assert estimate(demand(10**8, tmp_path, evaluate=large)).host_bytes > 100e9 > estimate(demand(10**8, tmp_path)).host_bytes

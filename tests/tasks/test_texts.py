@@ -86,3 +86,25 @@ def test_binary_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SourceError, match="UTF-8"):
         list(read(TextFile(type="file", path=path)))
+
+
+def test_separators_that_json_allows_do_not_cut_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    records = [{"text": f"document {i} with\u2028another line\u0085and more {i * 7919}"} for i in range(6)]
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    calibration, held_out, _ = make(tmp_path, Texts(source=TextFile(type="file", path=path), held_out_documents=2))
+    assert sorted(r["text"] for r in calibration + held_out) == sorted(r["text"] for r in records)
+
+
+def test_a_shared_system_message_is_no_shared_passage() -> None:
+    system = {"role": "system", "content": "you are a careful assistant who answers in short and plain words and never makes anything up"}
+    records = [{"messages": [system, {"role": "user", "content": f"question {i}"}]} for i in range(30)]
+    assert len(split(records, 10, 0, where="here")[1]) == 10
+
+
+def test_a_shared_chinese_passage_stays_on_one_side() -> None:
+    passage = "中国科学院是国家科学技术方面最高学术机构"
+    records = [{"text": f"{passage}甲乙丙" if i in (3, 8) else f"第{i}篇文章讲的是完全不同的{i * 31}件事情"} for i in range(20)]
+    for seed in range(10):
+        calibration, _ = split(records, 6, seed, where="here")
+        assert sum(passage in r["text"] for r in calibration) in (0, 2)

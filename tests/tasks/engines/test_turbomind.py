@@ -35,7 +35,7 @@ def parsed(parser: argparse.ArgumentParser, folder: Path, *, quantized: bool = T
                         artifact=ModelArtifact(digest="0" * 64, kind="w4a16" if quantized else "fp16", path=folder),
                         options=DeployTurbomind.model_validate({"engine": "turbomind"} | tutorial | options))
     endpoint.save(list(keys))
-    return parser.parse_args(command(endpoint)[3:])
+    return parser.parse_args(command(endpoint)[1:])
 
 
 def test_the_tutorials_options_arrive(parser: argparse.ArgumentParser, home: Path, tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
     if summary.deployed:
         facts.append(("endpoint", f"{summary.deployed.url}/v1  model {summary.deployed.model_name}"
                                   f"{' (was running)' if summary.deployed.reused else ''}"))
+        facts.append(("", f"scores held-out text within {summary.deployed.score_difference:.4f} nats a token of the evidence"))
     if summary.reused:
         facts.append(("reused", ", ".join(name.replace("_", " ") for name in summary.reused)))
     facts.append(("this run", f"{seconds:.0f} s, at most {gb(peak_bytes)} of memory over all processes"))

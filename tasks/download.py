@@ -77,10 +77,14 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
     """Put a model folder's files into the staging folder by link; returns the untrusted Python files."""
     if not source.allow_pickle:
         model_files.refuse_pickles(folder, source.exclude)
-    if not (source.allow_pickle and not list(folder.glob("*.safetensors"))):
-        model_files.inspect(folder)
     code, untrusted = model_files.check_code(folder, source.trusted_code)
-    names = [*model_files.wanted_files(folder, source.exclude, source.allow_pickle), *code]
+    names = [*model_files.wanted_files(folder, source.exclude), *code]
+    if source.allow_pickle and not list(folder.glob("*.safetensors")):
+        context.progress(0.05, "converting pickled weights to safetensors")
+        _convert_pickles(folder, staging, trust_remote_code=bool(source.trusted_code))
+        names = [name for name in names if name != "config.json" and not name.endswith(".index.json")]
+    else:
+        model_files.inspect(folder)
     _require_portable(names, folder)
     for number, name in enumerate(names):
         context.progress(number / len(names), f"linking {name}")
@@ -90,6 +94,20 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
             shutil.move(folder / name, staging.target(name))
     context.progress(0.5, f"hashing {sum((folder / name).stat().st_size for name in names) / 1e9:.2f} GB" if borrow else "hashing")
     return untrusted
+
+
+def _convert_pickles(folder: Path, staging: Staging, *, trust_remote_code: bool) -> None:
+    """Load weights that the config allows to be pickles (torch loads tensors only, no objects), and save them as safetensors."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever the files make the library raise
+        raise SourceError(f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}", where=str(folder),
+                          hint="download it again, or convert it to safetensors") from error
+    model.save_pretrained(staging.path, safe_serialization=True)
+    (staging.path / "generation_config.json").unlink(missing_ok=True)  # the folder's own, if it has one, is linked
+    model_files.write_config(staging.path, model_files.read_config(staging.path))
 
 
 def _require_portable(names: list[str], folder: Path) -> None:

@@ -146,10 +146,9 @@ def refuse_pickles(folder: Path, exclude: tuple[str, ...]) -> None:
                                "source.allow_pickle: true accepts them")
 
 
-def wanted_files(folder: Path, exclude: tuple[str, ...], allow_pickle: bool) -> list[str]:
+def wanted_files(folder: Path, exclude: tuple[str, ...]) -> list[str]:
     """The files of a folder that belong to the model, without Python code (see `check_code`)."""
-    keep = (*KEEP, *(f"*{suffix}" for suffix in PICKLES)) if allow_pickle else KEEP
-    return [name for name in _names(folder) if _matches(name, keep) and not _matches(name, exclude)]
+    return [name for name in _names(folder) if _matches(name, KEEP) and not _matches(name, exclude)]
 
 
 def companions(folder: Path) -> list[str]:

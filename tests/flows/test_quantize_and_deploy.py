@@ -47,8 +47,9 @@ class Site:
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        # tests that run in the background of a script inherit an ignored SIGINT; a person's terminal does not
         return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT,
-                                env=environment | {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder)} | more)
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), env=environment | {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder)} | more)
 
     def call(self, *words: str, **more: str) -> tuple[int, str]:
         process = self.start(*words, **more)

@@ -89,6 +89,24 @@ def test_a_pickle_can_be_left_out(folder: Path, tmp_path: Path) -> None:
     assert not (fetch(tmp_path, folder, exclude=["*.bin"]).model.path / "pytorch_model.bin").exists()
 
 
+def test_allowed_pickles_become_safetensors(folder: Path, tmp_path: Path, tiny_model: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    model = fetch(tmp_path, folder, allow_pickle=True).model
+    assert not (model.path / "pytorch_model.bin").exists()
+    saved = load_file(model.path / "model.safetensors")
+    assert tensors.keys() == saved.keys() and all(torch.equal(tensors[name], saved[name]) for name in tensors)
+
+
+def test_a_pickle_that_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04junk")
+    with pytest.raises(SourceError, match="cannot be loaded"):
+        fetch(tmp_path, folder, allow_pickle=True)
+    assert nothing_in(tmp_path / "store")
+
+
 def test_code_is_left_out_until_its_hash_is_trusted(folder: Path, tmp_path: Path) -> None:
     (folder / "modeling_x.py").write_text("print('hello')\n")
     result = fetch(tmp_path, folder)

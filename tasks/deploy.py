@@ -6,10 +6,12 @@ again. Knows nothing of Prefect; the server runs under `tasks.supervisor` and ou
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +19,7 @@ from typing import Annotated
 from pydantic import Field
 
 from artifacts.manifest import ModelArtifact
+from configs import paths
 from configs.errors import ConfigError, EndpointError
 from configs.schema import DeployTransformers, DeployTurbomind
 from tasks import endpoints, supervisor
@@ -54,8 +57,22 @@ class DeployResult(Result):
 @step(child=False, cached=False)
 def deploy(request: DeployRequest, context: Context) -> DeployResult:
     """Serve the artifact under a supervisor, and return when it has answered and scored as the evidence says."""
-    started = time.monotonic()
     keys = _api_keys(request.options.api_keys_env)
+    with _one_at_a_time(request.name):
+        return _deploy(request, keys, context)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """Two deployments to one endpoint wait for each other: each must be able to put back what it found."""
+    paths.endpoints().mkdir(parents=True, exist_ok=True)
+    with (paths.endpoints() / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _deploy(request: DeployRequest, keys: list[str], context: Context) -> DeployResult:
+    started = time.monotonic()
     old = endpoints.read(request.name)
     old_keys = old.keys() if old is not None else []
     new = Endpoint(name=request.name, model_name=request.options.model_name or request.name, artifact=request.artifact,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -47,17 +46,6 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounts:
         subprocess.run(["umount", "-l", folder], check=True)
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another device than tmp_path."""
-    shm = Path("/dev/shm")  # noqa: S108 (the one other file system that every Linux has)
-    if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("no second file system to write to")
-    folder = Path(tempfile.mkdtemp(dir=shm))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def header_of(data: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -8,9 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,17 +24,6 @@ CONTENT = {"config.json": b"{}", "weights/a.safetensors": b"a" * 5000, "weights/
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another device than tmp_path."""
-    shm = Path("/dev/shm")  # noqa: S108 (the one other file system that every Linux has)
-    if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("no second file system to write to")
-    folder = Path(tempfile.mkdtemp(dir=shm))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def commit(store: LocalStore, content: dict[str, bytes] = CONTENT) -> ModelArtifact:

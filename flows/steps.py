@@ -25,6 +25,7 @@ from artifacts.store import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
 from tasks.child import run_child
+from tasks.gpus import cuda_is_visible
 from tasks.step import Context, Result, Step
 
 R = TypeVar("R", bound=Result)
@@ -146,7 +147,7 @@ def prefect_task(step: Step[Any, Any]) -> Task[[Any, Run, float], Stored]:
 
     return task(
         name=step.name.replace("_", " "), description=step.summary, task_run_name=step.name.replace("_", " "),
-        tags=["gpu"] if step.name in GPU_STEPS else [],
+        tags=["gpu"] if step.name in GPU_STEPS and cuda_is_visible() else [],
         retries=step.retries, retry_delay_seconds=exponential_backoff(backoff_factor=2), retry_jitter_factor=0.5,
         retry_condition_fn=can_help, result_storage=results_folder(), cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
         persist_result=step.cached, result_serializer="json", log_prints=False)(body)

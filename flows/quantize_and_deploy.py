@@ -6,12 +6,12 @@ between them is a model artifact.
 
 from __future__ import annotations
 
-import getpass
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
@@ -108,7 +108,7 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
         in_store, report_in_store, evidence_in_store = stored.result.uploaded
         promoted = run.perform(promote, PromoteRequest(
             name=pipeline.name, stage=pipeline.promote.stage, candidate=in_store, report=report_in_store, store=store_folder(pipeline),
-            who=f"{getpass.getuser()}@{socket.gethostname()}", why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
+            who=f"{psutil.Process().username()}@{socket.gethostname()}", why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
         if pipeline.deploy is not None:
             deployed = run.perform(deploy, DeployRequest(name=pipeline.name, artifact=in_store, evidence=evidence_in_store,
                                                          options=pipeline.deploy, trust_remote_code=trusted)).result

@@ -81,7 +81,7 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
     names = [*model_files.wanted_files(folder, source.exclude), *code]
     if source.allow_pickle and not list(folder.glob("*.safetensors")):
         context.progress(0.05, "converting pickled weights to safetensors")
-        _convert_pickles(folder, staging, trust_remote_code=bool(source.trusted_code))
+        _convert_pickles(folder, staging)
         names = [name for name in names if name != "config.json" and not name.endswith(".index.json")]
     else:
         model_files.inspect(folder)
@@ -96,12 +96,15 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
     return untrusted
 
 
-def _convert_pickles(folder: Path, staging: Staging, *, trust_remote_code: bool) -> None:
-    """Load weights that the config allows to be pickles (torch loads tensors only, no objects), and save them as safetensors."""
+def _convert_pickles(folder: Path, staging: Staging) -> None:
+    """Load weights that the config allows to be pickles (torch loads tensors only, no objects), and save them as safetensors.
+
+    Never with remote code: the folder is the user's own, where files lie that nobody has pinned.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     except Exception as error:  # whatever the files make the library raise
         raise SourceError(f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}", where=str(folder),
                           hint="download it again, or convert it to safetensors") from error

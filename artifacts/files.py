@@ -22,24 +22,24 @@ DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16"
                "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error, ours or a library's, means that the file system has no room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors reports a full disk as its own error type with the errno in the text
+    return "No space left on device" in str(error) or "os error 28" in str(error)
+
+
 @contextmanager
 def disk_full_is_an_error(where: str) -> Iterator[None]:
     """Turn ENOSPC and EDQUOT, from us or from a library below us, into DiskFull."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("no space left on the device", where=where,
-                           hint="free some space or set LMFLOWS_HOME to a larger disk, then run again: "
-                                "finished steps are kept") from error
-        raise
     except Exception as error:
-        # safetensors reports a full disk as its own error type with the errno in the text
-        if "No space left on device" in str(error) or "os error 28" in str(error):
-            raise DiskFull("no space left on the device", where=where,
-                           hint="free some space or set LMFLOWS_HOME to a larger disk, then run again: "
-                                "finished steps are kept") from error
-        raise
+        if not is_disk_full(error):
+            raise
+        raise DiskFull("no space left on the device", where=where,
+                       hint="free some space or set LMFLOWS_HOME to a larger disk, then run again: finished steps are kept") from error
 
 
 def sha256_file(path: Path) -> tuple[int, str]:

@@ -18,6 +18,7 @@ import psutil
 from pydantic import Field
 
 from configs.schema import DeployTransformers, DeployTurbomind, Evaluate, Quantize
+from tasks.endpoints import given_keys
 from tasks.gpus import free_bytes
 from tasks.preflight import PreflightResult, raise_all
 from tasks.step import Context, Request, Result, step
@@ -146,7 +147,7 @@ def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
 
 def _keys(request: MachineRequest) -> Iterator[str]:
     variable = request.deploy.api_keys_env if request.deploy else None
-    if variable is not None and not os.environ.get(variable, "").strip(", "):
+    if variable is not None and not given_keys(variable):
         yield f"deploy.api_keys_env: the environment variable {variable} is empty -> export {variable}=KEY[,KEY...]"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -173,10 +172,8 @@ def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:
 
 
 def _api_keys(variable: str | None) -> list[str]:
-    if variable is None:
-        return []
-    keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
-    if not keys:
+    keys = endpoints.given_keys(variable)
+    if variable is not None and not keys:
         raise ConfigError(f"the environment variable {variable} is empty", where="deploy.api_keys_env", hint=f"export {variable}=KEY[,KEY...]")
     return keys
 

@@ -7,7 +7,6 @@ because nobody trusts them yet.
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import shutil
 import subprocess
@@ -18,15 +17,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from artifacts.files import sha256_file
+from artifacts.files import is_disk_full, sha256_file
 from artifacts.manifest import ModelArtifact, check_path
 from artifacts.store import Staging
 from configs.errors import SourceError, TransferError
 from configs.schema import HubSource, LocalSource, PypiGgufSource
 from tasks import model_files
 from tasks.step import Context, Request, Result, step
-
-NETWORK = "check the network and HF_ENDPOINT; what has arrived is kept and the next try continues"
 
 
 class DownloadRequest(Request):
@@ -136,13 +133,11 @@ def _fetch_from_hub(source: HubSource, context: Context) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
         raise SourceError(f"{type(error).__name__}: {error}".splitlines()[0], where=f"hub {source.repo}",
                           hint="check source.repo and source.revision; a gated model needs HF_TOKEN") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # a full disk is no matter of the network
-        raise TransferError(f"{type(error).__name__}: {error}".splitlines()[0], where=f"hub {source.repo}", hint=NETWORK) from error
     except Exception as error:  # the client lets errors of three HTTP libraries through
+        if is_disk_full(error):
+            raise  # a full disk is no matter of the network
         raise TransferError(f"{type(error).__name__}: {error}".splitlines()[0], where=f"hub {source.repo}",
-                            hint=NETWORK) from error
+                            hint="check the network and HF_ENDPOINT; what has arrived is kept and the next try continues") from error
     return folder
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import urllib.error
 import urllib.request
@@ -96,6 +97,11 @@ class Endpoint(BaseModel):
     def _authorization(self) -> dict[str, str]:
         keys = self.keys()
         return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
+def given_keys(variable: str | None) -> list[str]:
+    """The API keys in an environment variable, separated by commas; none if no variable is named or it is empty."""
+    return [key.strip() for key in os.environ.get(variable or "", "").split(",") if key.strip()]
 
 
 def read(name: str) -> Endpoint | None:

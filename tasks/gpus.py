@@ -1,32 +1,285 @@
-"""What GPUs this machine has, by NVML: without torch, so that the flow's own process and a cache key can ask."""
+"""What GPUs this machine has, by NVML: without torch, so that the flow's own process and a cache key can ask.
+
+NVML counts GPUs in PCI order, as nvidia-smi does; CUDA counts the fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID. On a
+machine with different models the same number can so mean two GPUs: whoever hands GPUs to a child process sets
+CUDA_VISIBLE_DEVICES to their UUIDs, which mean one thing to both. Sizes are bytes, memory is the device's: a container often
+cannot see what each process holds. Knows nothing of Prefect.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import PurePath
+from types import TracebackType
+from typing import Any
 
 import pynvml
 
+from configs.errors import LmflowsError, PreflightError
 
-def free_bytes() -> list[int]:
-    """Free memory of each GPU that `CUDA_VISIBLE_DEVICES` leaves visible, in bytes; empty without one."""
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+SAMPLE_SECONDS = 0.05
+UNKNOWN = "unknown"
+
+
+class GpuBusy(LmflowsError):
+    """Somebody else holds the GPU memory that a step needs. Trying again can help."""
+
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as NVML told when it was asked.
+
+    Attributes:
+        index: NVML's, and so nvidia-smi's.
+        architecture: the compute capability as compilers name it, for example sm_90.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    architecture: str
+    total_bytes: int
+    free_bytes: int
+    driver: str
+
+    def __str__(self) -> str:
+        return f"GPU {self.index} ({self.name})"
+
+
+def visible() -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in its order; empty without one, or without a working driver.
+
+    Read as CUDA does: numbers, UUIDs and beginnings of UUIDs; an entry that names no GPU, or more than one, hides itself and all
+    that follow; a GPU that is named twice hides all. Numbers are taken as NVML's. A MIG slice is no GPU here.
+    """
     try:
-        pynvml.nvmlInit()
+        with _nvml():
+            return _unmasked(_all(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     except pynvml.NVMLError:
         return []
-    try:
-        handles = {}
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            handles[str(index)] = handles[str(pynvml.nvmlDeviceGetUUID(handle))] = handle
-        indices = [str(index) for index in range(len(handles) // 2)] if mask is None else [name.strip() for name in mask.split(",")]
-        return [int(pynvml.nvmlDeviceGetMemoryInfo(handles[index]).free) for index in indices if index in handles]
-    except pynvml.NVMLError:  # a board that does not tell
-        return []
-    finally:
-        pynvml.nvmlShutdown()
+
+
+def free_bytes() -> list[int]:
+    """Free memory of each visible GPU, in bytes; empty without one."""
+    return [gpu.free_bytes for gpu in visible()]
+
+
+def used_bytes() -> int:
+    """Memory in use on all visible GPUs together, in bytes, whoever uses it; 0 without one."""
+    return sum(gpu.total_bytes - gpu.free_bytes for gpu in visible())
 
 
 def cuda_is_visible() -> bool:
     """Whether a step of this run will find a CUDA GPU: what `device: auto` comes down to."""
-    return bool(free_bytes())
+    return bool(visible())
+
+
+def choose(allowed: tuple[int, ...] | None, count: int) -> list[Gpu]:
+    """The `count` GPUs with the most free memory.
+
+    Args:
+        allowed: the GPUs that a run may use, as positions from 0 among the visible ones; None for all of them.
+        count: how many; with 0 there is nothing to choose, and nobody is asked.
+
+    Returns:
+        The freest first, of equals the first position; empty if count is 0, or if no GPU is visible and none was named.
+
+    Raises:
+        PreflightError: a named GPU is not there, or there are too few.
+    """
+    if count == 0:
+        return []
+    gpus = visible()
+    if not gpus and allowed is None:
+        return []
+    there = ", ".join(f"{position}: {gpu.name}" for position, gpu in enumerate(gpus)) or f"none ({_why_none()})"
+    if missing := sorted(set(allowed or ()) - set(range(len(gpus)))):
+        raise PreflightError(f"GPU {', '.join(map(str, missing))} is not here; visible: {there}", where="gpus",
+                             hint="name GPUs by their positions from 0 among those that CUDA_VISIBLE_DEVICES leaves visible (`nvidia-smi -L`)")
+    candidates = gpus if allowed is None else [gpus[position] for position in sorted(set(allowed))]
+    if len(candidates) < count:
+        raise PreflightError(f"{count} GPUs are needed, the run may use {len(candidates)}; visible: {there}", where="gpus",
+                             hint="allow more GPUs, lower engine.tp, or run on a larger worker")
+    return sorted(candidates, key=lambda gpu: -gpu.free_bytes)[:count]
+
+
+def require_free(gpus: Sequence[Gpu], bytes_each: int, *, what: str) -> None:
+    """Ask NVML again, now, whether each of the GPUs has that much free memory.
+
+    Args:
+        bytes_each: what is needed on each of them.
+        what: who needs it: the step, for the error.
+
+    Raises:
+        GpuBusy: one has less; names who holds it where NVML tells.
+        PreflightError: one is gone.
+    """
+    if not gpus:
+        return
+    try:
+        with _nvml():
+            problems = [problem for gpu in gpus if (problem := _shortage(gpu, bytes_each))]
+    except pynvml.NVMLError as error:
+        raise PreflightError(f"NVML no longer tells of {', '.join(map(str, gpus))}: {error}", where=what,
+                             hint="look at `nvidia-smi` and `dmesg`; a GPU that was lost comes back with a reboot") from None
+    if problems:
+        raise GpuBusy("; ".join(problems), where=what,
+                      hint="stop what uses it (`nvidia-smi` lists it), wait until it ends, or let the run use another GPU")
+
+
+def fingerprint(gpu: Gpu) -> dict[str, str]:
+    """What evidence and reports say of the GPU: the same for two GPUs of one kind under one driver."""
+    return {"name": gpu.name, "driver": gpu.driver, "architecture": gpu.architecture, "memory": _gb(gpu.total_bytes)}
+
+
+class PeakMeter:
+    """The most memory that came into use on some GPUs since the start, over all of them at one moment, in bytes.
+
+    It is the device's figure, everybody's use together: a container often cannot see per-process ones. So it tells what a step took
+    only while nobody else starts or ends on the same GPU. A thread asks NVML every 50 ms; shorter peaks can be missed.
+
+    Use as a context manager, or call start, stop, and sample between them. `peak_bytes` is None without a GPU, or if NVML does not tell.
+    """
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self.peak_bytes: int | None = None
+        self._uuids = [gpu.uuid for gpu in gpus]
+        self._handles: list[Any] = []
+        self._baseline = 0
+        self._lock, self._end, self._thread = threading.Lock(), threading.Event(), threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMeter:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Take the baseline and begin to watch. Once."""
+        if not self._uuids:
+            return
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            try:
+                self._handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in self._uuids]
+                self._baseline, self.peak_bytes = self._used(), 0
+            except pynvml.NVMLError:
+                pynvml.nvmlShutdown()
+                raise
+            self._thread.start()
+
+    def sample(self) -> None:
+        """Look now."""
+        with self._lock, suppress(pynvml.NVMLError):
+            if self.peak_bytes is not None:
+                self.peak_bytes = max(self.peak_bytes, self._used() - self._baseline)
+
+    def stop(self) -> None:
+        """Look a last time and end; does nothing if it never began or has ended."""
+        if self._thread.is_alive():
+            self._end.set()
+            self._thread.join()
+            self.sample()
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+
+    def _watch(self) -> None:
+        while not self._end.wait(SAMPLE_SECONDS):
+            self.sample()
+
+    def _used(self) -> int:
+        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
+
+
+@contextmanager
+def _nvml() -> Iterator[None]:
+    """NVML between its init and shutdown, which it counts, so that sessions may overlap."""
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _all() -> list[Gpu]:
+    """Every GPU of the machine that tells of its memory; one that has fallen off the bus is left out."""
+    driver = str(_asked(pynvml.nvmlSystemGetDriverVersion))
+    gpus = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        with suppress(pynvml.NVMLError):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory, capability = pynvml.nvmlDeviceGetMemoryInfo(handle), _asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+            gpus.append(Gpu(index=index, uuid=str(pynvml.nvmlDeviceGetUUID(handle)), name=str(_asked(pynvml.nvmlDeviceGetName, handle)),
+                            architecture=UNKNOWN if capability == UNKNOWN else f"sm_{capability[0]}{capability[1]}",
+                            total_bytes=int(memory.total), free_bytes=int(memory.free), driver=driver))
+    return gpus
+
+
+def _asked(function: Any, *arguments: Any) -> Any:
+    """NVML's answer, or UNKNOWN where the board or the driver does not support the question."""
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return UNKNOWN
+
+
+def _unmasked(gpus: list[Gpu], mask: str | None) -> list[Gpu]:
+    if mask is None:
+        return gpus
+    found: list[Gpu] = []
+    for entry in (part.strip() for part in mask.split(",")):
+        if entry.isdecimal():
+            matching = [gpu for gpu in gpus if gpu.index == int(entry)]
+        else:
+            matching = [gpu for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)]
+        if len(matching) != 1:
+            break
+        found += matching
+    return found if len(set(found)) == len(found) else []
+
+
+def _why_none() -> str:
+    try:
+        with _nvml():
+            count = pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError as error:
+        return f"NVML says: {error}"
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"NVML knows {count}" + (f", CUDA_VISIBLE_DEVICES={mask}" if mask is not None else "")
+
+
+def _shortage(gpu: Gpu, needed: int) -> str | None:
+    handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    free = int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    if free >= needed:
+        return None
+    return f"{gpu} has {_gb(free)} of {_gb(gpu.total_bytes)} free, {_gb(needed)} are needed; {_holders(handle)}"
+
+
+def _holders(handle: Any) -> str:
+    """Who holds memory on the device, the largest first. A process of another container may be missing or have no size."""
+    sizes: Counter[int] = Counter()
+    for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+        with suppress(pynvml.NVMLError):
+            for process in ask(handle):
+                sizes[process.pid] = max(sizes[process.pid], process.usedGpuMemory or 0)
+    if not sizes:
+        return "NVML does not tell who holds it"
+    return "held by " + ", ".join(f"pid {pid}{_name(pid)}" + (f" with {_gb(size)}" if size else "") for pid, size in sizes.most_common())
+
+
+def _name(pid: int) -> str:
+    words = str(_asked(pynvml.nvmlSystemGetProcessName, pid)).split()
+    return f" ({PurePath(words[0]).name})" if words and words[0] != UNKNOWN else ""
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

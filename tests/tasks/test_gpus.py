@@ -1,0 +1,280 @@
+"""GPUs by NVML, without one: only `pynvml` itself is replaced, by a small machine whose GPUs and memory the test sets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from configs.errors import LmflowsError, PreflightError, from_dict
+from tasks import gpus
+from tasks.gpus import Gpu, GpuBusy, PeakMeter, choose, cuda_is_visible, fingerprint, free_bytes, require_free, visible
+
+GB = 10**9
+
+
+class NVMLError(Exception):
+    pass
+
+
+@dataclass
+class Board:
+    """A GPU of the machine. `deaf` holds the names of the functions that it does not support."""
+
+    uuid: str
+    used: int = 0
+    total: int = 80 * GB
+    name: str = "NVIDIA H200"
+    capability: tuple[int, int] = (9, 0)
+    processes: list[tuple[int, int | None]] = field(default_factory=list)
+    deaf: set[str] = field(default_factory=set)
+
+
+class Machine:
+    """What `pynvml` offers of it; it also counts sessions, so that a leak is seen."""
+
+    NVMLError = NVMLError
+
+    def __init__(self, *boards: Board, broken: str = "") -> None:
+        self.boards, self.broken, self.sessions, self.inits = list(boards), broken, 0, 0
+
+    def nvmlInit(self) -> None:
+        if self.broken:
+            raise NVMLError(self.broken)
+        self.sessions += 1
+        self.inits += 1
+
+    def nvmlShutdown(self) -> None:
+        self.sessions -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.boards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Board:
+        return self._ask(self.boards[index], "HandleByIndex", self.boards[index])
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Board:
+        for board in self.boards:
+            if board.uuid == uuid:
+                return board
+        raise NVMLError("Not Found")
+
+    def nvmlDeviceGetUUID(self, board: Board) -> str:
+        return self._ask(board, "UUID", board.uuid)
+
+    def nvmlDeviceGetName(self, board: Board) -> str:
+        return self._ask(board, "Name", board.name)
+
+    def nvmlDeviceGetCudaComputeCapability(self, board: Board) -> tuple[int, int]:
+        return self._ask(board, "CudaComputeCapability", board.capability)
+
+    def nvmlDeviceGetMemoryInfo(self, board: Board) -> SimpleNamespace:
+        return self._ask(board, "MemoryInfo", SimpleNamespace(total=board.total, used=board.used, free=board.total - board.used))
+
+    def nvmlDeviceGetComputeRunningProcesses(self, board: Board) -> list[SimpleNamespace]:
+        return self._ask(board, "Processes", [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in board.processes])
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, board: Board) -> list[SimpleNamespace]:
+        raise NVMLError("Not Supported")
+
+    def nvmlSystemGetProcessName(self, pid: int) -> str:
+        if pid > 9000:
+            raise NVMLError("Not Found")
+        return "/usr/bin/python -m something --long"
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.65"
+
+    def _ask(self, board: Board, question: str, answer: Any) -> Any:
+        if not self.sessions:
+            raise NVMLError("Uninitialized")
+        if question in board.deaf:
+            raise NVMLError("Not Supported")
+        return answer
+
+
+Install = Callable[..., Machine]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a machine behind NVML; with the mask that a test wants, or none."""
+
+    def put(*boards: Board, broken: str = "", mask: str | None = None) -> Machine:
+        machine = Machine(*boards, broken=broken)
+        monkeypatch.setattr(gpus, "pynvml", machine)
+        if mask is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+        return machine
+
+    return put
+
+
+def three() -> list[Board]:
+    return [Board("GPU-aa11", used=70 * GB), Board("GPU-aa22", used=10 * GB), Board("GPU-bb33", used=10 * GB)]
+
+
+def test_a_gpu_is_told_whole(install: Install) -> None:
+    machine = install(Board("GPU-aa11", used=30 * GB))
+    assert visible() == [Gpu(index=0, uuid="GPU-aa11", name="NVIDIA H200", architecture="sm_90", total_bytes=80 * GB, free_bytes=50 * GB,
+                             driver="580.65")]
+    assert free_bytes() == [50 * GB] and cuda_is_visible()
+    assert fingerprint(visible()[0]) == {"name": "NVIDIA H200", "driver": "580.65", "architecture": "sm_90", "memory": "80.0 GB"}
+    assert machine.sessions == 0
+
+
+@pytest.mark.parametrize(("mask", "indices"), [
+    (None, [0, 1, 2]), ("2,0", [2, 0]), (" 1 , 2 ", [1, 2]), ("GPU-bb,GPU-aa11", [2, 0]), ("GPU-bb33,1", [2, 1]),
+    ("", []), ("-1", []), ("NoDevFiles", []),
+    ("1,7,0", [1]), ("0,-1,1", [0]), ("0,MIG-1234,1", [0]), ("GPU-aa11,GPU-zz,GPU-bb33", [0]),
+    ("GPU-aa,2", []),  # two begin so
+    ("1,1", []), ("1,2,GPU-aa22", []),
+])
+def test_the_mask_means_what_it_means_to_cuda(install: Install, mask: str | None, indices: list[int]) -> None:
+    install(*three(), mask=mask)
+    assert [gpu.index for gpu in visible()] == indices
+
+
+@pytest.mark.parametrize("words", ["NVML Shared Library Not Found", "Driver/library version mismatch"])
+def test_without_a_working_driver_there_is_no_gpu(install: Install, words: str) -> None:
+    install(Board("GPU-aa11"), broken=words)
+    assert visible() == [] and free_bytes() == [] and not cuda_is_visible() and choose(None, 1) == []
+    with pytest.raises(PreflightError, match=f"GPU 0 is not here; visible: none .NVML says: {words}"):
+        choose((0,), 1)
+
+
+def test_a_driver_without_a_gpu_is_no_gpu(install: Install) -> None:
+    install()
+    assert visible() == [] and choose(None, 2) == []
+
+
+def test_a_lost_gpu_does_not_hide_the_others(install: Install) -> None:
+    boards = three()
+    boards[0].deaf = {"HandleByIndex"}
+    boards[1].deaf = {"MemoryInfo"}
+    machine = install(*boards)
+    assert [gpu.index for gpu in visible()] == [2] and machine.sessions == 0
+
+
+def test_what_a_board_does_not_tell_is_unknown(install: Install) -> None:
+    install(Board("GPU-aa11", deaf={"Name", "CudaComputeCapability"}))
+    assert (visible()[0].name, visible()[0].architecture) == ("unknown", "unknown")
+
+
+def test_the_gpus_with_the_most_free_memory_are_chosen_and_the_first_of_equals(install: Install) -> None:
+    install(*three())
+    assert [gpu.index for gpu in choose(None, 1)] == [1]
+    assert [gpu.index for gpu in choose(None, 3)] == [1, 2, 0]
+    assert [gpu.index for gpu in choose((2, 0, 2), 1)] == [2]
+    assert choose((0,), 0) == []
+
+
+def test_positions_count_among_the_visible_gpus(install: Install) -> None:
+    install(*three(), mask="2,0")
+    assert [gpu.index for gpu in choose((0,), 1)] == [2]
+    assert [gpu.index for gpu in choose((1,), 1)] == [0]
+    with pytest.raises(PreflightError, match="GPU 2 is not here; visible: 0: NVIDIA H200, 1: NVIDIA H200"):
+        choose((0, 2), 1)
+
+
+def test_too_few_gpus_are_an_error_that_counts(install: Install) -> None:
+    install(*three())
+    with pytest.raises(PreflightError, match="2 GPUs are needed, the run may use 1"):
+        choose((1,), 2)
+    with pytest.raises(PreflightError, match="4 GPUs are needed, the run may use 3"):
+        choose(None, 4)
+
+
+def test_a_hidden_gpu_cannot_be_named(install: Install) -> None:
+    install(*three(), mask="")
+    with pytest.raises(PreflightError, match=r"GPU 0 is not here; visible: none .NVML knows 3, CUDA_VISIBLE_DEVICES="):
+        choose((0,), 1)
+
+
+def test_memory_is_asked_again_before_a_step(install: Install) -> None:
+    machine = install(Board("GPU-aa11"))
+    chosen = choose(None, 1)
+    require_free(chosen, 60 * GB, what="quantize")
+    machine.boards[0].used = 75 * GB
+    machine.boards[0].processes = [(4242, 5 * GB), (9999, None), (77, 70 * GB)]
+    with pytest.raises(GpuBusy) as caught:
+        require_free(chosen, 60 * GB, what="quantize")
+    assert str(caught.value).startswith("quantize: GPU 0 (NVIDIA H200) has 5.0 GB of 80.0 GB free, 60.0 GB are needed; "
+                                        "held by pid 77 (python) with 70.0 GB, pid 4242 (python) with 5.0 GB, pid 9999 -> stop what uses it")
+    assert caught.value.retryable and machine.sessions == 0
+    assert isinstance(from_dict(caught.value.to_dict()), GpuBusy)
+
+
+def test_where_nvml_does_not_tell_who_holds_memory_the_error_says_so(install: Install) -> None:
+    install(Board("GPU-aa11", used=79 * GB, deaf={"Processes"}), Board("GPU-bb22", used=79 * GB))
+    with pytest.raises(GpuBusy, match=r"GPU 0 .* NVML does not tell who holds it; GPU 1 .* NVML does not tell"):
+        require_free(visible(), 2 * GB, what="serve")
+
+
+def test_a_gpu_that_went_away_is_no_matter_of_waiting(install: Install) -> None:
+    machine = install(Board("GPU-aa11"))
+    chosen = choose(None, 1)
+    machine.boards.clear()
+    with pytest.raises(LmflowsError, match=r"NVML no longer tells of GPU 0 \(NVIDIA H200\): Not Found") as caught:
+        require_free(chosen, 1, what="quantize")
+    assert not caught.value.retryable and machine.sessions == 0
+
+
+def test_without_gpus_nvml_is_not_asked(install: Install) -> None:
+    machine = install(broken="not to be asked")
+    require_free([], 1, what="quantize")
+    with PeakMeter([]) as meter:
+        meter.sample()
+    assert meter.peak_bytes is None and machine.inits == 0
+
+
+def test_the_peak_is_above_the_baseline_and_over_all_gpus_at_one_moment(install: Install) -> None:
+    machine = install(Board("GPU-aa11", used=5 * GB), Board("GPU-bb22", used=7 * GB))
+    with PeakMeter(visible()) as meter:
+        machine.boards[0].used = 15 * GB
+        meter.sample()
+        machine.boards[0].used, machine.boards[1].used = 5 * GB, 13 * GB
+        meter.sample()
+        machine.boards[1].used = 0
+    assert meter.peak_bytes == 10 * GB and machine.sessions == 0
+
+
+def test_the_meter_looks_by_itself_with_one_init(install: Install) -> None:
+    machine = install(Board("GPU-aa11"))
+    chosen = visible()
+    machine.inits = 0
+    meter = PeakMeter(chosen)
+    meter.start()
+    machine.boards[0].used = 3 * GB
+    deadline = time.monotonic() + 10
+    while meter.peak_bytes == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert meter.peak_bytes == 3 * GB and machine.inits == 1
+    meter.stop()
+    meter.stop()
+    assert machine.sessions == 0
+
+
+def test_a_meter_whose_gpu_stops_telling_keeps_what_it_saw(install: Install) -> None:
+    machine = install(Board("GPU-aa11"))
+    with PeakMeter(visible()) as meter:
+        machine.boards[0].used = GB
+        meter.sample()
+        machine.boards[0].deaf = {"MemoryInfo"}
+        meter.sample()
+    assert meter.peak_bytes == GB and machine.sessions == 0
+
+
+def test_a_meter_that_cannot_begin_measures_nothing(install: Install) -> None:
+    machine = install(Board("GPU-aa11"))
+    chosen = visible()
+    machine.boards[0].deaf = {"MemoryInfo"}
+    with PeakMeter(chosen) as meter:
+        pass
+    assert meter.peak_bytes is None and machine.sessions == 0

@@ -5,15 +5,18 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 PY := $(VENV)/bin/python
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header \
+    --upgrade -q
 
-.PHONY: help install demo test lint bench lock clean
+.PHONY: help install demo test test-gpu lint bench bench-gpu lock clean
 
 help:
 	@echo 'make demo    a real model, from its source to a judged and served 4-bit endpoint'
 	@echo 'make test    the whole test suite'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   what orchestration costs, in ratios of one run'
-	@echo 'make lock    resolve the dependencies again'
+	@echo 'make test-gpu, make bench-gpu    the same on a machine with an NVIDIA GPU'
+	@echo 'make lock    resolve the dependencies again, and those of the engine runtimes'
 
 install: $(STAMP)
 
@@ -44,9 +47,18 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(PY) -m tests.bench
 
+test-gpu: $(STAMP)
+	$(PY) -m pytest tests/gpu
+
+# Writes docs/benchmarks/<gpu>.md. The runtimes come first: making them takes minutes and no GPU.
+bench-gpu: $(STAMP)
+	$(VENV)/bin/lmflows engines prepare lmdeploy-0.12.3 lmdeploy-0.18.0
+	$(PY) -m tests.gpu.bench --out build/bench-gpu
+	$(PY) -m tests.gpu.write_up build/bench-gpu
+
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --no-header --upgrade -q -o requirements.lock
+	$(COMPILE) pyproject.toml --extra dev -o requirements.lock
+	@set -e; for file in configs/runtimes/*.in; do echo $$file; $(COMPILE) $$file -o $${file%.in}.lock; done
 
 clean:
 	rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache

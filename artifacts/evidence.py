@@ -1,11 +1,14 @@
-"""Evidence: what was measured about a candidate and its parent, and the verdict that rests on it.
+"""Measurement, evidence, verdict: what was measured of each variant, what that says of a candidate beside its parent, and
+the decision that rests on it.
 
-Data only, as it is stored; `tasks.evaluate` measures and `tasks.verdict` judges. All NLL and KL figures are in nats.
+Data only, as it is stored; `tasks.measure` measures, `tasks.evaluate` compares and `tasks.verdict` judges. All NLL and KL
+figures are in nats.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,12 +20,67 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Answer(_Frozen):
+    """A greedy answer to one prompt. `ids`: the prompt's token ids through the variant's own chat template."""
+
+    prompt: str
+    ids: tuple[int, ...]
+    text: str
+    tokens: int
+    seconds: float
+
+
+class Speed(_Frozen):
+    """Tokens per second of one batch size, each round's figure.
+
+    Attributes:
+        prefill: prompt tokens, over the time to the first new token of the whole batch.
+        decode: new tokens, over the time from prompt to last token; prompts of 16 tokens.
+    """
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
+
+    @property
+    def prefill_median(self) -> float:
+        return statistics.median(self.prefill)
+
+    @property
+    def decode_median(self) -> float:
+        return statistics.median(self.decode)
+
+
+class Measurement(_Frozen):
+    """One variant through the engine that serves it; the scores of its tokens lie beside it.
+
+    Attributes:
+        load_seconds: from the engine's call to a loaded model, without Python's imports.
+        gpu_bytes: device memory taken by loading it, KV cache included; None without a GPU.
+        hardware: the GPUs, or the processor.
+    """
+
+    variant: str
+    engine: str
+    runtime: str
+    versions: dict[str, str]
+    hardware: dict[str, str]
+    model: Digest
+    texts: Digest
+    answers: tuple[Answer, ...]
+    load_seconds: float
+    gpu_bytes: int | None
+    speeds: tuple[Speed, ...]
+
+
 class DocumentScore(_Frozen):
     """One held-out document under both models: sums over its scored tokens (all but the first).
 
     Attributes:
         broken: positions at which a model gave NaN or probability 0; they are not among `tokens`.
-        kl: sum of KL(parent || candidate) over the positions.
+        kl: sum of KL(parent || candidate) over the positions, with all but the parent's likeliest tokens as one event.
         same_top: positions at which both models rank the same token first.
     """
 
@@ -43,10 +101,11 @@ class SampleAnswer(_Frozen):
 
 
 class Evidence(_Frozen):
-    """Parent and candidate on the same held-out documents, through the same engine."""
+    """Parent and candidate on the same held-out documents, each through the engine and KV cache that would serve it."""
 
+    variant: str
     engine: str
-    dtype: str
+    runtime: str
     parent: Digest
     candidate: Digest
     texts: Digest

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from configs.errors import UnsafeManifest
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Kind = Literal["fp16", "w4a16", "texts", "evidence", "report"]
+Kind = Literal["fp16", "w4a16", "texts", "measurement", "evidence", "report"]
 MAX_FILES = 100_000
 MAX_FILE_BYTES = 1 << 50  # 1 PiB: a larger size in a manifest is a lie, and would defeat the disk check
 MAX_PATH_BYTES = 1024  # PATH_MAX of macOS; Linux has 4096, of which the store's own folder takes a part

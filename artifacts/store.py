@@ -249,20 +249,25 @@ class LocalStore:
                     os.close(handle)
 
     def _hash(self, staging: Staging) -> list[FileEntry]:
+        def sync(name: str) -> None:
+            with (staging.path / name).open("rb") as file:
+                os.fsync(file.fileno())
+
         def entry(name: str) -> FileEntry:
             path = staging.path / name
             if name not in staging.known:
-                if name not in staging.borrowed:
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
                 staging.known[name] = files.sha256_file(path)
             if name not in staging.borrowed:
                 path.chmod(0o444)
             size, sha256 = staging.known[name]
             return FileEntry(path=name, size=size, sha256=sha256)
 
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            return list(pool.map(entry, staging.names()))
+        with ThreadPoolExecutor(HASH_THREADS) as pool:  # one thread waits for the disk while another computes
+            synced = [pool.submit(sync, name) for name in staging.names() if name not in staging.known and name not in staging.borrowed]
+            entries = list(pool.map(entry, staging.names()))
+            for job in synced:
+                job.result()
+            return entries
 
     def _keep_blob(self, path: Path, entry: FileEntry) -> None:
         blob = self.blob(entry.sha256)

@@ -104,6 +104,14 @@ class VerdictFailed(LmflowsError):
     summary: Any = None
 
 
+class EngineError(LmflowsError):
+    """An engine that is not available here, refuses the model, or fails at a request."""
+
+
+class EngineCrashed(LmflowsError):
+    """An engine's process died: TurboMind aborts from C++ on some configurations. The message has its last lines."""
+
+
 class EndpointError(LmflowsError):
     """A server that did not start, did not answer, or did not answer like the evidence says."""
 

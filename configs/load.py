@@ -166,7 +166,7 @@ def _models(keys: list[str], data: Any) -> list[type[BaseModel]]:
     for key in keys:
         node = node.get(key, {}) if isinstance(node, dict) else {}
         found = [cls for model in models if key in model.model_fields for cls in _classes(model.model_fields[key].annotation)]
-        chosen = [cls for cls in found for tag in ("type", "engine")
+        chosen = [cls for cls in found for tag in ("type", "name")
                   if tag in cls.model_fields and isinstance(node, dict)
                   and node.get(tag) in get_args(cls.model_fields[tag].annotation)]
         models = chosen or found

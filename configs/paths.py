@@ -13,6 +13,17 @@ def python_path() -> str:
     return os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def process_environment() -> dict[str, str]:
+    """What each of our own processes (steps, engines, servers) is given beside its parent's environment."""
+    return {
+        "LMFLOWS_HOME": str(home()), "PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
+        # transformers copies a model's own Python files to where it imports them from: not into the user's cache, that nobody sweeps
+        "HF_MODULES_CACHE": os.environ.get("HF_MODULES_CACHE", str(home() / "modules")),
+        # glibc keeps freed weights in per-thread arenas; few arenas give them back
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
+    }
+
+
 def home() -> Path:
     """The folder that holds artifacts, runs, endpoints and Prefect's files.
 

@@ -16,6 +16,8 @@ Minutes = Annotated[float, Field(gt=0, le=7 * 24 * 60)]
 T = TypeVar("T")
 Lax = Annotated[T, Strict(False)]  # YAML has neither paths nor tuples
 Port = Annotated[int, Field(ge=1, le=65535)]
+Variant = Literal["fp16", "fp16-kv8", "fp16-kv4", "w4a16", "w4a16-kv8", "w4a16-kv4"]
+KvBits = Literal[0, 4, 8]  # LMDeploy's quant_policy: 0 keeps the KV cache in 16 bit
 
 
 class Section(BaseModel):
@@ -114,6 +116,8 @@ class Quantize(Section):
     bits: Literal[4] = 4
     symmetric: Literal[False] = Field(default=False, description="LMDeploy's --w-sym fails after the whole calibration")
     group_size: int = Field(default=128, ge=16, le=1024)
+    format: Literal["awq", "compressed-tensors"] = Field(default="awq", description=(
+        "compressed-tensors: the same numbers repacked, which TurboMind also serves with group size 32"))
     search_scale: bool = Field(default=False, description="search the smoothing ratio per layer: slower, and better for small models")
     samples: int = Field(default=128, ge=1, le=65_536)
     sequence_length: int = Field(default=2048, ge=16, le=131_072, description="tokens")
@@ -154,7 +158,57 @@ class Promote(Section):
     stage: Literal["dev"] = "dev"
 
 
-class _Deploy(Section):
+class _Engine(Section):
+    runtime: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description=(
+        "the locked environment that the engine runs in (`lmflows engines ls`); default is the project's own"))
+    tp: int = Field(default=1, ge=1, le=64, description="GPUs that share the model")
+
+
+class EngineTransformers(_Engine):
+    """The reference engine: transformers behind an OpenAI-compatible server; runs anywhere, one answer at a time."""
+
+    name: Literal["transformers"]
+    tp: Literal[1] = 1
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description=(
+        "what to compute in; float32 is fastest on a CPU, and the reference for scores"))
+    session_len: int = Field(default=4096, ge=64, description="most tokens of prompt and answer together")
+
+
+class _LmdeployEngine(_Engine):
+    cache_max_entry_count: float = Field(default=0.8, gt=0, lt=1, description=(
+        "share of the GPU memory left after the weights that the KV cache takes"))
+    session_len: int | None = Field(default=None, ge=64, description="most tokens of prompt and answer together; default: the model's")
+
+
+class EngineTurbomind(_LmdeployEngine):
+    """LMDeploy's TurboMind (CUDA)."""
+
+    name: Literal["turbomind"]
+
+
+class EnginePytorch(_LmdeployEngine):
+    """LMDeploy's PyTorch engine (CUDA): more architectures and group sizes than TurboMind."""
+
+    name: Literal["pytorch"]
+
+
+Engine = Annotated[EngineTransformers | EngineTurbomind | EnginePytorch, Field(discriminator="name")]
+
+
+class Benchmark(Section):
+    """How fast each variant is, measured at the engine: prefill and decode, without a server in between."""
+
+    batch_sizes: Lax[tuple[Annotated[int, Field(ge=1, le=4096)], ...]] = Field(default=(1, 16, 128), min_length=1)
+    prompt_tokens: int = Field(default=512, ge=1)
+    new_tokens: int = Field(default=128, ge=2)
+    rounds: int = Field(default=3, ge=1, description="the median counts")
+
+
+class Deploy(Section):
+    """The endpoint: which variant is served, and where."""
+
+    variant: Variant = Field(default="w4a16", description=(
+        "weights and KV cache; LMDeploy's quant_policy 8 is -kv8, 4 is -kv4"))
     host: str = "127.0.0.1"
     port: Port = 23333
     model_name: str | None = Field(default=None, description="name in the API; default: the pipeline's name")
@@ -163,27 +217,6 @@ class _Deploy(Section):
     ready_timeout_minutes: Minutes = 10
     score_tolerance: float = Field(default=0.02, gt=0, description=(
         "how far the live endpoint's mean NLL per token may be from the evidence, in nats"))
-
-
-class DeployTransformers(_Deploy):
-    """The reference engine behind an OpenAI-compatible server; runs anywhere."""
-
-    engine: Literal["transformers"]
-    session_len: int = Field(default=4096, ge=64, description="most tokens of prompt and answer together")
-
-
-class DeployTurbomind(_Deploy):
-    """`lmdeploy serve api_server` with the TurboMind engine (CUDA)."""
-
-    engine: Literal["turbomind"]
-    tp: int = Field(default=1, ge=1, le=64, description="GPUs that share the model")
-    cache_max_entry_count: float = Field(default=0.8, gt=0, lt=1, description=(
-        "share of the GPU memory left after the weights that the KV cache takes"))
-    quant_policy: Literal[0, 4, 8] = Field(default=0, description=(
-        "KV cache: 0 as the model, 4 int4, 8 int8 (42, TurboQuant, is not refused by TurboMind but read wrongly)"))
-    session_len: int | None = Field(default=None, ge=64)
-    score_tolerance: float = Field(default=0.1, gt=0, description=(
-        "nats; wider than on the CPU: the evidence comes from the fp32 reference engine, the endpoint computes in fp16"))
 
 
 class Pipeline(Section):
@@ -197,7 +230,17 @@ class Pipeline(Section):
     evaluate: Evaluate
     upload: Upload = Upload()
     promote: Promote = Promote()
-    deploy: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")] | None = None
+    engine: Engine
+    variants: Lax[tuple[Variant, ...]] = Field(default=("fp16", "w4a16"), description="what is measured side by side; fp16 is the yardstick")
+    benchmark: Benchmark | None = None
+    deploy: Deploy | None = None
+    gpus: Lax[tuple[Annotated[int, Field(ge=0)], ...]] | None = Field(default=None, min_length=1, description=(
+        "GPUs that the run may use, counted among the visible ones; default: all of them"))
+
+    @property
+    def served_variant(self) -> Variant:
+        """What the verdict is about: the variant that is deployed, or the last one if none is."""
+        return self.deploy.variant if self.deploy else next(name for name in reversed(self.variants) if name.startswith("w4a16"))
 
     @field_validator("name")
     @classmethod
@@ -208,15 +251,35 @@ class Pipeline(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        if isinstance(self.deploy, DeployTurbomind) and self.quantize.group_size != 128:
-            raise ValueError(f"quantize.group_size {self.quantize.group_size} cannot be served by deploy.engine turbomind, "
-                             "which takes AWQ with group size 128 only; set group_size: 128 "
-                             "(and source.pad_to_multiple: 128 if the model's sizes need it)")
-        longest = self.deploy.session_len if self.deploy else None
+        if isinstance(self.engine, EngineTurbomind):
+            sizes = {"awq": (128,), "compressed-tensors": (32, 128)}[self.quantize.format]
+            if self.quantize.group_size not in sizes:
+                raise ValueError(f"quantize.group_size {self.quantize.group_size} cannot be served by engine turbomind, which takes AWQ with group "
+                                 "size 128 only, and compressed-tensors with 32 or 128; set group_size: 128 (and source.pad_to_multiple: 128 if "
+                                 "the model's sizes need it), or quantize.format: compressed-tensors with group_size: 32")
+        if isinstance(self.engine, EngineTransformers) and (kv := [name for name in self.variants if "-kv" in name]):
+            raise ValueError(f"variants {', '.join(kv)} need engine turbomind or pytorch: transformers has no quantized KV cache")
+        if isinstance(self.engine, EnginePytorch) and self.quantize.format != "awq":
+            raise ValueError("quantize.format compressed-tensors is for engine turbomind; set format: awq")
+        if self.variants[:1] != ("fp16",) or len(set(self.variants)) < len(self.variants) or not any("w4a16" in name for name in self.variants):
+            raise ValueError(f"variants {list(self.variants)}: the first must be fp16, the yardstick, then w4a16 variants, each once")
+        if self.served_variant.startswith("fp16"):
+            raise ValueError(f"deploy.variant {self.served_variant}: a pipeline serves what it has quantized; use w4a16, w4a16-kv8 or w4a16-kv4")
+        if self.served_variant not in self.variants:
+            raise ValueError(f"deploy.variant {self.served_variant} is not among variants {list(self.variants)}: what is served must be measured")
+        longest = self.engine.session_len
         if longest is not None and longest < self.evaluate.max_tokens_per_document:
-            raise ValueError(f"deploy.session_len {longest} is less than evaluate.max_tokens_per_document "
-                             f"{self.evaluate.max_tokens_per_document}, and the endpoint is asked to score such a document; raise the first")
+            raise ValueError(f"engine.session_len {longest} is less than evaluate.max_tokens_per_document "
+                             f"{self.evaluate.max_tokens_per_document}, and the engine is asked to score such a document; raise the first")
+        if longest is not None and self.benchmark and longest < self.benchmark.prompt_tokens + self.benchmark.new_tokens:
+            raise ValueError(f"engine.session_len {longest} is less than benchmark.prompt_tokens + new_tokens; raise the first")
         if self.evaluate.documents > self.texts.held_out_documents:
             raise ValueError(f"evaluate.documents {self.evaluate.documents} is more than texts.held_out_documents "
                              f"{self.texts.held_out_documents}; lower the first or raise the second")
         return self
+
+
+def weights_and_kv(variant: Variant) -> tuple[Literal["fp16", "w4a16"], KvBits]:
+    """A variant's weight format and the bits of its KV cache."""
+    weights, _, kv = variant.partition("-kv")
+    return ("fp16" if weights == "fp16" else "w4a16"), (8 if kv == "8" else 4 if kv == "4" else 0)

@@ -21,20 +21,17 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
 
-from artifacts.store import LocalStore
-from configs import paths
-from configs.errors import ArtifactMissing, ConfigError, EndpointError, LmflowsError, VerdictFailed
+from configs.errors import ConfigError, EndpointError, LmflowsError, VerdictFailed
+from flows import cli_engines
+from flows.terminal import err, find, find_model, out, resolve, show_rows, stores
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.")
 config_app = typer.Typer(no_args_is_help=True, help="Pipeline configs.")
 app.add_typer(config_app, name="config")
-# in a file or a pipe nothing shall be folded at 80 columns
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
-err = Console(stderr=True)
+app.add_typer(cli_engines.app, name="engines")
+LOADING_SECONDS = 1800  # the longest that a conversation waits for its model: hundreds of GB come from a slow disk
 
 ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]
 EndpointName = Annotated[str | None, typer.Argument(help="an endpoint's name; not needed if there is one")]
@@ -83,20 +80,16 @@ def run(config: ConfigPath, set_: Overrides = None,
     meter = MemoryMeter([process] if (process := supervisor.pid()) else [])
     meter.start()
     failed = None
-    with _terminated_is_interrupted(), ConsoleDisplay(out) as display:
+    with _terminated_raises(KeyboardInterrupt()), ConsoleDisplay(out) as display:
         display.started_at = started
         token = DISPLAY.set(display)
         try:
-            summary = quantize_and_deploy(str(config), overrides)
+            with environment.unreachable_is_an_error():
+                summary = quantize_and_deploy(str(config), overrides)
         except VerdictFailed as error:
             summary, failed = error.summary, error
         except KeyboardInterrupt:
             out.print("finished steps are kept, and the next run goes on after them")
-            raise
-        except RuntimeError as error:
-            if "API" in str(error):  # Prefect raises a plain RuntimeError if its server cannot be reached or started
-                raise LmflowsError(str(error).splitlines()[0], where="Prefect",
-                                   hint="check PREFECT_API_URL (unset it to run without a server)") from error
             raise
         finally:
             DISPLAY.reset(token)
@@ -109,14 +102,47 @@ def run(config: ConfigPath, set_: Overrides = None,
 
 
 @app.command()
-def chat(name: EndpointName = None, url: Annotated[str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")] = None,
+def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; with --engine an artifact's digest or a model folder")] = None,
+         engine: Annotated[str | None, typer.Option(help="load a model with this engine just for the conversation: "
+                                                         "transformers, turbomind or pytorch")] = None,
+         variant: Annotated[str | None, typer.Option(help="with --engine: the KV cache, for example w4a16-kv8")] = None,
+         cache_max_entry_count: Annotated[float, typer.Option(help="with --engine: share of the GPU memory for the KV cache")] = 0.4,
+         trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="with --engine and a folder: run its Python files")] = False,
+         url: Annotated[str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")] = None,
          system: Annotated[str | None, typer.Option(help="a system message")] = None,
          temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-         max_tokens: Annotated[int, typer.Option(min=1)] = 512) -> None:
-    """Talk to an endpoint. An empty line or Ctrl-D ends it, /new forgets the conversation, Ctrl-C cuts an answer short."""
-    from flows.chat import converse
+         max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+         timing: Annotated[bool, typer.Option("--timing", help="tell tokens and seconds of each answer")] = False) -> None:
+    """Talk to an endpoint, or to a model in an engine of its own.
 
-    converse(out, name=name, url=url, system=system, temperature=temperature, max_tokens=max_tokens)
+    An empty line or Ctrl-D ends it, /new forgets the conversation, Ctrl-C cuts an answer short."""
+    from flows.chat import Manner, converse
+    from tasks import endpoints
+
+    manner = Manner(system=system, temperature=temperature, max_tokens=max_tokens, timing=timing)
+    if engine is None:
+        converse(out, manner, endpoint=None if url else endpoints.one(name), url=url)
+        return
+    if name is None:
+        raise ConfigError("which model?", where="--engine", hint="name an artifact's digest or a model folder")
+    from tasks.gpus import cuda_is_visible
+    from tasks.model_files import read_config
+    from tasks.once import served
+
+    folder, digest = find_model(name)
+    kind = "w4a16" if "quantization_config" in read_config(folder) else "fp16"
+    options = cli_engines.engine_of(engine, cache_max_entry_count=cache_max_entry_count,
+                                    dtype="float16" if cuda_is_visible() else "float32")  # as the tutorial does; float32 runs out of memory
+    moving = err.status("loading")  # shows nothing where nothing can move
+    moving.start()
+    try:
+        with _terminated_raises(SystemExit(130)), served(  # KeyboardInterrupt would only cut an answer short
+                folder, options, cli_engines.variant_of(variant or kind, options), trust_remote_code=trust_remote_code or digest is not None,
+                limit_s=LOADING_SECONDS, waiting=moving.update) as endpoint:
+            moving.stop()
+            converse(out, manner, endpoint=endpoint)
+    finally:
+        moving.stop()
 
 
 @app.command()
@@ -128,9 +154,9 @@ def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     for endpoint in endpoints.everyone():
         state, pid = supervisor.state(endpoint)
         rows.append({"name": endpoint.name, "state": state, "url": f"{endpoint.url}/v1", "model": endpoint.model_name,
-                     "engine": endpoint.options.engine, "artifact": endpoint.artifact.short, "pid": pid or "",
+                     "engine": endpoint.engine.name, "artifact": endpoint.artifact.short, "pid": pid or "",
                      "since": f"{endpoint.since:%Y-%m-%d %H:%M} UTC"})
-    _show(rows, as_json, "no endpoint is deployed")
+    show_rows(rows, as_json, "no endpoint is deployed")
 
 
 @app.command()
@@ -162,21 +188,21 @@ def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     from tasks.report import mb
 
     stages: dict[str, list[str]] = {}
-    for store in _stores():
+    for store in stores():
         for ref in LocalRegistry(store.root).refs():
             if ref.current:
                 stages.setdefault(ref.current.digest, []).append(f"{ref.model}/{ref.stage}")
     rows = []
-    for digest in dict.fromkeys(digest for store in _stores() for digest in store.digests()):
+    for digest in dict.fromkeys(digest for store in stores() for digest in store.digests()):
         try:
-            manifest = _find(digest).manifest(digest)
+            manifest = find(digest).manifest(digest)
         except LmflowsError as error:
             err.print(str(error), markup=False, highlight=False, soft_wrap=True)
             continue
         rows.append({"digest": digest if as_json else digest[:12], "kind": manifest.kind, "size": manifest.size if as_json else mb(manifest.size),
-                     "files": len(manifest.files), "uploaded": "yes" if any(store.manifest_path(digest).exists() for store in _stores()[1:]) else "",
+                     "files": len(manifest.files), "uploaded": "yes" if any(store.manifest_path(digest).exists() for store in stores()[1:]) else "",
                      "stages": ", ".join(stages.get(digest, [])), "parents": ", ".join(f"{p.role} {p.digest[:12]}" for p in manifest.parents)})
-    _show(rows, as_json, "no artifacts yet")
+    show_rows(rows, as_json, "no artifacts yet")
 
 
 @app.command()
@@ -184,7 +210,7 @@ def show(digest: Annotated[str, typer.Argument(help="a digest, or its first digi
     """Show an artifact: its report if it is one, else its manifest."""
     from rich.markdown import Markdown
 
-    store, full = _resolve(digest)
+    store, full = resolve(digest)
     artifact = store.open(full)
     if artifact.kind == "report":
         text = (artifact.path / "report.md").read_text()
@@ -197,9 +223,9 @@ def show(digest: Annotated[str, typer.Argument(help="a digest, or its first digi
 @app.command()
 def verify(digest: Annotated[str, typer.Argument(help="a digest, or its first digits")]) -> None:
     """Hash every file of an artifact, wherever it lies; status 1 if one is changed, missing or extra."""
-    _, full = _resolve(digest)
+    _, full = resolve(digest)
     bad = 0
-    for store in _stores():
+    for store in stores():
         if store.manifest_path(full).exists():
             problems = store.verify(full)
             bad += len(problems)
@@ -252,42 +278,6 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
-def _stores() -> list[LocalStore]:
-    """The workspace, and every store that a run on this machine has uploaded to."""
-    return [LocalStore(paths.workspace()), *(LocalStore(folder) for folder in paths.known_stores())]
-
-
-def _find(digest: str) -> LocalStore:
-    for store in _stores():
-        if store.manifest_path(digest).exists():
-            return store
-    raise ArtifactMissing(f"no artifact {digest}", where=str(paths.home()), hint="`lmflows ls` shows what there is")
-
-
-def _resolve(prefix: str) -> tuple[LocalStore, str]:
-    """The store that has the one artifact whose digest starts with `prefix`, and the digest."""
-    known = {digest for store in _stores() for digest in store.digests()}
-    found = [digest for digest in known if digest.startswith(prefix.removeprefix("sha256:"))]
-    if len(found) != 1:
-        what = f"{len(found)} artifacts start with {prefix!r}" if found else f"no artifact starts with {prefix!r}"
-        raise ArtifactMissing(what, where=str(paths.home()), hint="`lmflows ls` shows what there is")
-    return _find(found[0]), found[0]
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    elif not rows:
-        out.print(nothing)
-    else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in rows[0]:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        out.print(table, highlight=False)
-
-
 def _program() -> str:
     """What the reader has to type for this program where they are: its name if the shell finds it, else its path."""
     called, found = Path(sys.argv[0]).absolute(), shutil.which("lmflows")
@@ -303,12 +293,12 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that a step's processes are ended in order."""
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+def _terminated_raises(error: BaseException) -> Iterator[None]:
+    """SIGTERM raises this, so that a step's or a server's processes are ended in order."""
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise error
 
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

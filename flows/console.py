@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.quantize_and_deploy import Summary
+from flows.terminal import show_rows
 from tasks.capacity import gb
 from tasks.report import mb, one_line
 
@@ -123,7 +124,7 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
     colour = {"PASS": "green", "FAIL": "red"}.get(verdict.outcome, "yellow")
     console.print(f"[bold {colour}]{verdict.outcome}[/] {escape('; '.join(verdict.reasons))}", highlight=False)
     rows = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "fp16", "w4a16"):
+    for column in ("", "fp16", summary.served):
         rows.add_column(column, overflow="fold")
     smaller = summary.parent_bytes / summary.candidate_bytes
     rows.add_row("size", mb(summary.parent_bytes), f"{mb(summary.candidate_bytes)} ({smaller:.2f} times smaller)")
@@ -133,6 +134,9 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
         rows.add_row(escape(f"> {sample.prompt}"), escape(one_line(sample.parent)), escape(one_line(sample.candidate)))
     console.print(rows, highlight=False)
     console.print()
+    if len(summary.variants) > 2 or "decode tokens/s" in summary.variants[0]:
+        show_rows(list(summary.variants), False, "", console)
+        console.print()
     facts = [("artifact", summary.candidate.digest), ("report", summary.report.digest)]
     if summary.promoted:
         facts.append(("stage", f"{summary.name}/{summary.promoted.stage}{'' if summary.promoted.moved else ' (pointed there already)'}"))
@@ -155,4 +159,4 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
 
 
 def _title(name: str) -> str:
-    return f"{name.replace('_', ' '):<10}"
+    return f"{name.replace('_', ' '):<13}"

@@ -6,10 +6,12 @@ Whoever has set up Prefect (a profile, an API URL, a PREFECT_HOME) keeps it; els
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from configs import paths
-from configs.errors import ConfigError
+from configs.errors import ConfigError, LmflowsError
 
 
 def prepare(*, quiet: bool = False) -> None:
@@ -32,3 +34,15 @@ def prepare(*, quiet: bool = False) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # the default 20 s is short on a busy machine
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+@contextmanager
+def unreachable_is_an_error() -> Iterator[None]:
+    """Tell of a Prefect server that cannot be reached or started: Prefect raises a plain RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "API" in str(error):
+            raise LmflowsError(str(error).splitlines()[0], where="Prefect",
+                               hint="check PREFECT_API_URL (unset it to run without a server)") from error
+        raise

@@ -23,34 +23,40 @@ from artifacts.store import LocalStore
 from configs import paths
 from configs.errors import VerdictFailed
 from configs.load import load
-from configs.schema import Pipeline
+from configs.schema import Pipeline, Variant, weights_and_kv
 from flows.steps import Done, Run, artifact_key
+from flows.variants import measure_variants
 from tasks import endpoints, supervisor
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
 from tasks.child import reap_orphans
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
-from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
+from tasks.evaluate import read_evidence
+from tasks.gpus import choose, cuda_is_visible
+from tasks.measure import MeasureRequest, hardware
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, preflight
 from tasks.promote import PromoteRequest, PromoteResult, promote
 from tasks.quantize import QuantizeRequest, quantize
-from tasks.report import ReportRequest, StepTime, markdown, report, variant_rows
+from tasks.repack import RepackRequest, repack
+from tasks.report import ReportRequest, ReportResult, StepTime, report
 from tasks.smoke_test import SmokeTestRequest, smoke_test
 from tasks.texts import TextsRequest, texts
 from tasks.upload import UploadRequest, upload
 
 
 class Summary(BaseModel):
-    """What a run has led to."""
+    """What a run has led to. `variants` is the table of variants, one row each."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
+    served: Variant
     verdict: Verdict
     evidence: Evidence
     candidate: ModelArtifact
     report: ModelArtifact
+    variants: tuple[dict[str, str], ...]
     parent_bytes: int
     candidate_bytes: int
     needs: CapacityResult
@@ -61,7 +67,7 @@ class Summary(BaseModel):
 
 @flow(name="quantize-and-deploy", flow_run_name="{config}", persist_result=False)
 def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, Any] | None = None) -> Summary:
-    """Download, check, quantize, evaluate, judge, upload, promote and serve a model.
+    """Download, check, quantize, measure, judge, upload, promote and serve a model.
 
     Args:
         config: the pipeline's YAML file.
@@ -70,7 +76,8 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     pipeline = load(find_config(config), overrides)
     run = begin_run(pipeline)
     folders = (paths.workspace(), store_folder(pipeline))
-    run.perform(machine, MachineRequest(quantize=pipeline.quantize, deploy=pipeline.deploy, folders=folders, port_is_ours=port_is_ours(pipeline)))
+    run.perform(machine, MachineRequest(quantize=pipeline.quantize, engine=pipeline.engine, deploy=pipeline.deploy, gpus=pipeline.gpus,
+                                        folders=folders, port_is_ours=port_is_ours(pipeline)))
     split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
     source = run.perform(download, DownloadRequest(source=pipeline.source), timeout_minutes=pipeline.source.timeout_minutes)
     model, trusted = source.result.model, bool(getattr(pipeline.source, "trusted_code", None))
@@ -81,41 +88,65 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
         done.append(padded)
 
     checked = run.perform(preflight, PreflightRequest(
-        model=model, texts=split.result.texts, quantize=pipeline.quantize, deploy=pipeline.deploy, trust_remote_code=trusted,
-        untrusted_code=source.result.untrusted_code))
-    recipe = QuantizeRequest(model=model, texts=split.result.texts, config=pipeline.quantize, trust_remote_code=trusted)
-    room = run.perform(capacity, CapacityRequest(model=checked.result, quantize=pipeline.quantize, evaluate=pipeline.evaluate, folders=folders,
-                                                 reused=run.has_done(quantize, recipe)))
+        model=model, texts=split.result.texts, quantize=pipeline.quantize, engine=pipeline.engine, served=pipeline.served_variant,
+        trust_remote_code=trusted, untrusted_code=source.result.untrusted_code))
+    plain = pipeline.quantize.model_copy(update={"format": "awq"})  # another format is repacked from it
+    recipe = QuantizeRequest(model=model, texts=split.result.texts, config=plain, trust_remote_code=trusted)
+    room = run.perform(capacity, CapacityRequest(model=checked.result, quantize=pipeline.quantize, evaluate=pipeline.evaluate, engine=pipeline.engine,
+                                                 gpus=pipeline.gpus, folders=folders, reused=run.has_done(quantize, recipe)))
+    needs = room.result.gpu_bytes
     spoke = run.perform(smoke_test, SmokeTestRequest(model=model, config=pipeline.smoke_test, trust_remote_code=trusted),
-                        timeout_minutes=pipeline.smoke_test.timeout_minutes)
-    quantized = run.perform(quantize, recipe, timeout_minutes=pipeline.quantize.timeout_minutes)
-    candidate = quantized.result.candidate
-    evaluated = run.perform(evaluate, EvaluateRequest(parent=model, candidate=candidate, texts=split.result.texts, config=pipeline.evaluate,
-                                                      trust_remote_code=trusted), timeout_minutes=pipeline.evaluate.timeout_minutes)
-    done += [checked, spoke, quantized, evaluated]
-    evidence = read_evidence(evaluated.result.evidence)
-    story = ReportRequest(
-        name=pipeline.name, parent=model, candidate=candidate, evidence=evaluated.result.evidence, model=checked.result,
-        max_perplexity_ratio=pipeline.evaluate.max_perplexity_ratio, smoke_test=spoke.result, parent_bytes=quantized.result.parent_bytes,
-        candidate_bytes=quantized.result.candidate_bytes,
-        steps=tuple(StepTime(name=item.name, seconds=item.seconds, peak_rss_bytes=item.peak_rss_bytes) for item in done if item.kept))
-    judged = run.perform(report, story)
-    tell(story, evidence, judged.result.verdict)
-    stored = run.perform(upload, UploadRequest(artifacts=(candidate, judged.result.report, evaluated.result.evidence), store=store_folder(pipeline)))
+                        timeout_minutes=pipeline.smoke_test.timeout_minutes, gpu_bytes=needs)
+    quantized = run.perform(quantize, recipe, timeout_minutes=pipeline.quantize.timeout_minutes, gpu_bytes=needs)
+    candidate, candidate_bytes = quantized.result.candidate, quantized.result.candidate_bytes
+    done += [checked, spoke, quantized]
+    if pipeline.quantize.format == "compressed-tensors":
+        repacked = run.perform(repack, RepackRequest(model=candidate, group_size=pipeline.quantize.group_size))
+        candidate, candidate_bytes = repacked.result.candidate, repacked.result.candidate_bytes
+        done.append(repacked)
 
-    promoted = deployed = None
-    if judged.result.verdict.outcome == "PASS":
-        in_store, report_in_store, evidence_in_store = stored.result.uploaded
-        promoted = run.perform(promote, PromoteRequest(
-            name=pipeline.name, stage=pipeline.promote.stage, candidate=in_store, report=report_in_store, store=store_folder(pipeline),
-            who=f"{psutil.Process().username()}@{socket.gethostname()}", why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
-        if pipeline.deploy is not None:
-            deployed = run.perform(deploy, DeployRequest(name=pipeline.name, artifact=in_store, evidence=evidence_in_store,
-                                                         options=pipeline.deploy, trust_remote_code=trusted)).result
-    summary = Summary(name=pipeline.name, verdict=judged.result.verdict, evidence=evidence, candidate=candidate, report=judged.result.report,
-                      parent_bytes=quantized.result.parent_bytes, candidate_bytes=quantized.result.candidate_bytes, needs=room.result,
-                      promoted=promoted, deployed=deployed, reused=tuple(item.name for item in done if item.reused))
+    measured = measure_variants(run, pipeline, MeasureRequest(
+        variant="fp16", model=model, texts=split.result.texts, engine=pipeline.engine, config=pipeline.evaluate, benchmark=pipeline.benchmark,
+        yardstick=None, hardware=hardware(run.gpus), trust_remote_code=trusted), candidate, checked.result.head_dim, needs, done)
+    sizes = {"fp16": quantized.result.parent_bytes, "w4a16": candidate_bytes}
+    story = ReportRequest(
+        name=pipeline.name, served=pipeline.served_variant, model=checked.result, max_perplexity_ratio=pipeline.evaluate.max_perplexity_ratio,
+        smoke_test=spoke.result,
+        variants=tuple(item.outcome(sizes[weights_and_kv(item.variant)[0]]) for item in measured),
+        steps=tuple(StepTime(name=item.name, seconds=item.seconds, peak_rss_bytes=item.peak_rss_bytes, peak_gpu_bytes=item.peak_gpu_bytes)
+                    for item in done if item.kept))
+    judged = run.perform(report, story)
+    tell(story, judged.result)
+    proof = story.outcome(story.served).evidence
+    assert proof is not None
+    stored = run.perform(upload, UploadRequest(artifacts=(candidate, judged.result.report, proof), store=store_folder(pipeline)))
+
+    passed = judged.result.verdict.outcome == "PASS"
+    promoted, deployed = put_into_service(run, pipeline, stored.result.uploaded, trusted, needs) if passed else (None, None)
+    summary = Summary(name=pipeline.name, served=story.served, verdict=judged.result.verdict, evidence=read_evidence(proof), candidate=candidate,
+                      report=judged.result.report, variants=judged.result.variants, parent_bytes=quantized.result.parent_bytes,
+                      candidate_bytes=candidate_bytes, needs=room.result, promoted=promoted, deployed=deployed,
+                      reused=tuple(item.name for item in done if item.reused))
     return stand_by(summary)
+
+
+def put_into_service(run: Run, pipeline: Pipeline, uploaded: tuple[ModelArtifact, ...], trusted: bool,
+                     gpu_bytes: int) -> tuple[PromoteResult, DeployResult | None]:
+    """Promote what has passed, and serve it if the pipeline says where.
+
+    Args:
+        uploaded: candidate, report and evidence, as they lie in the store.
+    """
+    candidate, story, evidence = uploaded
+    promoted = run.perform(promote, PromoteRequest(
+        name=pipeline.name, stage=pipeline.promote.stage, candidate=candidate, report=story, store=store_folder(pipeline),
+        who=f"{psutil.Process().username()}@{socket.gethostname()}", why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
+    if pipeline.deploy is None:
+        return promoted, None
+    request = DeployRequest(name=pipeline.name, artifact=candidate, evidence=evidence, engine=pipeline.engine, options=pipeline.deploy,
+                            gpus=tuple(gpu.uuid for gpu in run.gpus), trust_remote_code=trusted)
+    replaces = endpoints.read(pipeline.name) is not None  # the server that it replaces gives its memory back
+    return promoted, run.perform(deploy, request, gpu_bytes=0 if replaces else gpu_bytes).result
 
 
 def find_config(config: str) -> Path:
@@ -131,7 +162,8 @@ def begin_run(pipeline: Pipeline) -> Run:
     folder = paths.runs() / f"{stamp}-{pipeline.name}-{str(flow_run.id or '')[:8]}"
     folder.mkdir(parents=True)
     paths.remember_store(store_folder(pipeline))
-    return Run(folder=folder, store=LocalStore(paths.workspace()))
+    gpus = choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0)
+    return Run(folder=folder, store=LocalStore(paths.workspace()), gpus=tuple(gpus))
 
 
 def store_folder(pipeline: Pipeline) -> Path:
@@ -145,12 +177,10 @@ def port_is_ours(pipeline: Pipeline) -> bool:
             and supervisor.state(known)[0] in ("RUNNING", "STARTING"))
 
 
-def tell(story: ReportRequest, evidence: Evidence, verdict: Verdict) -> None:
+def tell(story: ReportRequest, judged: ReportResult) -> None:
     """The run's story and its table of variants, for the Prefect UI."""
-    recipe = LocalStore(paths.workspace()).manifest(story.candidate.digest).recipe
-    create_markdown_artifact(markdown(story, evidence, verdict, recipe), key=artifact_key(f"report {story.name}"),
-                             description=f"{story.name}: {verdict.outcome}")
-    create_table_artifact(variant_rows(story, evidence), key=artifact_key(f"variants {story.name}"), description="fp16 against w4a16")
+    create_markdown_artifact(judged.text, key=artifact_key(f"report {story.name}"), description=f"{story.name}: {judged.verdict.outcome}")
+    create_table_artifact(list(judged.variants), key=artifact_key(f"variants {story.name}"), description="the variants, measured side by side")
 
 
 def stand_by(summary: Summary) -> Summary:

@@ -1,7 +1,7 @@
 """Whether this machine can do it, asked on every run.
 
-`machine` comes first of all and asks what needs no model: the port, the GPUs, the folders. `capacity` compares what this
-model and recipe need of disk, host memory and GPU memory with what there is.
+`machine` comes first of all and asks what needs no model: the port, the GPUs, the folders, the engine's runtime. `capacity`
+compares what this model and recipe need of disk, host memory and GPU memory with what there is.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import psutil
-from pydantic import Field
 
-from configs.schema import DeployTransformers, DeployTurbomind, Evaluate, Quantize
+from configs.errors import PreflightError
+from configs.schema import Deploy, Engine, EngineTransformers, Evaluate, Quantize
+from tasks import runtimes
 from tasks.endpoints import given_keys
-from tasks.gpus import free_bytes
+from tasks.gpus import choose, free_bytes
 from tasks.preflight import PreflightResult, raise_all
 from tasks.step import Context, Request, Result, step
 
@@ -33,7 +33,9 @@ class MachineRequest(Request):
     """What can be asked before the model is there. `port_is_ours`: the endpoint that the run replaces holds the port."""
 
     quantize: Quantize
-    deploy: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")] | None
+    engine: Engine
+    deploy: Deploy | None
+    gpus: tuple[int, ...] | None
     folders: tuple[Path, ...]
     port_is_ours: bool = False
 
@@ -44,9 +46,10 @@ class MachineResult(Result):
 
 @step(child=False, cached=False)
 def machine(request: MachineRequest, context: Context) -> MachineResult:
-    """Ask this machine for what needs no model: folders, GPUs, the port, API keys."""
+    """Ask this machine for what needs no model: folders, GPUs, the port, API keys, the engine's runtime."""
     gpus = free_bytes()
     raise_all([*_writable(request.folders), *_gpus(len(gpus), request), *_port(request), *_keys(request)])
+    runtimes.prepare(request.engine.runtime, say=context.log)  # an unknown one shows here, and not after the quantization
     return MachineResult(gpus=len(gpus))
 
 
@@ -56,6 +59,8 @@ class CapacityRequest(Request):
     model: PreflightResult
     quantize: Quantize
     evaluate: Evaluate
+    engine: Engine
+    gpus: tuple[int, ...] | None
     folders: tuple[Path, ...]
     reused: bool = False
 
@@ -76,7 +81,7 @@ def capacity(request: CapacityRequest, context: Context) -> CapacityResult:
     context.log(f"needs {gb(needs.disk_bytes)} of disk, {gb(needs.host_bytes)} of memory, {gb(needs.gpu_bytes)} of GPU memory, "
                 f"{needs.time_class}")
     if not request.reused:
-        raise_all([*_disk(needs, request.folders), *_memory(needs), *_gpu_memory(needs)])
+        raise_all([*_disk(needs, request.folders), *_memory(needs), *_gpu_memory(needs, request)])
     return needs
 
 
@@ -87,9 +92,9 @@ def estimate(request: CapacityRequest) -> CapacityResult:
     tokens = quantize.samples * quantize.sequence_length
     activations = 3 * 2 * tokens * model.hidden_size  # LMDeploy holds all rows at once, fp16, twice and a half
     weights16 = 2 * model.parameters
-    # a batch of documents, float32, of both models, and a copy
-    logits = evaluate.batch_size * evaluate.max_tokens_per_document * 4 * 3 * model.vocabulary
-    scoring = 2 * 4 * model.parameters + logits
+    logits = evaluate.batch_size * evaluate.max_tokens_per_document * 4 * 2 * model.vocabulary  # a batch of documents, float32, and a copy
+    reference = isinstance(request.engine, EngineTransformers)  # computes in float32
+    scoring = (4 if reference else 2) * model.parameters + logits
     on_host = max(2 * weights16 + (0 if cuda else activations), weights16 if cuda else scoring)
     gpu = max(activations + weights16 // 8, scoring) + GPU_CONTEXT if cuda else 0
     search = 20 if quantize.search_scale else 1
@@ -130,19 +135,23 @@ def _memory(needs: CapacityResult) -> Iterator[str]:
                "or lower quantize.samples and quantize.sequence_length")
 
 
-def _gpu_memory(needs: CapacityResult) -> Iterator[str]:
-    free = free_bytes()
-    if free and free[0] < needs.gpu_bytes:  # the first visible one is the one that steps use
-        yield (f"the GPU has {gb(free[0])} free, the run needs {gb(needs.gpu_bytes)} -> stop what uses it (nvidia-smi), choose another with "
-               "CUDA_VISIBLE_DEVICES, or lower quantize.samples and quantize.sequence_length")
+def _gpu_memory(needs: CapacityResult, request: CapacityRequest) -> Iterator[str]:
+    for gpu in choose(request.gpus, request.engine.tp):
+        if gpu.free_bytes < needs.gpu_bytes:
+            yield (f"{gpu} has {gb(gpu.free_bytes)} free, the run needs {gb(needs.gpu_bytes)} -> stop what uses it (nvidia-smi, `lmflows status`), "
+                   "let the run use others (gpus), or lower quantize.samples and quantize.sequence_length")
 
 
 def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
     if request.quantize.device == "cuda" and not count:
         yield "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set quantize.device: auto"
-    if isinstance(request.deploy, DeployTurbomind) and count < request.deploy.tp:
-        yield (f"deploy.engine turbomind with tp {request.deploy.tp} needs as many CUDA GPUs, {count} are here -> run on a GPU worker, "
-               "lower deploy.tp, or set deploy.engine: transformers")
+    if not isinstance(request.engine, EngineTransformers) and count < request.engine.tp:
+        yield (f"engine {request.engine.name} with tp {request.engine.tp} needs as many CUDA GPUs, {count} are here -> run on a GPU worker, "
+               "lower engine.tp, or set engine.name: transformers")
+    try:
+        choose(request.gpus, request.engine.tp)
+    except PreflightError as error:
+        yield f"{error.message} -> {error.hint}"
 
 
 def _keys(request: MachineRequest) -> Iterator[str]:

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +25,8 @@ import psutil
 from artifacts.files import disk_full_is_an_error
 from artifacts.store import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
-from configs.paths import python_path
+from configs.paths import process_environment
+from tasks.gpus import Gpu, PeakMeter
 from tasks.step import In, Out, Step
 
 POLL_SECONDS = 0.1
@@ -41,21 +44,24 @@ class Listener(Protocol):
     def progress(self, fraction: float, text: str) -> None: ...
 
 
+@dataclass(frozen=True)
 class Usage:
-    """What a child used: wall time in seconds, and the most memory of its largest process in bytes."""
+    """What a child used: wall time in seconds, the most memory of its largest process, and the most GPU memory above what was
+    in use when it started, both in bytes; None without a GPU."""
 
-    def __init__(self, seconds: float, peak_rss_bytes: int) -> None:
-        self.seconds, self.peak_rss_bytes = seconds, peak_rss_bytes
+    seconds: float
+    peak_rss_bytes: int
+    peak_gpu_bytes: int | None
 
 
 def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalStore, timeout_s: float, listener: Listener,
-              python: str = sys.executable) -> tuple[Out, Usage]:
+              gpus: Sequence[Gpu] = ()) -> tuple[Out, Usage]:
     """Run a step in a process of its own.
 
     Args:
         folder: the step's folder in the run: request, log, events, answer. Made anew.
         timeout_s: seconds after which the child and all its processes are killed.
-        python: the interpreter of the environment that the step runs in.
+        gpus: those that the step may use; empty leaves it those of this process.
 
     Raises:
         StepTimeout, StepCrashed: the child was killed, or died without an answer.
@@ -70,19 +76,20 @@ def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalSto
         (folder / NOTE).write_text(json.dumps({"host": _host(), "flow": os.getpid(), "flow_started": psutil.Process().create_time(), "token": token}))
     with (folder / "log.txt").open("wb") as log:
         child = subprocess.Popen(
-            [python, "-P", "-m", "tasks.stage", step.address, "--folder", folder, "--workspace", store.root,
+            [sys.executable, "-P", "-m", "tasks.stage", step.address, "--folder", folder, "--workspace", store.root,
              "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment() | {TOKEN: token})
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(gpus) | {TOKEN: token})
     try:
-        _follow(child, folder, started + timeout_s, listener)
+        with PeakMeter(gpus) as meter:
+            _follow(child, folder, started + timeout_s, listener)
     except subprocess.TimeoutExpired:
         raise StepTimeout(f"ran longer than its limit of {timeout_s:.0f} s and was killed", where=f"step {step.name}",
-                          hint=f"raise {step.name}.timeout_minutes in the config; its log: {folder / 'log.txt'}") from None
+                          hint=f"raise timeout_minutes of its section in the config; its log: {folder / 'log.txt'}") from None
     finally:
         kill_group(child)
         (folder / NOTE).unlink(missing_ok=True)
         store.sweep()
-    return _answer(step, child.returncode, folder), _usage(folder, time.monotonic() - started)
+    return _answer(step, child.returncode, folder), _usage(folder, time.monotonic() - started, meter.peak_bytes)
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
@@ -132,10 +139,9 @@ def _host() -> str:
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
-                         # glibc keeps freed weights in per-thread arenas; one arena gives them back
-                         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")}
+def _environment(gpus: Sequence[Gpu]) -> dict[str, str]:
+    chosen = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus)} if gpus else {}
+    return os.environ | process_environment() | chosen
 
 
 def _same_process(pid: int, started: float) -> bool:
@@ -209,11 +215,11 @@ def _crash(name: str, returncode: int, folder: Path) -> LmflowsError:
     return StepCrashed(f"died with {how}; its last lines:\n    " + "\n    ".join(last or ["(none)"]), where=f"step {name}", hint=hint)
 
 
-def _usage(folder: Path, seconds: float) -> Usage:
+def _usage(folder: Path, seconds: float, peak_gpu_bytes: int | None) -> Usage:
     try:
         usage = json.loads((folder / "usage.json").read_text())
-        return Usage(usage["seconds"], usage["peak_rss_bytes"])
+        return Usage(usage["seconds"], usage["peak_rss_bytes"], peak_gpu_bytes)
     except (OSError, ValueError, KeyError):
-        return Usage(seconds, 0)
+        return Usage(seconds, 0, peak_gpu_bytes)
 
 

@@ -13,14 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.errors import ConfigError, EndpointError
-from configs.schema import DeployTransformers, DeployTurbomind
+from configs.schema import Deploy, Engine
 from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
 from tasks.endpoints import LOG, Endpoint
@@ -33,21 +30,26 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 class DeployRequest(Request):
-    """`evidence` is the artifact with the scores that the live endpoint must reproduce."""
+    """`evidence` is the artifact with the scores that the live endpoint must reproduce; `gpus` are the UUIDs of those it may use."""
 
     name: str
     artifact: ModelArtifact
     evidence: ModelArtifact
-    options: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")]
+    engine: Engine
+    options: Deploy
+    gpus: tuple[str, ...] = ()
     trust_remote_code: bool = False
 
 
 class DeployResult(Result):
-    """Where the endpoint is. `score_difference`: largest |mean NLL live - evidence| over the probes, nats a token."""
+    """Where the endpoint is. `first_words_seconds`: from the start of the deployment to the first completed answer;
+    `ready_seconds`: until its scores were checked, too. `score_difference`: largest |mean NLL live - evidence| over the
+    probes, nats a token."""
 
     url: str
     model_name: str
     reused: bool
+    first_words_seconds: float
     ready_seconds: float
     first_words: str
     score_difference: float
@@ -75,7 +77,8 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
     old = endpoints.read(request.name)
     old_keys = old.keys() if old is not None else []
     new = Endpoint(name=request.name, model_name=request.options.model_name or request.name, artifact=request.artifact,
-                   options=request.options, trust_remote_code=request.trust_remote_code, since=datetime.now(UTC))
+                   engine=request.engine, options=request.options, gpus=request.gpus,
+                   trust_remote_code=request.trust_remote_code, since=datetime.now(UTC))
     reused = new.same_service(old) and old_keys == keys and supervisor.state(new)[0] == "RUNNING"
     if old is None or old.options.port != new.options.port:
         _require_free_port(new)
@@ -83,13 +86,14 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
         if not reused:
             _replace(old, new, keys, context)
         words = wait_until_ready(new, context.progress)
+        spoke = time.monotonic() - started
         difference = check_scores(new, request.evidence)
     except BaseException:
         if not reused:
             _put_back(old, old_keys, new)
         raise
     return DeployResult(url=new.url, model_name=new.model_name, reused=reused, first_words=words, score_difference=difference,
-                        ready_seconds=round(time.monotonic() - started, 2))
+                        first_words_seconds=round(spoke, 2), ready_seconds=round(time.monotonic() - started, 2))
 
 
 def _replace(old: Endpoint | None, new: Endpoint, keys: list[str], context: Context) -> None:
@@ -164,7 +168,7 @@ def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:
         if not difference <= endpoint.options.score_tolerance:  # so a NaN is refused too
             raise EndpointError(f"held-out text scores {difference:.4f} nats a token off the evidence, more than deploy.score_tolerance "
                                 f"{endpoint.options.score_tolerance}: what is served is not what was judged", where=f"endpoint {endpoint.name}",
-                                hint="evaluate through the engine that serves, or look for what differs (KV cache, template, dtype)")
+                                hint="look for what differs between the server and the measurement (engine version, KV cache, GPU)")
         largest = max(largest, difference)
     if largest < 0:
         raise EndpointError("the evidence has no text to score", where=f"endpoint {endpoint.name}", hint="evaluate again")

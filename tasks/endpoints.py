@@ -14,16 +14,16 @@ import urllib.error
 import urllib.request
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from artifacts.files import write_atomic
 from artifacts.manifest import ModelArtifact
 from artifacts.registry import ModelName
 from configs import paths
 from configs.errors import EndpointError
-from configs.schema import DeployTransformers, DeployTurbomind
+from configs.schema import Deploy, Engine
 
 RECORD, KEYS, LOG, PROGRAM = "endpoint.json", "api_keys", "server.log", "program.conf"
 # an endpoint is on this machine, where the proxy that the environment may name does not find it
@@ -31,14 +31,16 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Endpoint(BaseModel):
-    """A served variant: where it listens, what it serves, and the options it was started with."""
+    """A served variant: where it listens, what it serves, and the options it was started with. `gpus`: their UUIDs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ModelName
     model_name: str
     artifact: ModelArtifact
-    options: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")]
+    engine: Engine
+    options: Deploy
+    gpus: tuple[str, ...] = ()
     trust_remote_code: bool = False
     since: datetime
 
@@ -107,11 +109,21 @@ def given_keys(variable: str | None) -> list[str]:
 def read(name: str) -> Endpoint | None:
     """The record of an endpoint, or None."""
     try:
-        return Endpoint.model_validate_json((paths.endpoints() / name / RECORD).read_bytes())
+        return from_file(paths.endpoints() / name / RECORD)
     except FileNotFoundError:
         return None
+
+
+def from_file(record: Path) -> Endpoint:
+    """The endpoint that a record describes; FileNotFoundError if it is not there.
+
+    Raises:
+        EndpointError: it is not a record of this version.
+    """
+    try:
+        return Endpoint.model_validate_json(record.read_bytes())
     except ValidationError as error:
-        raise EndpointError(f"unreadable record: {error.errors()[0]['msg']}", where=str(paths.endpoints() / name / RECORD),
+        raise EndpointError(f"unreadable record: {error.errors()[0]['msg']}", where=str(record),
                             hint="stop its server, then remove the folder") from None
 
 

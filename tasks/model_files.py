@@ -81,6 +81,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def end_ids(folder: Path, eos_token_id: int | None) -> set[int]:
+    """The token ids that end an answer: those of generation_config.json (else config.json), and the tokenizer's."""
+    try:
+        named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError):
+        named = None
+    named = read_config(folder).get("eos_token_id") if named is None else named
+    return {int(index) for index in (*(named if isinstance(named, list) else [named]), eos_token_id) if index is not None}
+
+
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write config.json without the folder that the model was loaded from: it would make the digest depend on the place."""
     values = {key: value for key, value in config.items() if key not in ("_name_or_path", "_model_name_or_path")}

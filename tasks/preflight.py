@@ -11,14 +11,13 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from artifacts.manifest import ModelArtifact
 from configs.errors import PreflightError, SourceError
-from configs.schema import DeployTransformers, DeployTurbomind, Quantize
-from tasks import model_files
+from configs.schema import Engine, EngineTransformers, EngineTurbomind, Quantize, Variant, weights_and_kv
+from tasks import model_files, runtimes
+from tasks.engines import turbomind
 from tasks.gpus import cuda_is_visible
 from tasks.model_files import ModelFacts
 from tasks.step import Context, Request, Result, step
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("lmdeploy", "transformers", "torch")
+SCORING_SERVER = (0, 14)  # the first LMDeploy whose api_server has /get_ppl
 # LMDeploy calibrates these, and then has no map for smoothing them (lite/quantization/awq.py, FC_FCS_MAP)
 DATA_FREE_ONLY = {"Qwen3MoeForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
                   "InternS2PreviewForConditionalGeneration"}
@@ -37,14 +37,13 @@ class PreflightRequest(Request):
     model: ModelArtifact
     texts: ModelArtifact
     quantize: Quantize
-    deploy: Annotated[DeployTransformers | DeployTurbomind, Field(discriminator="engine")] | None
+    engine: Engine
+    served: Variant
     trust_remote_code: bool = False
     untrusted_code: dict[str, str] = {}
 
     def key_fields(self) -> dict[str, object]:
-        """Of the deployment only the engine and what it makes of the model; ports and names are the machine's."""
-        deploy = self.deploy.model_dump(mode="json", include={"engine", "tp", "quant_policy", "session_len"}) if self.deploy else None
-        return super().key_fields() | {"deploy": deploy, "cuda": cuda_is_visible()}
+        return super().key_fields() | {"cuda": cuda_is_visible(), "runtime": runtimes.fingerprint(self.engine.runtime)}
 
 
 class PreflightResult(Result):
@@ -55,6 +54,7 @@ class PreflightResult(Result):
     parent_bytes: int
     candidate_bytes: int
     hidden_size: int
+    head_dim: int
     vocabulary: int
 
 
@@ -81,7 +81,8 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
     raise_all(found)
     return PreflightResult(architecture=facts.architecture, parameters=facts.parameters, parent_bytes=facts.bytes,
                            candidate_bytes=facts.quantized_bytes(request.quantize.group_size),
-                           hidden_size=int(facts.config.get("hidden_size", 0)), vocabulary=int(facts.config.get("vocab_size", 0)))
+                           hidden_size=int(facts.config.get("hidden_size", 0)), head_dim=facts.head_dim,
+                           vocabulary=int(facts.config.get("vocab_size", 0)))
 
 
 def raise_all(found: list[str]) -> None:
@@ -128,7 +129,7 @@ def architecture(subject: Subject) -> Iterator[str]:
         yield f"LMDeploy cannot quantize {name} -> use one of {', '.join(sorted(LAYER_TYPE_MAP))}"
     elif name in DATA_FREE_ONLY:
         yield f"LMDeploy's AWQ calibrates {name} and then fails for want of a smoothing map -> quantize it with llm-compressor"
-    if isinstance(subject.request.deploy, DeployTurbomind):
+    if isinstance(subject.request.engine, EngineTurbomind):
         served = turbomind_architectures()
         if name not in served:
             yield f"TurboMind does not serve {name} -> choose one of {', '.join(sorted(served))}"
@@ -141,7 +142,8 @@ def group_size(subject: Subject) -> Iterator[str]:
         name = next(name for name, (_, inn) in linears.items() if inn in misfits)
         pads = subject.facts.config.get("model_type") in ("llama", "mistral", "qwen2")
         fits = next((str(smaller) for smaller in (64, 32, 16) if all(inn % smaller == 0 for _, inn in linears.values())), None)
-        fixes = [f"set source.pad_to_multiple: {size}" if pads else "", f"quantize.group_size: {fits} (TurboMind takes 128 only)" if fits else ""]
+        fixes = [f"set source.pad_to_multiple: {size}" if pads else "",
+                 f"quantize.group_size: {fits} (for TurboMind 32, with format: compressed-tensors)" if fits else ""]
         yield (f"quantize.group_size {size} does not divide the input dimension of {name} ({sorted(misfits)}) -> "
                + (" or ".join(filter(None, fixes)) or "choose another model"))
     if odd := [name for name, (out, _) in linears.items() if out % 8]:
@@ -150,27 +152,28 @@ def group_size(subject: Subject) -> Iterator[str]:
 
 def kv_cache(subject: Subject) -> Iterator[str]:
     """KV int4 with head dimension 64 aborts TurboMind from C++ at the first request."""
-    deploy = subject.request.deploy
-    if isinstance(deploy, DeployTurbomind) and deploy.quant_policy == 4 and subject.facts.head_dim == 64:
-        yield "deploy.quant_policy 4 (KV int4) aborts TurboMind with head_dim 64 -> use 8 (KV int8) or 0"
+    if reason := refused(subject.request.served, subject.request.engine, subject.facts.head_dim):
+        yield f"deploy.variant {subject.request.served}: {reason}"
 
 
 def devices(subject: Subject) -> Iterator[str]:
     """A device or an engine is asked for that is not here."""
-    quantize, deploy = subject.request.quantize, subject.request.deploy
+    quantize, engine = subject.request.quantize, subject.request.engine
     if quantize.device == "cuda" and not subject.cuda:
         yield "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set quantize.device: auto"
     if quantize.dtype == "bfloat16" and not subject.cuda:
         yield "quantize.dtype bfloat16 does not work without a CUDA GPU -> set quantize.dtype: float16"
-    if isinstance(deploy, DeployTurbomind):
-        try:
-            import lmdeploy.turbomind  # noqa: F401
-        except ImportError as error:
-            yield (f"deploy.engine turbomind cannot be loaded here ({error}), and LMDeploy would fall back to another engine "
-                   "in silence -> run on a GPU worker, or set deploy.engine: transformers")
+    if isinstance(engine, EngineTurbomind) and engine.runtime == "default" and (problem := turbomind.unavailable()):
+        yield (f"engine turbomind cannot be loaded here ({problem}), and LMDeploy would fall back to another engine "
+               "in silence -> run on a GPU worker, or set engine.name: transformers")
+    if not isinstance(engine, EngineTransformers):
+        version = runtimes.fingerprint(engine.runtime)["lmdeploy"]
+        if tuple(int(part) for part in version.split(".")[:2]) < SCORING_SERVER:
+            yield (f"the api_server of LMDeploy {version} (runtime {engine.runtime}) has no /get_ppl, by which a deployment is proven to serve "
+                   "what was judged -> use a runtime with LMDeploy 0.14 or later; `lmflows engines compare` measures older ones without a server")
         heads = int(subject.facts.config.get("num_attention_heads") or 1)
-        if heads % deploy.tp:
-            yield f"deploy.tp {deploy.tp} does not divide the model's {heads} attention heads -> use a divisor"
+        if heads % engine.tp:
+            yield f"engine.tp {engine.tp} does not divide the model's {heads} attention heads -> use a divisor"
 
 
 def calibration(subject: Subject) -> Iterator[str]:
@@ -206,6 +209,13 @@ def turbomind_architectures() -> set[str]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return set(module.SUPPORTED_ARCHS)
+
+
+def refused(variant: Variant, engine: Engine, head_dim: int) -> str | None:
+    """Why an engine must not be asked for a variant, or None: TurboMind would abort, and take the request with it."""
+    if isinstance(engine, EngineTurbomind) and weights_and_kv(variant)[1] == 4 and head_dim == 64:
+        return "KV int4 aborts TurboMind with head_dim 64 -> use KV int8 (w4a16-kv8)"
+    return None
 
 
 def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase | str:

@@ -33,12 +33,12 @@ def main() -> NoReturn:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, _kill_group)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the flow decides what Ctrl-C means
-    _die_with(args.parent, signal.SIGTERM)
+    die_with(args.parent, signal.SIGTERM)
     started = time.monotonic()
     guard = os.getpid()
     worker = os.fork()
     if worker == 0:
-        _die_with(guard, signal.SIGKILL)
+        die_with(guard, signal.SIGKILL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os._exit(_work(args.step, args.folder, args.workspace))
     _, status = os.waitpid(worker, 0)
@@ -53,7 +53,7 @@ def _kill_group(_signal: int, _frame: FrameType | None) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _die_with(parent: int, how: signal.Signals) -> None:
+def die_with(parent: int, how: signal.Signals) -> None:
     """Ask the kernel to send this process a signal when its parent dies; end now if that has happened already."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, how)
     if os.getppid() != parent:

@@ -69,6 +69,10 @@ class Context:
             with self.events.open("a") as file:
                 file.write(line + "\n")
 
+    def scratch(self, name: str) -> Path | None:
+        """A file in the run's folder of this step, for logs; None if the step runs in the flow's own process."""
+        return None if self.events is None else self.events.with_name(name)
+
     def log(self, text: str) -> None:
         print(text, flush=True)
 

@@ -26,7 +26,8 @@ from supervisor.xmlrpc import SupervisorTransport
 from artifacts.files import write_atomic
 from configs import paths
 from configs.errors import EndpointError
-from tasks.endpoints import LOG, PROGRAM, Endpoint
+from tasks.endpoints import LOG, PROGRAM, RECORD, Endpoint
+from tasks.engines.process import interpreter
 
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107, and supervisord appends the pid while it binds
 START_SECONDS = 20.0
@@ -187,10 +188,10 @@ def _program(endpoint: Endpoint) -> str:
     """A server is taken as started after 2 s; three starts shorter than that in a row are FATAL. Later crashes
     restart it for ever. The log's path is escaped twice because supervisord expands it twice."""
     environment = ",".join(f'{key}="{_escape(value)}"' for key, value in {
-        "LMFLOWS_HOME": paths.home(), "PYTHONPATH": paths.python_path(), "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}.items())
+        **paths.process_environment(), **({"CUDA_VISIBLE_DEVICES": ",".join(endpoint.gpus)} if endpoint.gpus else {})}.items())
     return f"""\
 [program:{endpoint.name}]
-command={_escape(shlex.quote(sys.executable))} -P -m tasks.engines.launch {endpoint.name}
+command={_escape(shlex.quote(interpreter(endpoint.engine)))} -P -m tasks.engines.launch {_escape(shlex.quote(str(endpoint.folder / RECORD)))}
 directory=/
 environment={environment}
 autorestart=true

@@ -14,6 +14,7 @@ import pytest
 
 # before anything imports Prefect: no test touches the user's runs, endpoints or Prefect database
 _HOME = Path(tempfile.mkdtemp(prefix="lmflows-test-"))
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # what tests/gpu gets back
 os.environ.update({"LMFLOWS_HOME": str(_HOME / "home"), "PREFECT_HOME": str(_HOME / "prefect"), "HF_HUB_OFFLINE": "1",
                    "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
                    "CUDA_VISIBLE_DEVICES": ""})

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from configs.schema import Engine as EngineOptions
+from configs.schema import KvBits
+from tasks.texts import token_ids
+
+
+class EngineSpec(BaseModel):
+    """What an engine is asked to load: a model folder, the engine and its options, and the bits of the KV cache.
+
+    Attributes:
+        trust_remote_code: run the folder's Python files; the caller has checked their hashes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    engine: EngineOptions
+    kv_bits: KvBits = 0
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,26 +39,73 @@ class Generation:
         text: decoded without special tokens.
         tokens: how many were generated, the end token included.
         finish_reason: `stop` if the model ended its turn, `length` if the limit did.
-        finite: whether every logit on the way was finite.
-        seconds: from prompt to last token.
+        finite: whether every logit on the way was finite; None if the engine does not show its logits.
+        seconds: from prompt to last token; of a batch, of the whole batch.
     """
 
     text: str
     tokens: int
     finish_reason: str
-    finite: bool
+    finite: bool | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of a sequence of n token ids, at each of the n - 1 positions that predict the next one.
+
+    Attributes:
+        nll: float64[n - 1], the negative log-likelihood in nats of ids 1..n-1; NaN where the model gave NaN.
+        top: int32[n - 1], the likeliest token.
+        ids: int32[n - 1, k], the tokens at which the distribution is kept.
+        logprobs: float32[n - 1, k], their log-probabilities.
+    """
+
+    nll: npt.NDArray[np.float64]
+    top: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+
+
+class Tokenized:
+    """Token ids by the model's own tokenizer: the part that every engine in this process has in common."""
+
+    tokenizer: Any
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return list(self.tokenizer.apply_chat_template([dict(message) for message in messages], add_generation_prompt=True, tokenize=True))
+
+    def encode(self, record: Mapping[str, Any]) -> list[int]:
+        return token_ids(self.tokenizer, dict(record))
 
 
 class Engine(Protocol):
     """A loaded model."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generation]:
-        """Greedy answers to prompts given as token ids."""
+    @property
+    def load_seconds(self) -> float: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a chat through the model's own template, up to where the assistant speaks."""
         ...
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float64]]:
-        """Per sequence of n >= 2 token ids: float64[n - 1], the negative log-likelihood in nats of ids 1..n-1."""
+    def encode(self, record: Mapping[str, Any]) -> list[int]:
+        """Token ids of a text record (`{"text": ...}` or `{"messages": [...]}`)."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False) -> list[Generation]:
+        """Greedy answers to prompts given as token ids. `exact`: no token ends an answer, for measuring speed."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None) -> list[Scores]:
+        """Score sequences of n >= 2 token ids, as one batch.
+
+        Args:
+            at: per sequence int32[n - 1, k], the tokens whose log-probabilities are wanted; None: each position's likeliest.
+        """
         ...
 
     def close(self) -> None:

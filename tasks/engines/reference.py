@@ -6,21 +6,21 @@ It is the yardstick: slow, plain, and the same code for parent and candidate.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor
 from transformers.modeling_utils import no_init_weights
 
 from configs.errors import SourceError
 from tasks import model_files
-from tasks.engines.awq import dequantize_checkpoint
-from tasks.engines.base import Generation
+from tasks.engines.base import Generation, Scores, Tokenized
+from tasks.engines.int4 import Tensors, dequantize_checkpoint, is_readable
+from tasks.engines.scoring import scores
 
 
 class FiniteCheck(LogitsProcessor):
@@ -36,7 +36,7 @@ class FiniteCheck(LogitsProcessor):
         return scores
 
 
-class ReferenceEngine:
+class ReferenceEngine(Tokenized):
     """A causal language model in transformers.
 
     Args:
@@ -50,25 +50,27 @@ class ReferenceEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         self.model: Any = _load(folder, dtype, trust_remote_code).to(device).eval()
         self.device = device
-        # remote code written for older releases fails with today's cache classes (InternLM2: get_max_length)
-        self.use_cache = not trust_remote_code
+        # remote code written for older releases may fail with today's cache classes; of InternLM2's it is known what it misses
+        self.use_cache = not trust_remote_code or self.model.config.model_type == "internlm2"
+        if self.use_cache and trust_remote_code:
+            DynamicCache.get_max_length = lambda _: None  # type: ignore[attr-defined]  # transformers 4.57 has it no more; None: no limit
+        self.end_ids = model_files.end_ids(folder, self.tokenizer.eos_token_id)
+        self.vocabulary = int(self.model.config.vocab_size)
         self.load_seconds = time.monotonic() - started
 
-    def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a chat through the model's own template, up to where the assistant speaks."""
-        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True))
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False) -> list[Generation]:
+        """One prompt after the other, as the server over this engine answers them."""
+        return [self._generate(prompt, max_new_tokens, exact) for prompt in prompts]
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generation]:
-        return [self._generate(prompt, max_new_tokens) for prompt in prompts]
-
-    def _generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+    def _generate(self, prompt: Sequence[int], max_new_tokens: int, exact: bool) -> Generation:
         started = time.monotonic()
         check = FiniteCheck()
+        fixed = {"min_new_tokens": max_new_tokens, "eos_token_id": None} if exact else {}
         with torch.inference_mode():
-            output = self.model.generate(**self.inputs(prompt), **self.generation_options(max_new_tokens), do_sample=False,
+            output = self.model.generate(**self.inputs(prompt), **self.generation_options(max_new_tokens) | fixed, do_sample=False,
                                          temperature=None, top_p=None, top_k=None, logits_processor=[check])
         new = output[0, len(prompt):].tolist()
-        ended = bool(new) and new[-1] in self.end_ids
+        ended = not exact and bool(new) and new[-1] in self.end_ids
         return Generation(text=self.tokenizer.decode(new, skip_special_tokens=True).strip(), tokens=len(new),
                           finish_reason="stop" if ended else "length", finite=check.finite, seconds=time.monotonic() - started)
 
@@ -82,30 +84,14 @@ class ReferenceEngine:
         return {"max_new_tokens": max_new_tokens, "use_cache": self.use_cache, "eos_token_id": sorted(self.end_ids) or None,
                 "pad_token_id": self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids, default=0)}
 
-    @property
-    def end_ids(self) -> set[int]:
-        """The token ids that end an answer."""
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return {index for index in (*ids, self.tokenizer.eos_token_id) if index is not None}
-
-    def logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        """Per sequence of n ids: float32[n - 1, vocabulary], row i predicting id i + 1. One batch, padded on the right."""
+    def score(self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None) -> list[Scores]:
         longest = max(len(sequence) for sequence in sequences)
         batch = torch.zeros(len(sequences), longest, dtype=torch.long)
         for row, sequence in enumerate(sequences):
             batch[row, :len(sequence)] = torch.tensor(list(sequence))
         with torch.inference_mode():  # causal attention: what is right of a token does not touch it, so no mask is needed
             logits = self.model(input_ids=batch.to(self.device), use_cache=False).logits
-        for row, sequence in enumerate(sequences):
-            yield logits[row, :len(sequence) - 1].float()
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float64]]:
-        scores = []
-        for sequence, logits in zip(sequences, self.logits(sequences), strict=True):
-            targets = torch.tensor(list(sequence[1:]), device=logits.device)
-            scores.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu().numpy())
-        return scores
+            return [scores(logits[row], sequence, None if at is None else at[row]) for row, sequence in enumerate(sequences)]
 
     def close(self) -> None:
         del self.model
@@ -113,22 +99,25 @@ class ReferenceEngine:
 
 def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """A PreTrainedModel; Any, because the library's annotations of its mixins contradict each other."""
+    model: Any
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    if quantization.get("quant_method") != "awq" or quantization.get("version") != "gemm":
-        raise SourceError(f"the reference engine unpacks AWQ gemm only, not {quantization}", where=str(folder),
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True)
+        model, found = loaded
+        if missing := sorted(found["missing_keys"]):  # the library fills them with random numbers, and only warns
+            raise SourceError(f"{len(missing)} weights of the architecture are in no file: {missing[:3]}", where=str(folder),
+                              hint="download the weights again")
+        return model
+    if not is_readable(quantization):
+        raise SourceError(f"the reference engine unpacks AWQ gemm and pack-quantized int4 only, not {quantization}", where=str(folder),
                           hint="use an unquantized model, or one that this pipeline has quantized")
     del config.quantization_config
     with no_init_weights():
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    tensors: dict[str, torch.Tensor] = {}
-    for name in model_files.weight_files(folder):
-        tensors |= dequantize_checkpoint(load_file(folder / name), quantization["group_size"], dtype)
-    lost = model.load_state_dict(tensors, strict=False, assign=True)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    lost = model.load_state_dict(dequantize_checkpoint(Tensors(folder), dtype), strict=False, assign=True)
     model.tie_weights()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     if missing := [name for name in lost.missing_keys if name not in tied] + lost.unexpected_keys:
         raise SourceError(f"weights do not match the architecture: {missing[:3]}", where=str(folder), hint="quantize it again")
     if (folder / "generation_config.json").exists():

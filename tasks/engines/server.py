@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server over the reference engine: `python -m tasks.engines.server ENDPOINT`.
+"""An OpenAI-compatible server over the reference engine: `python -m tasks.engines.server RECORD`.
 
 `transformers serve` (4.57) was tried first: when its generation raises, the client waits for ever, because its
 streamer's queue has no end; it also answers only as a stream. So this thin app: one generation at a time, in a thread;
@@ -20,6 +20,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ from starlette.exceptions import HTTPException
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from configs.schema import DeployTransformers
+from configs.schema import EngineTransformers
 from tasks import endpoints
 from tasks.engines.reference import ReferenceEngine
 
@@ -217,7 +218,7 @@ class Service:
             raise Refused(400, f"{len(ids)} tokens; this server scores 2 to {self.session_len}")
         self._require_known(ids)
         scores = await asyncio.get_running_loop().run_in_executor(self.worker, lambda: self.engine.score([ids]))
-        return float(scores[0].mean())
+        return float(scores[0].nll.mean())
 
     def _require_known(self, ids: list[int]) -> None:
         """An unknown id would fail inside the model, and on a GPU take the whole process with it."""
@@ -373,13 +374,14 @@ def _first(error: Any) -> str:
 
 
 def main() -> None:
-    endpoint = endpoints.one(sys.argv[1])
-    options = endpoint.options
-    assert isinstance(options, DeployTransformers)
+    endpoint = endpoints.from_file(Path(sys.argv[1]))
+    options, engine_options = endpoint.options, endpoint.engine
+    assert isinstance(engine_options, EngineTransformers)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = ReferenceEngine(endpoint.artifact.path, device=device, trust_remote_code=endpoint.trust_remote_code)
-    limit = getattr(engine.model.config, "max_position_embeddings", options.session_len)
-    app = build_app(Service(engine, min(options.session_len, limit)), endpoint.model_name, endpoint.keys())
+    engine = ReferenceEngine(endpoint.artifact.path, dtype=getattr(torch, engine_options.dtype), device=device,
+                             trust_remote_code=endpoint.trust_remote_code)
+    limit = getattr(engine.model.config, "max_position_embeddings", engine_options.session_len)
+    app = build_app(Service(engine, min(engine_options.session_len, limit)), endpoint.model_name, endpoint.keys())
     uvicorn.run(app, host=options.host, port=options.port, log_level="info", timeout_graceful_shutdown=5)
 
 

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from configs.errors import ConfigError
 from configs.load import load
 from configs.paths import PROJECT
-from configs.schema import LocalSource, TextFile
+from configs.schema import EngineTransformers, LocalSource, TextFile, Variant, weights_and_kv
 
 SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
 SMALLEST: dict[str, Any] = {"name": "model", "source": {"type": "local", "path": "model"}, "texts": {"source": {"type": "python_docs"}},
-                            "evaluate": {"max_perplexity_ratio": 1.1}}
-TURBOMIND: dict[str, Any] = {"engine": "turbomind"}
+                            "evaluate": {"max_perplexity_ratio": 1.1}, "engine": {"name": "transformers"}}
+TURBOMIND, PYTORCH = {"name": "turbomind"}, {"name": "pytorch"}
+PACKED = {"format": "compressed-tensors"}
 
 Write = Callable[[dict[str, Any] | str | bytes], Path]
 
@@ -60,7 +61,7 @@ def mistakes(path: Path) -> list[str]:
 
 
 def test_there_are_shipped_configs() -> None:
-    assert {"demo.yaml", "internlm2-chat-1_8b.yaml"} <= {path.name for path in SHIPPED}
+    assert {"demo.yaml", "demo-gpu.yaml", "internlm2-chat-1_8b.yaml"} <= {path.name for path in SHIPPED}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -76,9 +77,11 @@ def test_a_loaded_config_does_not_change(write: Write) -> None:
 
 def test_an_override_replaces_one_value_and_keeps_the_rest(write: Write) -> None:
     path = write({"quantize.samples": 4, "quantize.seed": 7})
-    pipeline = load(path, {"quantize.samples": 8, "texts.source.type": "python_docs", "deploy.engine": "transformers"}, check_files=False)
+    changes = {"quantize.samples": 8, "texts.source.type": "python_docs", "engine.session_len": 2048, "deploy.port": 80}
+    pipeline = load(path, changes, check_files=False)
     assert (pipeline.quantize.samples, pipeline.quantize.seed) == (8, 7)
-    assert pipeline.deploy is not None and pipeline.deploy.engine == "transformers"
+    assert pipeline.engine == EngineTransformers(name="transformers", session_len=2048)
+    assert pipeline.deploy is not None and (pipeline.deploy.port, pipeline.deploy.host) == (80, "127.0.0.1")
 
 
 def test_a_wrong_override_is_a_mistake_at_its_key_path(write: Write) -> None:
@@ -139,8 +142,11 @@ def test_merge_keys_of_yaml_work(write: Write) -> None:
 
 @pytest.mark.parametrize(("change", "line"), [
     ({"quantize.sampels": 3}, r"quantize\.sampels: unknown key \(did you mean samples\?\), value 3; allowed keys: batch_size, .*, samples, .*"),
-    ({"speling": 3}, r"speling: unknown key, value 3; allowed keys: deploy, evaluate, name, .*, upload"),
-    ({"deploy": TURBOMIND | {"prot": 1}}, r"deploy\.prot: unknown key \(did you mean port\?\), value 1; allowed keys: .*tp"),
+    ({"speling": 3}, r"speling: unknown key, value 3; allowed keys: benchmark, deploy, engine, evaluate, gpus, name, .*, upload, variants"),
+    ({"deploy": {"prot": 1}}, r"deploy\.prot: unknown key \(did you mean port\?\), value 1; allowed keys: .*variant"),
+    ({"engine": TURBOMIND | {"sesion_len": 64}}, r"engine\.sesion_len: unknown key \(did you mean session_len\?\), value 64; allowed keys: cache_.*"),
+    ({"engine.cache_max_entry_count": 0.4}, r"engine\.cache_max_entry_count: unknown key, value 0\.4; allowed keys: (?!.*cache).*runtime, .*"),
+    ({"deploy": {"engine": "turbomind"}}, r"deploy\.engine: unknown key, value 'turbomind'; allowed keys: api_keys_env, .*"),
     ({"source.local": 1}, r"source\.local: unknown key, value 1; allowed keys: allow_pickle, exclude, .*, type"),
     ({"texts.source": {"type": "file", "path": "x", "file": "y"}}, r"texts\.source\.file: unknown key, value 'y'; allowed keys: path, type"),
     ({"source": {"type": "local", "path": "x", "repo": "../rel"}}, r"source\.repo: unknown key, value '\.\./rel'; allowed keys: .*"),
@@ -161,6 +167,12 @@ def test_an_unknown_key_is_named_with_those_that_are_allowed(write: Write, chang
     ({"texts": 5}, r"texts: 5 is not allowed: must be a section with the keys held_out_documents, .*"),
     ({"source": "model"}, r"source: 'model' is not allowed: must be a section with the keys .*"),
     ({"quantize": None}, r"quantize: None is not allowed: must be a section with the keys .*"),
+    ({"engine": "turbomind"}, r"engine: 'turbomind' is not allowed: must be a section with the keys cache_max_entry_count, .*name, .*"),
+    ({"benchmark": True}, r"benchmark: True is not allowed: must be a section with the keys batch_sizes, .*"),
+    ({"benchmark": {"batch_sizes": [1, 0]}}, r"benchmark\.batch_sizes\.1: 0 is not allowed: input should be greater than or equal to 1"),
+    ({"benchmark": {"batch_sizes": []}}, r"benchmark\.batch_sizes: \[\] is not allowed: .*at least 1 item.*"),
+    ({"gpus": [0, -1]}, r"gpus\.1: -1 is not allowed: input should be greater than or equal to 0"),
+    ({"gpus": []}, r"gpus: \[\] is not allowed: .*at least 1 item.*; GPUs that the run may use, .*"),
 ], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
 def test_a_value_of_the_wrong_type_is_named(write: Write, change: dict[str, Any], line: str) -> None:
     [found] = mistakes(write(change))
@@ -169,7 +181,8 @@ def test_a_value_of_the_wrong_type_is_named(write: Write, change: dict[str, Any]
 
 @pytest.mark.parametrize(("change", "line"), [
     ({"source.type": "locl"}, r"source\.type: 'locl' is not allowed; one of 'local', 'hub', 'pypi_gguf'"),
-    ({"deploy": {"engine": "vllm"}}, r"deploy\.engine: 'vllm' is not allowed; one of 'transformers', 'turbomind'"),
+    ({"engine": {"name": "vllm"}}, r"engine\.name: 'vllm' is not allowed; one of 'transformers', 'turbomind', 'pytorch'"),
+    ({"engine": {}}, r"engine\.name: missing; one of 'transformers', 'turbomind', 'pytorch'"),
     ({"texts.source": {"type": ["file"]}}, r"texts\.source\.type: \['file'\] is not allowed; one of 'python_docs', 'file', 'hub'"),
     ({"texts.source": {"path": "x"}}, r"texts\.source\.type: missing; one of 'python_docs', 'file', 'hub'"),
 ], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
@@ -192,12 +205,13 @@ def test_a_missing_key_is_named_with_its_meaning(write: Write, change: dict[str,
 @pytest.mark.parametrize(("change", "line"), [
     ({"quantize.symmetric": True}, r"quantize\.symmetric: True is not allowed: input should be False; LMDeploy's --w-sym fails .*"),
     ({"quantize.bits": 8}, r"quantize\.bits: 8 is not allowed: input should be 4"),
-    ({"deploy": TURBOMIND | {"quant_policy": 42}}, r"deploy\.quant_policy: 42 is not allowed: input should be 0, 4 or 8; .*42, TurboQuant.*"),
-    ({"deploy": TURBOMIND | {"cache_max_entry_count": 1}}, r"deploy\.cache_max_entry_count: 1 is not allowed: .* less than 1; share of the GPU .*"),
-    ({"deploy": TURBOMIND | {"cache_max_entry_count": 0}}, r"deploy\.cache_max_entry_count: 0 is not allowed: .* greater than 0; share .*"),
-    ({"deploy": TURBOMIND, "quantize.group_size": 64}, r"quantize\.group_size 64 cannot be served by .* turbomind.* set group_size: 128.*"),
+    ({"deploy": {"variant": "w4a16-kv42"}}, r"deploy\.variant: 'w4a16-kv42' is not allowed: input should be 'fp16', .*quant_policy 8 is -kv8.*"),
+    ({"variants": ["fp16", "w8a8"]}, r"variants\.1: 'w8a8' is not allowed: input should be 'fp16', .*"),
+    ({"engine": TURBOMIND | {"cache_max_entry_count": 1}}, r"engine\.cache_max_entry_count: 1 is not allowed: .* less than 1; share of the GPU .*"),
+    ({"engine": TURBOMIND | {"cache_max_entry_count": 0}}, r"engine\.cache_max_entry_count: 0 is not allowed: .* greater than 0; share .*"),
+    ({"engine.tp": 2}, r"engine\.tp: 2 is not allowed: input should be 1"),
+    ({"engine.runtime": "../lmdeploy"}, r"engine\.runtime: '\.\./lmdeploy' is not allowed: .*; the locked environment that the engine runs in .*"),
     ({"quantize": {"dtype": "bfloat16", "device": "cpu"}}, r"quantize: dtype bfloat16 does not work with device cpu .*; use float16"),
-    ({"evaluate.documents": 17}, r"evaluate\.documents 17 is more than texts\.held_out_documents 16; lower the first or raise the second"),
     ({"source": {"type": "hub", "repo": "a/b", "revision": "main"}}, r"source\.revision: 'main' is not allowed: .*; the full commit hash: .*"),
     ({"promote.stage": "production"}, r"promote\.stage: 'production' is not allowed: input should be 'dev'"),
     ({"name": "../model"}, r"name: '\.\./model' is not allowed: .*; the model's name in the registry and the API"),
@@ -207,16 +221,67 @@ def test_a_trap_that_the_config_shows_is_refused_with_its_reason(write: Write, c
     assert re.fullmatch(line, found)
 
 
-@pytest.mark.parametrize("change", [{"quantize.group_size": 64}, {"quantize.dtype": "bfloat16"}, {"deploy": TURBOMIND | {"quant_policy": 8}}],
-                         ids=lambda change: ",".join(change))
+# Each rule about keys that do not go together: where it bites, and the same with the least change that its message asks for.
+@pytest.mark.parametrize(("change", "line", "cure"), [
+    ({"engine": TURBOMIND, "quantize.group_size": 64},
+     r"quantize\.group_size 64 cannot be served by .*turbomind.* set group_size: 128.*", {"quantize.group_size": 128}),
+    ({"engine": TURBOMIND, "quantize.group_size": 32},
+     r"quantize\.group_size 32 cannot be served by .*format: compressed-tensors with group_size: 32", {"quantize.format": "compressed-tensors"}),
+    ({"engine": TURBOMIND, "quantize": PACKED | {"group_size": 64}}, r"quantize\.group_size 64 cannot .*turbomind.*", {"quantize.group_size": 32}),
+    ({"variants": ["fp16", "w4a16", "w4a16-kv8"]},
+     r"variants w4a16-kv8 need engine turbomind or pytorch: transformers has no quantized KV cache", {"engine": TURBOMIND}),
+    ({"variants": ["fp16", "fp16-kv4", "w4a16", "w4a16-kv8"]}, r"variants fp16-kv4, w4a16-kv8 need engine .*", {"engine": PYTORCH}),
+    ({"engine": PYTORCH, "quantize": PACKED}, r"quantize\.format compressed-tensors is for engine turbomind; set format: awq",
+     {"quantize.format": "awq"}),
+    ({"variants": ["w4a16", "fp16"]}, r"variants \['w4a16', 'fp16'\]: the first must be fp16, .*", {"variants": ["fp16", "w4a16"]}),
+    ({"variants": []}, r"variants \[\]: the first must be fp16, the yardstick, .*", {"variants": ["fp16", "w4a16"]}),
+    ({"variants": ["fp16", "w4a16", "w4a16"]}, r"variants .*, each once", {"variants": ["fp16", "w4a16"]}),
+    ({"variants": ["fp16", "fp16-kv8"], "engine": TURBOMIND}, r"variants .*then w4a16 variants, .*", {"variants": ["fp16", "fp16-kv8", "w4a16"]}),
+    ({"deploy": {"variant": "fp16"}}, r"deploy\.variant fp16: a pipeline serves what it has quantized; use w4a16, .*", {"deploy.variant": "w4a16"}),
+    ({"deploy": {"variant": "w4a16-kv8"}, "engine": TURBOMIND},
+     r"deploy\.variant w4a16-kv8 is not among variants \['fp16', 'w4a16'\]: what is served must be measured", {"variants": ["fp16", "w4a16-kv8"]}),
+    ({"engine.session_len": 512}, r"engine\.session_len 512 is less than evaluate\.max_tokens_per_document 1024, .*; raise the first",
+     {"engine.session_len": 1024}),
+    ({"engine": PYTORCH | {"session_len": 1023}}, r"engine\.session_len 1023 is less than evaluate\.max_tokens_per_document .*",
+     {"evaluate.max_tokens_per_document": 1023}),
+    ({"engine.session_len": 1024, "benchmark": {"prompt_tokens": 1000, "new_tokens": 25}},
+     r"engine\.session_len 1024 is less than benchmark\.prompt_tokens \+ new_tokens; raise the first", {"engine.session_len": 1025}),
+    ({"evaluate.documents": 17}, r"evaluate\.documents 17 is more than texts\.held_out_documents 16; lower the first or raise the second",
+     {"texts.held_out_documents": 17}),
+], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+def test_what_does_not_go_together_is_refused_with_a_way_that_works(write: Write, change: dict[str, Any], line: str, cure: dict[str, Any]) -> None:
+    [found] = mistakes(write(change))
+    assert re.fullmatch(line, found)
+    load(write(change), cure, check_files=False)
+
+
+@pytest.mark.parametrize("change", [
+    {"quantize.group_size": 64}, {"quantize.dtype": "bfloat16"}, {"quantize": PACKED | {"group_size": 64}}, {"engine": TURBOMIND},
+    {"engine": PYTORCH, "quantize.group_size": 64}, {"engine": TURBOMIND | {"session_len": None}, "evaluate.max_tokens_per_document": 100_000},
+    {"deploy": {"variant": "w4a16-kv8"}, "engine": TURBOMIND, "variants": ["fp16", "w4a16-kv8"]},
+], ids=lambda change: ",".join(change))
 def test_what_is_only_bad_in_combination_is_accepted_alone(write: Write, change: dict[str, Any]) -> None:
     load(write(change), check_files=False)
 
 
+@pytest.mark.parametrize(("change", "served"), [
+    ({}, "w4a16"), ({"deploy": {}}, "w4a16"), ({"variants": ["fp16", "w4a16-kv8", "w4a16", "fp16-kv8"]}, "w4a16"),
+    ({"variants": ["fp16", "w4a16", "w4a16-kv8"]}, "w4a16-kv8"), ({"variants": ["fp16", "w4a16", "w4a16-kv8"], "deploy": {}}, "w4a16"),
+], ids=str)
+def test_the_verdict_is_about_what_is_deployed_or_else_the_last_quantized_variant(write: Write, change: dict[str, Any], served: str) -> None:
+    assert load(write({"engine": TURBOMIND} | change), check_files=False).served_variant == served
+
+
+@pytest.mark.parametrize(("variant", "meant"), [("fp16", ("fp16", 0)), ("fp16-kv8", ("fp16", 8)), ("fp16-kv4", ("fp16", 4)),
+                                                ("w4a16", ("w4a16", 0)), ("w4a16-kv8", ("w4a16", 8)), ("w4a16-kv4", ("w4a16", 4))])
+def test_a_variant_is_weights_and_a_kv_cache(variant: Variant, meant: tuple[str, int]) -> None:
+    assert weights_and_kv(variant) == meant
+
+
 def test_every_mistake_has_its_line(write: Write) -> None:
-    found = mistakes(write({"name": 3, "quantize.bits": 8, "quantize.sampels": 1, "evaluate": {}, "deploy": TURBOMIND | {"tp": 0}}))
+    found = mistakes(write({"name": 3, "quantize.bits": 8, "quantize.sampels": 1, "evaluate": {}, "engine": TURBOMIND | {"tp": 0}, "deploy.port": 0}))
     assert [line.split(":")[0] for line in found] == [
-        "name", "quantize.bits", "quantize.sampels", "evaluate.max_perplexity_ratio", "deploy.tp"]
+        "name", "quantize.bits", "quantize.sampels", "evaluate.max_perplexity_ratio", "engine.tp", "deploy.port"]
 
 
 def test_a_long_value_is_cut_and_keeps_its_line(write: Write) -> None:

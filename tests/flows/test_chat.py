@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 
 from artifacts.manifest import ModelArtifact
 from configs import paths
-from configs.schema import DeployTransformers
+from configs.schema import Deploy, EngineTransformers
 from tasks.endpoints import Endpoint
 from tasks.engines.reference import ReferenceEngine
 from tests.tasks.engines.test_server import serving
@@ -55,6 +56,19 @@ def test_new_forgets_the_conversation(url: str) -> None:
     assert first == second == "Hello! How can I help you today?"
 
 
+def test_timing_tells_tokens_and_seconds_of_each_answer(url: str, engine: ReferenceEngine) -> None:
+    done = chat(url, "hello\n/new\nA\n", "--timing", "--max-tokens", "20")
+    lines = done.stdout.splitlines()
+    expected = [engine.generate([engine.prompt_ids([{"role": "user", "content": prompt}])], 20)[0] for prompt in ("hello", "A")]
+    told = [re.fullmatch(r"\[(\d+) tokens in ([\d.]+) s, ([\d.]+) tokens/s, first after ([\d.]+) s\]", line) for line in lines]
+    found = [match for match in told if match]
+    assert [int(match[1]) for match in found] == [answer.tokens for answer in expected]
+    assert [line for line, match in zip(lines, told, strict=True) if not match] == [line for one in expected for line in one.text.splitlines()]
+    for match in found:
+        tokens, seconds, rate, first = map(float, match.groups())
+        assert 0 <= first <= seconds and (seconds == 0 or rate == pytest.approx(tokens / seconds, rel=0.5))
+
+
 def test_words_appear_as_they_are_generated(url: str, engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, calls, go_on = engine.model.forward, iter(range(10**6)), threading.Event()
 
@@ -80,7 +94,7 @@ def test_words_appear_as_they_are_generated(url: str, engine: ReferenceEngine, m
 
 def test_the_only_endpoint_is_taken_with_its_key_and_without_a_proxy(url: str, home: Path, free_port: int) -> None:
     Endpoint(name="only", model_name="tiny", artifact=ModelArtifact(digest="0" * 64, kind="fp16", path=home), since=datetime.now(UTC),
-             options=DeployTransformers(engine="transformers", port=int(url.rpartition(":")[2]))).save(["secret"])
+             engine=EngineTransformers(name="transformers"), options=Deploy(port=int(url.rpartition(":")[2]))).save(["secret"])
     done = subprocess.run([sys.executable, "-m", "flows.cli", "chat"], input="hello\n", capture_output=True, text=True, cwd=paths.PROJECT, timeout=60,
                           env=os.environ | {"HTTP_PROXY": f"http://127.0.0.1:{free_port}", "NO_PROXY": ""})
     assert (done.stdout, done.stderr) == ("Hello! How can I help you today?\n", "")

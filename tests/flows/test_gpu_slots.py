@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,6 +30,7 @@ from configs.paths import PROJECT
 from flows import gpu_slots
 from flows.gpu_slots import held, slot_name
 from tasks.gpus import Gpu
+from tests.prefect_server import prefect_server
 
 HOLD = """
 import select, sys, time
@@ -95,25 +95,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def api(folder: Path) -> Iterator[str]:
     """A Prefect server of its own; this process talks to it, too."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    url = f"http://127.0.0.1:{port}/api"
-    environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"),
-                                "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": str(SERVER_LOOKS_SECONDS)}
-    server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-                              env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()
-            break
-        except OSError:
-            time.sleep(0.2)
-    with temporary_settings({PREFECT_API_URL: url}):
+    looks = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": str(SERVER_LOOKS_SECONDS)}
+    with prefect_server(folder / "prefect", **looks) as url, temporary_settings({PREFECT_API_URL: url}):
         yield url
-    server.terminate()
-    server.wait()
 
 
 @pytest.fixture(scope="module")

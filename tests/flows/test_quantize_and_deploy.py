@@ -26,8 +26,12 @@ from artifacts.store import LocalStore
 from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.capacity import port_problem
+from tests import planted_runtime
+from tests.prefect_server import prefect_server
 
-STEPS = ("machine", "texts", "download", "preflight", "capacity", "smoke test", "quantize", "evaluate", "report", "upload", "promote", "deploy")
+MEASURED = ("measure fp16", "measure w4a16", "evaluate w4a16")
+STEPS = ("machine", "texts", "download", "preflight", "capacity", "smoke test", "quantize", *MEASURED, "report", "upload", "promote", "deploy")
+KINDS = {"fp16", "w4a16", "texts", "measurement", "evidence", "report"}
 SEARCH = ("--set", "deploy=null", "--set", "quantize.search_scale=true")
 
 
@@ -42,7 +46,7 @@ class Site:
             "texts": {"source": {"type": "python_docs"}, "held_out_documents": 8},
             "quantize": {"samples": 4, "sequence_length": 64, "batch_size": 4},
             "evaluate": {"documents": 8, "max_tokens_per_document": 128, "max_perplexity_ratio": 1.2, "max_new_tokens": 16},
-            "deploy": {"engine": "transformers", "port": port},
+            "engine": {"name": "transformers"}, "deploy": {"port": port},
         }))
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
@@ -116,11 +120,16 @@ def test_the_endpoint_goes_on_after_the_command(site: Site, first: str) -> None:
 def test_everything_is_in_the_store_and_names_its_parents(site: Site, first: str) -> None:
     store = LocalStore(site.home / "store")
     kinds = {store.manifest(digest).kind: digest for digest in store.digests()}
-    assert kinds.keys() == {"fp16", "w4a16", "texts", "evidence", "report"}
-    assert all(store.verify(digest) == [] for digest in kinds.values())
+    assert kinds.keys() == KINDS
+    assert all(store.verify(digest) == [] for digest in store.digests())
     report = store.manifest(kinds["report"])
     assert (report.parent("candidate"), report.parent("evidence"), report.parent("parent")) == (kinds["w4a16"], kinds["evidence"], kinds["fp16"])
     assert kinds["w4a16"] in first
+    evidence = store.manifest(kinds["evidence"])
+    measurements = {digest for digest in store.digests() if store.manifest(digest).kind == "measurement"}
+    assert {evidence.parent("yardstick"), evidence.parent("measurement")} == measurements and len(measurements) == 2
+    assert store.manifest(evidence.parent("yardstick")).parent("model") == kinds["fp16"]
+    assert store.manifest(evidence.parent("measurement")).parent("model") == kinds["w4a16"]
 
 
 def test_the_stage_points_to_the_candidate_and_its_verdict(site: Site, first: str) -> None:
@@ -138,8 +147,10 @@ def test_verify_show_ls_and_status_tell_of_it(site: Site, first: str) -> None:
     assert status == 0 and "all as in manifest" in output
     status, output = site.call("show", report[:10])
     assert status == 0 and "# tiny: PASS" in output and "## Lineage" in output
+    for row in (r"\| fp16 \| yardstick \| .* MB \| \d+\.\d+ \| 1 ", r"\| w4a16 \| PASS \| .* \| \d+\.\d+ \| 1\.\d+ \| \d+\.\d%"):
+        assert re.search(row, output), row
     rows = json.loads(site.call("ls", "--json")[1])
-    assert {row["kind"] for row in rows} == {"fp16", "w4a16", "texts", "evidence", "report"}
+    assert {row["kind"] for row in rows} == KINDS
     assert next(row for row in rows if row["kind"] == "w4a16")["stages"] == "tiny/dev"
     assert json.loads(site.call("status", "--json")[1])[0]["state"] == "RUNNING"
 
@@ -147,10 +158,10 @@ def test_verify_show_ls_and_status_tell_of_it(site: Site, first: str) -> None:
 def test_a_second_run_repeats_nothing_and_says_so(site: Site, first: str) -> None:
     status, output = site.run()
     assert status == 0, output
-    for name in ("preflight", "smoke test", "quantize", "evaluate"):
+    for name in ("preflight", "smoke test", "quantize", *MEASURED):
         assert re.search(rf"reused +{name}", output), name
-    assert len(site.logs("quantize")) == len(site.logs("evaluate")) == 1
-    assert re.search(r"reused +preflight, smoke test, quantize, evaluate", output) and "(was running)" in output
+    assert len(site.logs("quantize")) == len(site.logs("measure-fp16")) == len(site.logs("measure-w4a16")) == 1
+    assert re.search(rf"reused +preflight, smoke test, quantize, {', '.join(MEASURED)}", output) and "(was running)" in output
 
 
 def test_a_damaged_artifact_is_found_and_made_again(site: Site, first: str) -> None:
@@ -176,31 +187,15 @@ def test_a_failed_verdict_ends_with_status_3_and_goes_nowhere(site: Site, first:
     assert "VerdictFailed" in output and "worse than the limit" in output and "Traceback" not in output
     assert not re.search(r"done +(promote|deploy)", output)
     assert LocalRegistry(site.home / "store").read("tiny", "dev") == before
-    assert re.search(r"reused +evaluate", output)  # another limit is no reason to score again
+    assert all(re.search(rf"reused +{name}", output) for name in MEASURED)  # another limit is no reason to score again
     report = re.search(r"`lmflows show (\w+)`", output)
     assert report and "# tiny: FAIL" in site.call("show", report[1])[1]
 
 
 @pytest.fixture(scope="module")
 def api(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server of its own, as a team would run one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    url = f"http://127.0.0.1:{port}/api"
-    folder = tmp_path_factory.mktemp("server")
-    server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-                              env=os.environ | {"PREFECT_HOME": str(folder)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()
-            break
-        except OSError:
-            time.sleep(0.3)
-    yield url
-    server.terminate()
-    server.wait()
+    with prefect_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 def ask(url: str, **body: object) -> list[dict]:  # type: ignore[type-arg]
@@ -216,12 +211,41 @@ def test_with_a_prefect_server_the_run_can_be_watched_there(site: Site, first: s
     assert [(run["state"]["type"], run["name"]) for run in runs] == [("COMPLETED", str(site.config))]
     tasks = {task["name"]: task["state"]["name"] for task in ask(f"{api}/task_runs/filter")}
     assert set(STEPS) == tasks.keys()
-    assert tasks["quantize"] == tasks["evaluate"] == "Cached"
+    assert {tasks[name] for name in ("quantize", *MEASURED)} == {"Cached"}
     artifacts = {item["key"]: item for item in ask(f"{api}/artifacts/filter")}
     assert "# tiny: PASS" in artifacts["report-tiny"]["data"]
     assert [row["variant"] for row in json.loads(artifacts["variants-tiny"]["data"])] == ["fp16", "w4a16"]
     lines = " ".join(line["message"] for line in ask(f"{api}/logs/filter", limit=200))
     assert "PASS: within the limit" in lines
+
+
+@pytest.fixture(scope="module")
+def timed(site: Site, first: str, api: str) -> str:
+    """The output of a run that has a benchmark, so that each variant is measured anew; the last one on the Prefect server."""
+    benchmark = "benchmark={batch_sizes: [1, 3], prompt_tokens: 16, new_tokens: 8, rounds: 2}"
+    status, output = site.call("run", str(site.config), "--set", benchmark, "--set", "deploy=null", PREFECT_API_URL=api)
+    assert status == 0, output
+    return output
+
+
+def test_a_benchmark_times_each_variant(site: Site, timed: str, api: str) -> None:
+    assert all(re.search(rf"done +{name}", timed) for name in MEASURED) and re.search(r"reused +quantize", timed)
+    for line in ("fp16 +yardstick", "w4a16 +PASS"):
+        assert re.search(rf"^{line} ", timed, re.MULTILINE), line
+    tables = ask(f"{api}/artifacts/latest/filter", artifacts={"key": {"any_": ["variants-tiny"]}})
+    for row in json.loads(tables[0]["data"]):
+        for column in ("prefill tokens/s", "decode tokens/s"):
+            assert re.fullmatch(r"[1-9]\d* \(batch 1\), [1-9]\d* \(batch 3\)", row[column]), row
+        assert re.fullmatch(r"\d+\.\d s", row["load"]) and "GPU memory" not in row
+
+
+def test_without_a_gpu_prefect_is_asked_for_no_slot(site: Site, timed: str, api: str) -> None:
+    """The run above has measured, which on a GPU takes its slot."""
+    states = [(task["name"], task["state"]["name"]) for task in ask(f"{api}/task_runs/filter")]
+    assert ("measure fp16", "Completed") in states
+    limits = ask(f"{api}/v2/concurrency_limits/filter")
+    assert [limit["name"] for limit in limits if limit["name"].startswith("gpu:")] == []
+    assert "slot" not in timed
 
 
 def test_the_deployments_deploy(site: Site, api: str, tmp_path: Path) -> None:
@@ -231,10 +255,25 @@ def test_the_deployments_deploy(site: Site, api: str, tmp_path: Path) -> None:
     done = subprocess.run([*prefect, "deploy", "--all"], env=environment, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     deployments = {item["name"]: item for item in ask(f"{api}/deployments/filter")}
-    assert deployments.keys() == {"demo", "internlm2-chat-1_8b"}
+    assert deployments.keys() == {"demo", "demo-gpu", "internlm2-chat-1_8b"}
     for item in deployments.values():
         assert item["entrypoint"] == "flows.quantize_and_deploy:quantize_and_deploy"
         assert item["global_concurrency_limit"]["limit"] == 1
+
+
+def test_the_served_variant_failing_in_its_engine_fails_the_run(site: Site, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engine's process aborts while it loads the quantized model, in a runtime of its own; the fp16 model loads there."""
+    monkeypatch.setenv("LMFLOWS_HOME", str(site.home))
+    planted_runtime.adopt("breaks", site.folder / "breaks", fails="'quantization_config' in (spec.folder / 'config.json').read_text()")
+    before = LocalRegistry(site.home / "store").read("tiny", "dev")
+    status, output = site.run("--set", "engine.runtime=breaks")
+    assert status == 1, output
+    assert re.search(r"done +measure fp16", output) and re.search(r"failed +measure w4a16", output)
+    assert "EngineCrashed: engine transformers: died with signal SIGABRT while it was asked to load" in output.replace("\n", " ")
+    assert "terminate called after throwing" in output and "Traceback" not in output
+    assert not re.search(r"start +(evaluate|report|promote|deploy)", output)
+    assert LocalRegistry(site.home / "store").read("tiny", "dev") == before
+    assert json.loads(site.call("status", "--json")[1])[0]["state"] == "RUNNING"  # what was served before still is
 
 
 def test_stop_frees_the_port_and_leaves_no_process(site: Site, first: str) -> None:

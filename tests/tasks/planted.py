@@ -32,6 +32,13 @@ def well(request: Planted, context: Context) -> Answer:
 
 
 @step()
+def sees(request: Planted, context: Context) -> Answer:
+    """Says which GPUs it may use."""
+    print(f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')!r}", flush=True)
+    return Answer(pid=os.getpid())
+
+
+@step()
 def sleeps(request: Planted, context: Context) -> Answer:
     """Starts a grandchild, notes both pids, and sleeps for ever."""
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -17,6 +17,7 @@ from artifacts.store import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepFailed, StepTimeout
 from configs.paths import PROJECT
 from tasks.child import reap_orphans, run_child
+from tasks.gpus import Gpu
 from tests.tasks import planted
 from tests.tasks.planted import Planted
 
@@ -69,7 +70,18 @@ def test_log_progress_answer_and_usage_arrive(tmp_path: Path) -> None:
     assert answer.pid != os.getpid()
     assert heard.lines == ["a line", " 90%"]
     assert heard.events == [(0.5, "half way")]
-    assert usage.seconds > 0 and usage.peak_rss_bytes > 1_000_000
+    assert usage.seconds > 0 and usage.peak_rss_bytes > 1_000_000 and usage.peak_gpu_bytes is None
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [
+    ((), "GPUs '7'"), ((Gpu(1, "GPU-b", "Test", "sm_90", 1, 1, "1"), Gpu(0, "GPU-a", "Test", "sm_90", 1, 1, "1")), "GPUs 'GPU-b,GPU-a'")])
+def test_a_child_sees_the_gpus_that_it_is_given_or_else_those_of_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...],
+                                                                          seen: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    heard = Heard()
+    run_child(planted.sees, Planted(folder=tmp_path), folder=tmp_path / "step", store=LocalStore(tmp_path / "store"), timeout_s=60, listener=heard,
+              gpus=gpus)
+    assert heard.lines == [seen]
 
 
 def test_a_timeout_interrupts_and_kills_grandchildren(tmp_path: Path) -> None:
@@ -167,6 +179,7 @@ def test_the_next_run_reaps_what_a_killed_guard_left(tmp_path: Path) -> None:
 
 def test_declaring_steps_loads_neither_prefect_nor_torch() -> None:
     """A child may run in an environment without Prefect, and the flow's own process shall stay small."""
-    names = ("download", "pad", "texts", "preflight", "capacity", "smoke_test", "quantize", "evaluate", "report", "upload", "promote", "deploy")
+    names = ("download", "pad", "texts", "preflight", "capacity", "smoke_test", "quantize", "repack", "measure", "evaluate", "report", "upload",
+             "promote", "deploy", "compare_runtimes", "memory", "once")
     code = "import sys; " + "; ".join(f"import tasks.{name}" for name in names) + "; sys.exit(str({'prefect', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True).stderr.strip() == "set()"

@@ -7,6 +7,7 @@ running endpoint share one: `live` and `running` deploy it again only if they mu
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import socket
 import subprocess
@@ -28,11 +29,11 @@ from artifacts.manifest import ModelArtifact, canonical_json
 from artifacts.store import LocalStore
 from configs import paths
 from configs.errors import ConfigError, EndpointError
-from configs.schema import DeployTransformers
+from configs.schema import Deploy, EngineTransformers, EngineTurbomind
 from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
 from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deploy
-from tasks.endpoints import KEYS, LOG, Endpoint
+from tasks.endpoints import KEYS, LOG, RECORD, Endpoint
 from tasks.engines.reference import ReferenceEngine
 from tasks.evaluate import PROBES
 from tasks.step import Context
@@ -54,8 +55,9 @@ class Site:
     port: int
 
     def deploy(self, artifact: ModelArtifact | None = None, *, name: str = "tiny", **options: Any) -> DeployResult:
-        request = DeployRequest(name=name, artifact=artifact or self.model, evidence=self.evidence, options=DeployTransformers(
-            engine="transformers", **{"port": self.port, "api_keys_env": KEYS_VARIABLE, "ready_timeout_minutes": 1} | options))
+        engine = EngineTransformers(name="transformers")
+        request = DeployRequest(name=name, artifact=artifact or self.model, evidence=self.evidence, engine=engine, options=Deploy.model_validate(
+            {"port": self.port, "api_keys_env": KEYS_VARIABLE, "ready_timeout_minutes": 1} | options))
         return deploy(request, Context(self.store))
 
 
@@ -82,7 +84,7 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     probes = [engine.tokenizer(text).input_ids for text in ("A list is a mutable sequence of objects.", "The with statement")]
     with store.stage() as staging:
-        staging.write(PROBES, canonical_json([{"ids": ids, "nll": float(engine.score([ids])[0].mean())} for ids in probes]))
+        staging.write(PROBES, canonical_json([{"ids": ids, "nll": float(engine.score([ids])[0].nll.mean())} for ids in probes]))
         evidence = store.commit(staging, "evidence")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -206,7 +208,8 @@ def test_without_an_old_server_a_failed_one_leaves_nothing_but_its_log(site: Sit
     assert "Traceback" in log.read_text()
     assert time.monotonic() - started < 55  # it did not wait for the whole minute
     assert (endpoints.read("damaged"), port_problem("127.0.0.1", free_port)) == (None, None)
-    assert [process.pid for process in psutil.process_iter(["cmdline"]) if "damaged" in (process.info["cmdline"] or [])] == []
+    record = str(paths.endpoints() / "damaged" / RECORD)
+    assert [process.pid for process in psutil.process_iter(["cmdline"]) if record in (process.info["cmdline"] or [])] == []
 
 
 def stand_in(body: bytes) -> http.server.ThreadingHTTPServer:
@@ -228,7 +231,7 @@ def stand_in(body: bytes) -> http.server.ThreadingHTTPServer:
 
 def record(site: Site, **options: Any) -> Endpoint:
     return Endpoint(name=options.pop("name", "other"), model_name="m", artifact=site.model, since=datetime.now(UTC),
-                    options=DeployTransformers(engine="transformers", **options))
+                    engine=EngineTransformers(name="transformers"), options=Deploy.model_validate(options))
 
 
 def test_a_score_that_is_no_number_is_refused(site: Site) -> None:
@@ -248,6 +251,35 @@ def test_a_proxy_in_the_environment_is_not_asked_for_an_endpoint(site: Site, hom
         record(site, port=server.server_port).save([])
         subprocess.run([sys.executable, "-c", "from tasks import endpoints; endpoints.one('other').call('/x', {})"], env=environment,
                        cwd=paths.PROJECT, check=True, timeout=30)
+
+
+@pytest.mark.parametrize("change", [
+    {"engine": EngineTransformers(name="transformers", session_len=2048)}, {"engine": EngineTurbomind(name="turbomind")},
+    {"engine": EngineTransformers(name="transformers", runtime="other")}, {"options": Deploy(variant="w4a16-kv8", port=80)},
+    {"gpus": ("GPU-a",)}, {"trust_remote_code": True}, {"model_name": "n"}], ids=str)
+def test_what_is_served_in_another_way_is_not_reused(site: Site, change: dict[str, Any]) -> None:
+    endpoint = record(site, port=80)
+    later = endpoint.model_copy(update={"since": datetime.now(UTC)})
+    assert endpoint.same_service(later) and not endpoint.same_service(later.model_copy(update=change)) and not endpoint.same_service(None)
+
+
+def test_the_engine_comes_back_from_a_written_record_with_its_options(site: Site, home: Path) -> None:
+    engine = EngineTurbomind(name="turbomind", runtime="lmdeploy-0.18.0", tp=2, cache_max_entry_count=0.4)
+    endpoint = record(site).model_copy(update={"engine": engine, "gpus": ("GPU-a", "GPU-b"), "options": Deploy(variant="w4a16-kv8")})
+    endpoint.save([])
+    assert endpoints.from_file(endpoint.folder / RECORD) == endpoint
+
+
+def test_a_record_of_another_version_is_an_error_that_names_it(site: Site, home: Path) -> None:
+    endpoint = record(site)
+    endpoint.save([])
+    path = endpoint.folder / RECORD
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"options": values["options"] | values.pop("engine")}))
+    with pytest.raises(EndpointError, match=r"unreadable record: .* -> stop its server, then remove the folder") as caught:
+        endpoints.one("other")
+    assert caught.value.where == str(path)
+    endpoint.forget()
 
 
 def test_a_record_survives_being_written(site: Site, home: Path) -> None:

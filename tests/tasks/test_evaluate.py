@@ -1,24 +1,28 @@
-"""Evaluation, smoke test and verdict: the figures are right, and what is broken is seen."""
+"""Comparison, smoke test and verdict: the figures are right, and what is broken is seen. `test_measure` has what is measured."""
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts.evidence import DocumentScore, Evidence, SampleAnswer
+from artifacts.evidence import Answer, DocumentScore, Evidence, Measurement, SampleAnswer
 from artifacts.manifest import ModelArtifact
 from artifacts.store import LocalStore
 from configs.errors import SmokeTestFailed
-from configs.schema import Evaluate, LocalSource, PythonDocs, SmokeTest, Texts
+from configs.schema import EngineTransformers, Evaluate, LocalSource, PythonDocs, SmokeTest, Texts
 from tasks.download import DownloadRequest, download
-from tasks.engines.base import Generation
+from tasks.engines.base import Generation, Scores
 from tasks.engines.reference import ReferenceEngine
-from tasks.evaluate import PROBES, EvaluateRequest, compare, evaluate, read_evidence
+from tasks.engines.scoring import scores
+from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, evaluate, read_evidence
+from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_scores
 from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
 from tasks.step import Context
 from tasks.texts import TextsRequest, texts
@@ -27,11 +31,20 @@ from tasks.verdict import judge
 DIGEST = "0" * 64
 
 
+def scored(probabilities: list[list[float]], targets: list[int], at: Scores | None = None) -> Scores:
+    """What the engines' own scoring says of a model that gives these probabilities, one row a position."""
+    return scores(torch.tensor(probabilities).log(), [0, *targets], None if at is None else at.ids)
+
+
+def kept(probabilities: list[list[float]], targets: list[int], ids: list[int]) -> Scores:
+    """The same, with the distribution kept at one token a position."""
+    return scores(torch.tensor(probabilities).log(), [0, *targets], np.array(ids, np.int32)[:, None])
+
+
 def test_figures_of_a_known_case() -> None:
     """Two positions, two words: parent (1/2, 1/2) then (3/4, 1/4); candidate (1/4, 3/4) twice; targets 0 and 0."""
-    parent = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
-    candidate = torch.tensor([[0.25, 0.75], [0.25, 0.75]]).log()
-    score = compare(parent, candidate, torch.tensor([0, 0]))
+    parent = scored([[0.5, 0.5], [0.75, 0.25]], [0, 0])
+    score = compare(parent, scored([[0.25, 0.75], [0.25, 0.75]], [0, 0], at=parent))
     assert score.nll_parent == pytest.approx(-math.log(0.5) - math.log(0.75))
     assert score.nll_candidate == pytest.approx(-2 * math.log(0.25))
     kl = 0.5 * math.log(2) + 0.5 * math.log(2 / 3) + 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
@@ -39,18 +52,88 @@ def test_figures_of_a_known_case() -> None:
     assert (score.tokens, score.same_top, score.broken) == (2, 0, 0)
 
 
-def test_a_position_with_nan_is_counted_and_not_averaged() -> None:
+def test_what_is_not_kept_counts_as_one_event() -> None:
+    """Three words, of which the parent's likeliest is kept: (1/2, 1/4, 1/4) beside (1/4, 1/2, 1/4) is (1/2, 1/2) beside (1/4, 3/4)."""
+    score = compare(kept([[0.5, 0.25, 0.25]], [0], [0]), kept([[0.25, 0.5, 0.25]], [0], [0]))
+    assert score.kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+
+
+@pytest.mark.parametrize("spoilt_is_parent", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_position_with_nan_is_counted_and_not_averaged(value: float, spoilt_is_parent: bool) -> None:
+    """An infinite logit makes every probability of its row NaN."""
     logits = torch.zeros(3, 4)
     spoilt = logits.clone()
-    spoilt[1, 2] = float("nan")
-    score = compare(logits, spoilt, torch.tensor([0, 1, 2]))
-    assert (score.tokens, score.broken) == (2, 1) and score.nll_candidate == pytest.approx(2 * math.log(4))
+    spoilt[1, 2] = value
+    parent, candidate = (spoilt, logits) if spoilt_is_parent else (logits, spoilt)
+    first = scores(parent, [3, 0, 1, 2])
+    score = compare(first, scores(candidate, [3, 0, 1, 2], first.ids))
+    assert (score.tokens, score.broken) == (2, 1)
+    assert score.nll_candidate == pytest.approx(2 * math.log(4)) and score.nll_parent == pytest.approx(2 * math.log(4))
+    assert (score.kl, score.same_top) == (pytest.approx(0, abs=1e-6), 2)
+
+
+def test_a_target_of_probability_zero_is_counted_and_not_averaged() -> None:
+    parent = scored([[0.5, 0.5], [0.5, 0.5]], [0, 1])
+    score = compare(parent, scored([[0.5, 0.5], [1.0, 0.0]], [0, 1], at=parent))
+    assert (score.tokens, score.broken, score.nll_candidate) == (1, 1, pytest.approx(math.log(2)))
+    score = compare(kept([[0.5, 0.3, 0.2]], [2], [0]), kept([[0.5, 0.5, 0.0]], [2], [0]))  # one that is not among the kept tokens
+    assert (score.tokens, score.broken, score.nll_candidate) == (0, 1, 0)
+
+
+def test_a_likely_token_of_probability_zero_is_counted_though_it_is_not_the_target() -> None:
+    parent = scored([[0.5, 0.5], [0.5, 0.5]], [0, 0])
+    score = compare(parent, scored([[0.5, 0.5], [1.0, 0.0]], [0, 0], at=parent))
+    assert (score.tokens, score.broken, score.kl) == (1, 1, pytest.approx(0, abs=1e-6))
+
+
+# -- the evidence of planted scores ----------------------------------------------------------------------------------
+
+
+def planted(store: LocalStore, lengths: list[int], *, nan_in: tuple[int, ...] = (), ids: tuple[int, ...] = (1, 2),
+            text: str = "fine") -> ModelArtifact:
+    """A measurement of documents of these lengths, as the step stores it; those of `nan_in` have a position without a score."""
+    sequences = [list(range(length)) for length in lengths]
+    found = [scores(torch.zeros(length - 1, 64), sequence) for length, sequence in zip(lengths, sequences, strict=True)]
+    for number in nan_in:
+        found[number].nll[0] = np.nan
+    record = Measurement(variant="w4a16", engine="transformers", runtime="default", versions={}, hardware={}, model=DIGEST, texts=DIGEST,
+                         answers=(Answer(prompt="hello", ids=ids, text=text, tokens=1, seconds=1),), load_seconds=1, gpu_bytes=None, speeds=())
+    with store.stage() as staging:
+        staging.write(RECORD, record.model_dump_json().encode())
+        staging.write(SCORES, _pack(sequences, found))
+        return store.commit(staging, "measurement")
+
+
+def probes(artifact: ModelArtifact) -> list[Probe]:
+    return [Probe.model_validate(item) for item in json.loads((artifact.path / PROBES).read_text())]
+
+
+@pytest.mark.parametrize(("lengths", "nan_in", "expected"), [
+    ([9, 7, 5], (), [9, 5]), ([9, 7, 5, 2], (0, 3), [7, 5]), ([9, 7, 5], (0, 1), [5]), ([9], (), [9]), ([9, 7], (0, 1), [])])
+def test_probes_are_the_longest_and_the_shortest_of_the_documents_that_have_every_score(
+        store: LocalStore, lengths: list[int], nan_in: tuple[int, ...], expected: list[int]) -> None:
+    request = EvaluateRequest(parent=planted(store, lengths), candidate=planted(store, lengths, nan_in=nan_in))
+    artifact = evaluate(request, Context(store)).evidence
+    assert [len(probe.ids) for probe in probes(artifact)] == expected
+    assert all(probe.nll == pytest.approx(math.log(64)) for probe in probes(artifact))
+    assert read_evidence(artifact).broken == len(nan_in)
+
+
+def test_prompts_and_answers_are_set_beside_each_other(store: LocalStore) -> None:
+    parent, other = planted(store, [9], ids=(1, 2), text="from the parent"), planted(store, [9], ids=(1, 3), text="from the candidate")
+    found = read_evidence(evaluate(EvaluateRequest(parent=parent, candidate=other), Context(store)).evidence)
+    assert (found.same_prompts, found.samples) == (
+        False, (SampleAnswer(prompt="hello", parent="from the parent", candidate="from the candidate"),))
+
+
+# -- the verdict -----------------------------------------------------------------------------------------------------
 
 
 def evidence(ratio: float = 1.1, tokens: int = 1000, **more: object) -> Evidence:
     document = DocumentScore(tokens=tokens, nll_parent=2.0 * tokens, nll_candidate=(2.0 + math.log(ratio)) * tokens, kl=0.0, same_top=tokens)
-    values = {"engine": "transformers", "dtype": "float32", "parent": DIGEST, "candidate": DIGEST, "texts": DIGEST, "documents": (document,),
-              "samples": (SampleAnswer(prompt="p", parent="a", candidate="b"),), "same_prompts": True, "versions": {}}
+    values = {"variant": "w4a16", "engine": "transformers", "runtime": "default", "parent": DIGEST, "candidate": DIGEST, "texts": DIGEST,
+              "documents": (document,), "samples": (SampleAnswer(prompt="p", parent="a", candidate="b"),), "same_prompts": True, "versions": {}}
     return Evidence.model_validate(values | more)
 
 
@@ -130,54 +213,80 @@ def test_nan_weights_fail_the_smoke_test(store: LocalStore, tiny_model: Path, tm
         smoke_test(SmokeTestRequest(model=fetch(store, folder), config=SmokeTest()), Context(store))
 
 
-def measure(store: LocalStore, parent: ModelArtifact, candidate: ModelArtifact, batch_size: int = 4) -> ModelArtifact:
+# -- measured and compared -------------------------------------------------------------------------------------------
+
+
+def measured(store: LocalStore, model: ModelArtifact, yardstick: ModelArtifact | None = None, *, batch_size: int = 4) -> ModelArtifact:
+    """A measurement by the step itself: the yardstick's, or a candidate's beside it."""
     split = texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(store)).texts
     config = Evaluate(max_perplexity_ratio=1.1, documents=6, max_tokens_per_document=100, batch_size=batch_size, max_new_tokens=12)
-    return evaluate(EvaluateRequest(parent=parent, candidate=candidate, texts=split, config=config), Context(store)).evidence
+    return measure(MeasureRequest(
+        variant="w4a16" if yardstick else "fp16", model=model, texts=split, engine=EngineTransformers(name="transformers"), config=config,
+        benchmark=None, yardstick=yardstick, hardware={}), Context(store, store.root / "events.jsonl")).measurement
 
 
-def test_a_model_against_itself_has_ratio_one_and_no_divergence(store: LocalStore, tiny_model: Path) -> None:
-    model = fetch(store, tiny_model)
-    found = read_evidence(measure(store, model, model))
+def beside(store: LocalStore, yardstick: ModelArtifact, candidate: ModelArtifact) -> ModelArtifact:
+    """The evidence about a candidate."""
+    return evaluate(EvaluateRequest(parent=yardstick, candidate=measured(store, candidate, yardstick)), Context(store)).evidence
+
+
+@pytest.fixture(scope="module")
+def yardstick(store: LocalStore, tiny_model: Path) -> ModelArtifact:
+    """The small model's own measurement."""
+    return measured(store, fetch(store, tiny_model))
+
+
+@pytest.fixture(scope="module")
+def itself(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact) -> ModelArtifact:
+    """The evidence about the small model as its own candidate."""
+    return beside(store, yardstick, fetch(store, tiny_model))
+
+
+def test_a_model_against_itself_has_ratio_one_and_no_divergence(itself: ModelArtifact) -> None:
+    found = read_evidence(itself)
     assert found.perplexity_ratio == 1.0 and found.mean_kl == pytest.approx(0, abs=1e-9) and found.top1_agreement == 1.0
-    assert len(found.documents) == 6 and found.same_prompts
+    assert len(found.documents) == 6 and found.same_prompts and found.tokens > 200
+    assert [sample.candidate for sample in found.samples] == [sample.parent for sample in found.samples]
+    assert judge(found, DIGEST, 1.1).outcome == "PASS"
 
 
-def test_the_batch_size_does_not_change_the_figures(store: LocalStore, tiny_model: Path) -> None:
-    model = fetch(store, tiny_model)
-    one, four = (read_evidence(measure(store, model, model, batch_size=size)) for size in (1, 4))
-    assert one.nll_parent == pytest.approx(four.nll_parent, abs=1e-5)
+def test_the_evidence_names_what_it_rests_on(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, itself: ModelArtifact) -> None:
+    found, manifest, model = read_evidence(itself), store.manifest(itself.digest), fetch(store, tiny_model).digest
+    assert (found.variant, found.engine, found.runtime, found.parent, found.candidate) == ("w4a16", "transformers", "default", model, model)
+    assert found.versions.keys() == {"python", "torch", "transformers"}
+    assert {parent.role for parent in manifest.parents} == {"candidate", "parent", "texts", "measurement", "yardstick"}
+    assert (manifest.parent("candidate"), manifest.parent("parent"), manifest.parent("yardstick")) == (model, model, yardstick.digest)
+    assert store.manifest(manifest.parent("measurement")).kind == "measurement"
 
 
-def test_perplexity_agrees_with_the_engines_own_scores(store: LocalStore, tiny_model: Path) -> None:
-    import json
-
-    model = fetch(store, tiny_model)
-    artifact = measure(store, model, model)
-    engine = ReferenceEngine(model.path)
-    for probe in json.loads((artifact.path / PROBES).read_text()):
-        assert engine.score([probe["ids"]])[0].mean() == pytest.approx(probe["nll"], abs=1e-5)
+def test_the_batch_size_does_not_change_the_figures(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact) -> None:
+    one = measured(store, fetch(store, tiny_model), batch_size=1)
+    for left, right in zip(read_scores(one)[1], read_scores(yardstick)[1], strict=True):
+        assert left.nll == pytest.approx(right.nll, abs=1e-5)
 
 
-def test_damage_is_seen_and_judged(store: LocalStore, tiny_model: Path, tmp_path: Path) -> None:
-    model = fetch(store, tiny_model)
+def test_probes_are_the_longest_and_the_shortest_document_and_the_engines_own_scores(
+        store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, itself: ModelArtifact) -> None:
+    sequences, engine = read_scores(yardstick)[0], ReferenceEngine(tiny_model)
+    longest, shortest = probes(itself)
+    assert list(longest.ids) == max(sequences, key=len) and list(shortest.ids) == min(sequences, key=len) and len(shortest.ids) < len(longest.ids)
+    for probe in (longest, shortest):
+        assert engine.score([list(probe.ids)])[0].nll.mean() == pytest.approx(probe.nll, abs=1e-5)
+
+
+def test_damage_is_seen_and_judged(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, tmp_path: Path) -> None:
     worse = fetch(store, spoil(tiny_model, tmp_path / "model", lambda w: torch.zeros_like(w)))
-    found = read_evidence(measure(store, model, worse))
+    found = read_evidence(beside(store, yardstick, worse))
     assert found.perplexity_ratio > 1.1 and found.mean_kl > 0.05 and found.top1_agreement < 0.95
     assert judge(found, DIGEST, 1.1).outcome == "FAIL"
 
 
-def test_a_candidate_of_nan_is_judged_and_not_averaged(store: LocalStore, tiny_model: Path, tmp_path: Path) -> None:
-    broken = fetch(store, spoil(tiny_model, tmp_path / "model", lambda w: torch.full_like(w, float("inf"))))
-    found = read_evidence(measure(store, fetch(store, tiny_model), broken))
-    assert found.broken > 100 and judge(found, DIGEST, 1.1).outcome == "FAIL"
-
-
-def test_only_what_decides_the_figures_is_in_the_key(store: LocalStore, tiny_model: Path) -> None:
-    model = fetch(store, tiny_model)
-
-    def key(**config: object) -> str:
-        values = Evaluate.model_validate({"max_perplexity_ratio": 1.1} | config)
-        return evaluate.cache_key(EvaluateRequest(parent=model, candidate=model, texts=model, config=values))
-
-    assert key() == key(max_perplexity_ratio=1.5) == key(timeout_minutes=3) != key(documents=3)
+def test_another_chat_template_is_seen_and_judged(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, tmp_path: Path) -> None:
+    """Weights and scores are the same; only what the template makes of a prompt is not."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>Assistant"))
+    found = read_evidence(beside(store, yardstick, fetch(store, folder)))
+    assert (found.perplexity_ratio, found.same_prompts) == (1.0, False)
+    verdict = judge(found, DIGEST, 1.1)
+    assert verdict.outcome == "FAIL" and "chat template" in verdict.reasons[0]

@@ -14,15 +14,31 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
 from artifacts.store import LocalStore
-from configs.errors import PreflightError
-from configs.schema import DeployTransformers, DeployTurbomind, Evaluate, LocalSource, PythonDocs, Quantize, Texts
+from configs.errors import ConfigError, PreflightError
+from configs.schema import (
+    Deploy,
+    Engine,
+    EnginePytorch,
+    EngineTransformers,
+    EngineTurbomind,
+    Evaluate,
+    LocalSource,
+    PythonDocs,
+    Quantize,
+    Texts,
+    Variant,
+)
+from tasks import gpus, runtimes
 from tasks.capacity import CapacityRequest, MachineRequest, capacity, estimate, machine, port_problem
 from tasks.download import DownloadRequest, download
-from tasks.preflight import PreflightRequest, PreflightResult, preflight
+from tasks.preflight import PreflightRequest, PreflightResult, preflight, refused
 from tasks.step import Context
 from tasks.texts import TextsRequest, texts
+from tests.tasks.test_gpus import GB, Board, Machine
+from tests.tasks.test_runtimes import interpreter
 
 SMALL = {"samples": 4, "sequence_length": 64}
+REFERENCE, TURBOMIND, PYTORCH = EngineTransformers(name="transformers"), EngineTurbomind(name="turbomind"), EnginePytorch(name="pytorch")
 
 
 @pytest.fixture
@@ -46,32 +62,36 @@ def model_with(tiny_model: Path, tmp_path: Path, store: LocalStore, *, drop: str
     return download(DownloadRequest(source=source), Context(store)).model
 
 
-def ask(store: LocalStore, model: ModelArtifact, split: ModelArtifact, *, quantize: dict[str, Any] | None = None,
-        deploy: DeployTransformers | DeployTurbomind | None = None, **more: Any) -> PreflightResult:
-    request = PreflightRequest(model=model, texts=split, quantize=Quantize.model_validate(SMALL | (quantize or {})), deploy=deploy, **more)
-    return preflight(request, Context(store))
+def question(model: ModelArtifact, split: ModelArtifact, *, quantize: dict[str, Any] | None = None, engine: Engine = REFERENCE,
+             served: Variant = "w4a16", **more: Any) -> PreflightRequest:
+    recipe = Quantize.model_validate(SMALL | (quantize or {}))
+    return PreflightRequest(model=model, texts=split, quantize=recipe, engine=engine, served=served, **more)
+
+
+def ask(store: LocalStore, model: ModelArtifact, split: ModelArtifact, **more: Any) -> PreflightResult:
+    return preflight(question(model, split, **more), Context(store))
 
 
 def test_a_model_that_fits_passes_and_is_described(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
     result = ask(store, model_with(tiny_model, tmp_path, store), split)
     assert result.architecture == "LlamaForCausalLM" and result.parameters == 426_624
     assert result.candidate_bytes < result.parent_bytes == 2 * result.parameters
-
-
-TURBOMIND = DeployTurbomind(engine="turbomind", quant_policy=4)
+    assert (result.hidden_size, result.head_dim, result.vocabulary) == (128, 64, 1024)
 
 
 @pytest.mark.parametrize(("config", "options", "found"), [
     ({"architectures": ["GPTNeoXForCausalLM"]}, {}, "LMDeploy cannot quantize GPTNeoXForCausalLM -> use one of"),
     ({"architectures": ["Qwen3MoeForCausalLM"]}, {}, "smoothing map -> quantize it with llm-compressor"),
-    ({"architectures": ["MistralForCausalLM"]}, {"deploy": TURBOMIND}, "TurboMind does not serve MistralForCausalLM"),
+    ({"architectures": ["MistralForCausalLM"]}, {"engine": TURBOMIND}, "TurboMind does not serve MistralForCausalLM"),
     ({"quantization_config": {"quant_method": "gptq"}}, {}, "already quantized (gptq) -> name its fp16 original"),
-    ({}, {"deploy": TURBOMIND}, "KV int4) aborts TurboMind with head_dim 64 -> use 8"),
-    ({}, {"deploy": TURBOMIND}, "turbomind cannot be loaded here"),
-    ({}, {"deploy": DeployTurbomind(engine="turbomind", tp=3)}, "deploy.tp 3 does not divide"),
+    ({}, {"engine": TURBOMIND, "served": "w4a16-kv4"}, "w4a16-kv4: KV int4 aborts TurboMind with head_dim 64 -> use KV int8 (w4a16-kv8)"),
+    ({}, {"engine": TURBOMIND}, "turbomind cannot be loaded here"),
+    ({}, {"engine": EngineTurbomind(name="turbomind", tp=3)}, "engine.tp 3 does not divide the model's 2 attention heads"),
+    ({}, {"engine": EnginePytorch(name="pytorch", tp=3)}, "engine.tp 3 does not divide the model's 2 attention heads"),
     ({}, {"quantize": {"device": "cuda"}}, "no CUDA GPU here -> run on a GPU worker"),
     ({}, {"quantize": {"dtype": "bfloat16"}}, "set quantize.dtype: float16"),
     ({}, {"quantize": {"group_size": 96}}, "does not divide the input dimension of model.layers.0.mlp.down_proj.weight"),
+    ({}, {"quantize": {"group_size": 96}}, "quantize.group_size: 64 (for TurboMind 32, with format: compressed-tensors)"),
     ({}, {"quantize": {"samples": 60000}}, "rows of 64 tokens, quantize.samples asks for 60000 -> lower samples"),
     ({}, {"quantize": {"sequence_length": 2048}}, "more than the model's 1024 positions"),
     ({"model_type": "internlm2", "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.X"}},
@@ -84,6 +104,27 @@ def test_each_trap_is_found_with_its_fix(tiny_model: Path, tmp_path: Path, store
         ask(store, model_with(tiny_model, tmp_path, store, **config), split, **options)
     assert found in caught.value.message
     assert all(" -> " in line for line in caught.value.message.splitlines())
+
+
+@pytest.mark.parametrize(("variant", "engine", "head_dim", "is_refused"), [
+    ("w4a16-kv4", TURBOMIND, 64, True), ("fp16-kv4", TURBOMIND, 64, True), ("w4a16-kv8", TURBOMIND, 64, False), ("w4a16", TURBOMIND, 64, False),
+    ("w4a16-kv4", TURBOMIND, 128, False), ("w4a16-kv4", PYTORCH, 64, False)])
+def test_only_what_aborts_the_engine_is_refused(variant: Variant, engine: Engine, head_dim: int, is_refused: bool) -> None:
+    assert (refused(variant, engine, head_dim) is not None) == is_refused
+
+
+def test_an_engine_is_judged_by_its_own_runtime(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact, home: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """This environment has no TurboMind to load, another one may; but its server must be able to score."""
+    monkeypatch.setattr(runtimes, "NEEDS", ())  # these have nothing but a version
+    model, engine = model_with(tiny_model, tmp_path, store), EngineTurbomind(name="turbomind", runtime="container")
+    runtimes.adopt("container", interpreter(tmp_path / "new", "0.14.0"))
+    before = preflight.cache_key(question(model, split, engine=engine))
+    assert ask(store, model, split, engine=engine).parameters == 426_624
+    runtimes.adopt("container", interpreter(tmp_path / "old", "0.13.1"))
+    assert preflight.cache_key(question(model, split, engine=engine)) != before
+    with pytest.raises(PreflightError, match=r"1 problem .* LMDeploy 0\.13\.1 \(runtime container\) has no /get_ppl, .* -> use a runtime"):
+        ask(store, model, split, engine=engine)
 
 
 def test_code_that_is_not_pinned_never_runs(tiny_model: Path, tmp_path: Path, store: LocalStore, split: ModelArtifact) -> None:
@@ -143,23 +184,23 @@ def test_all_problems_are_told_at_once(tiny_model: Path, tmp_path: Path, store: 
 
 def demand(parameters: int, folder: Path, **more: Any) -> CapacityRequest:
     model = PreflightResult(architecture="LlamaForCausalLM", parameters=parameters, parent_bytes=2 * parameters, candidate_bytes=parameters // 2,
-                            hidden_size=4096, vocabulary=32000)
+                            hidden_size=4096, head_dim=128, vocabulary=32000)
     return CapacityRequest.model_validate({"model": model, "quantize": Quantize(), "evaluate": Evaluate(max_perplexity_ratio=1.1),
-                                           "folders": (folder,)} | more)
+                                           "engine": REFERENCE, "gpus": None, "folders": (folder,)} | more)
 
 
 def place(folder: Path, **more: Any) -> MachineRequest:
-    return MachineRequest.model_validate({"quantize": Quantize(), "deploy": None, "folders": (folder,)} | more)
+    return MachineRequest.model_validate({"quantize": Quantize(), "engine": REFERENCE, "deploy": None, "gpus": None, "folders": (folder,)} | more)
 
 
 def test_needs_grow_with_the_model(tmp_path: Path) -> None:
     small, large = estimate(demand(10**8, tmp_path)), estimate(demand(10**10, tmp_path))
-    assert large.disk_bytes > 20 * small.disk_bytes and large.host_bytes > 80e9 > 10e9 > small.host_bytes
+    assert large.disk_bytes > 20 * small.disk_bytes and large.host_bytes > 40e9 > 10e9 > small.host_bytes
     assert small.time_class != large.time_class
 
 
 def test_too_little_memory_is_found(tmp_path: Path, store: LocalStore) -> None:
-    with pytest.raises(PreflightError, match=r"of memory are available, the run needs 8\d\d\d"):
+    with pytest.raises(PreflightError, match=r"of memory are available, the run needs 4\d\d\d\."):
         capacity(demand(10**12, tmp_path), Context(store))
 
 
@@ -174,14 +215,14 @@ def test_a_taken_port_is_found(tmp_path: Path, store: LocalStore) -> None:
         holder.listen()
         port = holder.getsockname()[1]
         with pytest.raises(PreflightError, match=f"port {port} on 127.0.0.1 is taken -> set deploy.port"):
-            machine(place(tmp_path, deploy=DeployTransformers(engine="transformers", port=port)), Context(store))
+            machine(place(tmp_path, deploy=Deploy(port=port)), Context(store))
 
 
 def test_our_own_endpoints_port_is_not_taken(tmp_path: Path, store: LocalStore) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        deploy = DeployTransformers(engine="transformers", port=holder.getsockname()[1])
+        deploy = Deploy(port=holder.getsockname()[1])
         assert machine(place(tmp_path, deploy=deploy, port_is_ours=True), Context(store)).gpus == 0
 
 
@@ -190,14 +231,21 @@ def test_a_host_that_is_no_address_is_found() -> None:
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"deploy": DeployTurbomind(engine="turbomind", tp=2, port=1)}, "needs as many CUDA GPUs, 0 are here"),
+    ({"engine": EngineTurbomind(name="turbomind", tp=2)}, "engine turbomind with tp 2 needs as many CUDA GPUs, 0 are here"),
+    ({"engine": PYTORCH}, "engine pytorch with tp 1 needs as many CUDA GPUs, 0 are here"),
+    ({"gpus": (0,)}, "GPU 0 is not here; visible: none .* -> name GPUs by their positions"),
     ({"quantize": Quantize(device="cuda")}, "no CUDA GPU here"),
-    ({"deploy": DeployTransformers(engine="transformers", api_keys_env="NO_SUCH_KEYS")}, "NO_SUCH_KEYS is empty -> export"),
+    ({"deploy": Deploy(api_keys_env="NO_SUCH_KEYS")}, "NO_SUCH_KEYS is empty -> export"),
     ({"folders": (Path("/dev/null/home"),)}, "cannot be written"),
 ])
 def test_what_needs_no_model_is_found_before_the_download(tmp_path: Path, store: LocalStore, options: dict[str, Any], words: str) -> None:
     with pytest.raises(PreflightError, match=words):
         machine(place(tmp_path, **options), Context(store))
+
+
+def test_an_unknown_runtime_is_found_before_the_download(tmp_path: Path, store: LocalStore, home: Path) -> None:
+    with pytest.raises(ConfigError, match="no runtime 'nowhere'; known: default, "):
+        machine(place(tmp_path, engine=EngineTransformers(name="transformers", runtime="nowhere")), Context(store))
 
 
 def test_what_is_there_already_needs_no_room(tmp_path: Path, store: LocalStore) -> None:
@@ -207,3 +255,18 @@ def test_what_is_there_already_needs_no_room(tmp_path: Path, store: LocalStore) 
 def test_a_larger_evaluation_needs_more_memory(tmp_path: Path) -> None:
     large = Evaluate(max_perplexity_ratio=1.1, batch_size=64, max_tokens_per_document=8192)
     assert estimate(demand(10**8, tmp_path, evaluate=large)).host_bytes > 100e9 > estimate(demand(10**8, tmp_path)).host_bytes
+
+
+def test_the_gpus_that_a_run_may_use_must_have_the_memory(tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two GPUs is nearly full: a run that may choose takes the other one."""
+    monkeypatch.setattr(gpus, "pynvml", Machine(Board("GPU-full", used=79 * GB), Board("GPU-free", used=GB)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    small = {"quantize": Quantize(samples=4, sequence_length=64), "engine": TURBOMIND}
+    assert capacity(demand(10**8, tmp_path, **small), Context(store)).gpu_bytes > GB
+    assert capacity(demand(10**8, tmp_path, gpus=(1,), **small), Context(store)).gpu_bytes > GB
+    with pytest.raises(PreflightError, match=r"GPU 0 \(NVIDIA H200\) has 1\.0 GB free, the run needs 1\.\d GB -> .*let the run use others \(gpus\)"):
+        capacity(demand(10**8, tmp_path, gpus=(0,), **small), Context(store))
+    with pytest.raises(PreflightError, match="GPU 0 "):
+        capacity(demand(10**8, tmp_path, **small | {"engine": EngineTurbomind(name="turbomind", tp=2)}), Context(store))
+    with pytest.raises(PreflightError, match=r"3 GPUs are needed, the run may use 2; .* -> allow more GPUs, lower engine\.tp"):
+        machine(place(tmp_path, engine=EngineTurbomind(name="turbomind", tp=3)), Context(store))

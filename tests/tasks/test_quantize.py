@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -18,7 +17,7 @@ from configs.errors import SourceError
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
 from tasks.child import run_child
 from tasks.download import DownloadRequest, download
-from tasks.engines.awq import ORDER, dequantize, unpack_int4
+from tasks.engines.int4 import ORDER, Int4Weight
 from tasks.engines.reference import ReferenceEngine
 from tasks.quantize import QuantizeRequest, QuantizeResult, calibration_rows, quantize
 from tasks.step import Context
@@ -44,7 +43,7 @@ class Bench:
     def nll(self, artifact: ModelArtifact) -> float:
         engine = ReferenceEngine(artifact.path)
         rows = [ids for r in load_records(self.texts.path / HELD_OUT) if len(ids := token_ids(engine.tokenizer, r)[:128]) > 1]
-        return float(np.concatenate(engine.score(rows)).mean())
+        return float(np.concatenate([scores.nll for scores in engine.score(rows)]).mean())
 
 
 @pytest.fixture(scope="module")
@@ -115,20 +114,12 @@ def test_too_little_text_says_how_much_there_is(bench: Bench) -> None:
         calibration_rows(tokenizer, [{"text": "short"}], samples=4, length=64, seed=0)
 
 
-def test_unpacking_is_the_inverse_of_packing() -> None:
-    codes = torch.randint(16, (256, 24), dtype=torch.int32)
-    packed = torch.zeros(256, 3, dtype=torch.int32)
-    for nibble, column in enumerate(ORDER):
-        packed |= codes[:, column::8] << (4 * nibble)
-    assert torch.equal(unpack_int4(packed), codes)
-
-
 def test_dequantized_weights_are_code_minus_zero_times_scale(plain: ModelArtifact) -> None:
     """One element by hand, straight from the packed integers of a saved checkpoint."""
     tensors = load_file(plain.path / "model.safetensors")
     name = "model.layers.1.mlp.down_proj"
     qweight, qzeros, scales = (tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
-    weight = dequantize(qweight, qzeros, scales, 128)
+    weight = Int4Weight.from_awq(qweight, qzeros, scales).dequantize()
     row, column = 200, 13  # input 200 is in group 1; output 13 is column 5 of the second int32
     shift = 4 * ORDER.index(5)
     code, zero = (int(packed[index, 1].item()) >> shift & 15 for packed, index in ((qweight, row), (qzeros, 1)))

@@ -21,17 +21,18 @@ import pytest
 from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.errors import EndpointError
-from configs.schema import DeployTransformers
+from configs.schema import Deploy, EngineTransformers
 from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
 from tasks.endpoints import Endpoint
+from tests import planted_runtime
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 
 
 def new_endpoint(folder: Path, port: int, name: str = "tiny") -> Endpoint:
     endpoint = Endpoint(name=name, model_name="tiny", artifact=ModelArtifact(digest="0" * 64, kind="fp16", path=folder),
-                        options=DeployTransformers(engine="transformers", port=port), since=datetime.now(UTC))
+                        engine=EngineTransformers(name="transformers"), options=Deploy(port=port), since=datetime.now(UTC))
     endpoint.save([])
     return endpoint
 
@@ -137,6 +138,17 @@ def test_any_home_folder_will_do(tiny_model: Path, home: Path, free_port: int, m
     finally:
         supervisor.stop(endpoint)
     assert processes_with(home / name) == []
+
+
+def test_a_server_runs_in_its_engines_runtime_and_sees_its_own_gpus(tiny_model: Path, home: Path, tmp_path: Path, free_port: int) -> None:
+    planted_runtime.adopt("side", tmp_path / "side")
+    changes = {"engine": EngineTransformers(name="transformers", runtime="side"), "gpus": ("GPU-a", "GPU-b")}
+    endpoint = new_endpoint(tiny_model, free_port).model_copy(update=changes)
+    endpoint.save([])
+    supervisor.start(endpoint)
+    wait_for(lambda: is_server(supervisor.state(endpoint)[1]), 20)
+    environment = psutil.Process(supervisor.state(endpoint)[1]).environ()
+    assert (environment[planted_runtime.MARK], environment["CUDA_VISIBLE_DEVICES"]) == ("side", "GPU-a,GPU-b")
 
 
 def test_stopping_what_does_not_run_is_no_error(tiny_model: Path, home: Path, free_port: int) -> None:

@@ -306,4 +306,4 @@ def test_requests_at_the_same_time_both_get_their_own_answer(client: openai.Open
 def test_get_ppl_is_the_engines_mean_score(url: str, engine: ReferenceEngine, as_ids: bool) -> None:
     ids = engine.tokenizer("The list is a sequence").input_ids
     live = httpx.post(url + "/get_ppl", json={"input": ids if as_ids else "The list is a sequence"}).json()["ppl"]
-    assert live == pytest.approx(engine.score([ids])[0].mean(), abs=1e-6)
+    assert live == pytest.approx(engine.score([ids])[0].nll.mean(), abs=1e-6)

@@ -1,0 +1,193 @@
+"""`lmflows engines`: the runtimes that engines run in, and measurements of engines by themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import typer
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from configs.errors import ConfigError
+from configs.schema import Benchmark, Engine, EnginePytorch, EngineTransformers, EngineTurbomind, PythonDocs, TextFile, Variant, weights_and_kv
+from flows.environment import unreachable_is_an_error
+from flows.terminal import err, find_model, out, show_rows
+
+M = TypeVar("M", bound=BaseModel)
+app = typer.Typer(no_args_is_help=True, help="Engine runtimes: locked environments of their own, side by side.")
+
+Model = Annotated[str, typer.Argument(help="an artifact's digest or its first digits, or a model folder")]
+Json = Annotated[Path | None, typer.Option("--json", help="write the raw figures to this file")]
+EngineName = Annotated[str, typer.Option("--engine", help="turbomind, pytorch or transformers")]
+VariantName = Annotated[str, typer.Option("--variant", help="only its KV cache counts here: -kv8, -kv4 or none")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run the folder's Python files; an artifact holds only reviewed ones")]
+
+
+@app.command("ls")
+def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List the runtimes, and what is installed in those that are ready."""
+    from tasks import runtimes
+
+    rows = [{"runtime": one.name, "state": "ready" if one.ready else "not prepared", "lock": (one.digest or "")[:12] or "not locked",
+             **{name: one.versions.get(name, "") for name in ("python", "lmdeploy", "torch", "transformers")}} for one in runtimes.everyone()]
+    show_rows(rows, as_json, "no runtimes")
+
+
+@app.command()
+def prepare(names: Annotated[list[str], typer.Argument(help="runtimes, as `lmflows engines ls` names them")],
+            wheels: Annotated[Path | None, typer.Option(help="install from this folder of wheels, without the network")] = None) -> None:
+    """Make runtimes ready, so that their first use needs no network."""
+    from tasks import runtimes
+
+    for name in names:
+        runtime = runtimes.prepare(name, say=lambda text: out.print(text, markup=False, highlight=False, soft_wrap=True), wheels=wheels,
+                                   offline=wheels is not None)
+        out.print(f"{name} is ready: {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def adopt(name: str, python: Annotated[Path, typer.Argument(help="an interpreter that has LMDeploy")]) -> None:
+    """Register an environment that exists already, a container's for example, as a runtime. Nothing locks it."""
+    from tasks import runtimes
+
+    runtime = runtimes.adopt(name, python)
+    out.print(f"{name}: {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def remove(name: str) -> None:
+    """Delete a runtime's environments (its lock stays), or forget an adopted one."""
+    from tasks import runtimes
+
+    for folder in runtimes.remove(name):
+        out.print(f"removed {folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime", help="several times; the first is the yardstick")],
+            engine: EngineName = "turbomind", variant: VariantName = "w4a16",
+            batch_sizes: Annotated[str, typer.Option("--batch-sizes")] = "1,16,64", rounds: Annotated[int, typer.Option(min=1)] = 5,
+            prompt_tokens: Annotated[int, typer.Option(min=1)] = 512, new_tokens: Annotated[int, typer.Option(min=2)] = 128,
+            texts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="a text file to score; default: Python's reference")] = None,
+            trust_remote_code: Trust = False, json_file: Json = None) -> None:
+    """Run one model through several runtimes by turns: which is faster, by what ratio, and do the answers agree?"""
+    from tasks.compare_runtimes import CompareRuntimesRequest
+    from tasks.gpus import choose, cuda_is_visible
+    from tasks.measure import hardware
+    from tasks.runtimes import one
+
+    folder, digest = find_model(model)
+    options = engine_of(engine)
+    for name in runtimes:
+        one(name)
+    _check_place(json_file)
+    request = checked(
+        CompareRuntimesRequest,
+        folder=folder, digest=digest, engine=options, kv_bits=weights_and_kv(variant_of(variant, options))[1], runtimes=tuple(runtimes),
+        benchmark=checked(Benchmark, batch_sizes=tuple(_numbers(batch_sizes, int)), rounds=rounds, prompt_tokens=prompt_tokens,
+                          new_tokens=new_tokens),
+        texts=TextFile(type="file", path=texts.absolute()) if texts else PythonDocs(type="python_docs"),
+        prompts=("hello", "please provide three suggestions about ielts' preparation"),
+        hardware=hardware(choose(None, options.tp if cuda_is_visible() else 0)), trust_remote_code=trust_remote_code or digest is not None)
+    _make_ready(runtimes)
+    _prefect()
+    from flows.engines import as_json, compare_engines, comparison_rows
+
+    with unreachable_is_an_error():
+        result = compare_engines(f"compare {digest[:12] if digest else folder.name}", request)
+    show_rows(comparison_rows(result), False, "")
+    _write(json_file, as_json(result))
+
+
+@app.command()
+def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="values of cache_max_entry_count")] = "0.1,0.2,0.4,0.8",
+           engine: EngineName = "turbomind", variant: VariantName = "w4a16", runtime: str = "default", trust_remote_code: Trust = False,
+           json_file: Json = None) -> None:
+    """Load a model with several values of cache_max_entry_count, and show the GPU memory that each takes."""
+    from tasks.gpus import choose, cuda_is_visible
+    from tasks.measure import hardware
+    from tasks.memory import MemoryRequest, require_gpu
+    from tasks.runtimes import one
+
+    folder, digest = find_model(model)
+    options = engine_of(engine, runtime=one(runtime).name)
+    _check_place(json_file)
+    if isinstance(options, EngineTransformers):
+        raise ConfigError("transformers has no cache_max_entry_count", where="--engine", hint="turbomind or pytorch")
+    request = checked(MemoryRequest, folder=folder, engine=options, kv_bits=weights_and_kv(variant_of(variant, options))[1],
+                      shares=tuple(_numbers(shares, float)), hardware=hardware(choose(None, options.tp if cuda_is_visible() else 0)),
+                      trust_remote_code=trust_remote_code or digest is not None)
+    require_gpu()
+    _make_ready([runtime])
+    _prefect()
+    from flows.engines import as_json, kv_cache_memory, memory_rows
+
+    with unreachable_is_an_error():
+        result = kv_cache_memory(f"memory {digest[:12] if digest else folder.name}", request)
+    show_rows(memory_rows(result), False, "")
+    _write(json_file, as_json(result))
+
+
+def _make_ready(names: Sequence[str]) -> None:
+    """Make the runtimes that are not there yet, which can take minutes, and tell of it on stderr."""
+    from tasks import runtimes
+
+    for name in names:
+        runtimes.prepare(name, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True))
+
+
+def _prefect() -> None:
+    from flows import environment, watcher
+
+    environment.prepare(quiet=True)
+    watcher.watch_this_process()
+
+
+def engine_of(name: str, **options: Any) -> Engine:
+    """The engine of that name; of the options those that it has."""
+    known: dict[str, type[EngineTransformers | EngineTurbomind | EnginePytorch]] = {
+        "transformers": EngineTransformers, "turbomind": EngineTurbomind, "pytorch": EnginePytorch}
+    if name not in known:
+        raise ConfigError(f"no engine {name!r}", where="--engine", hint=f"one of {', '.join(known)}")
+    return checked(known[name], name=name, **{key: value for key, value in options.items() if key in known[name].model_fields})
+
+
+def variant_of(name: str, engine: Engine) -> Variant:
+    """The variant of that name, for an engine that can run it."""
+    try:
+        variant: Variant = TypeAdapter(Variant).validate_python(name)
+    except ValidationError:
+        raise ConfigError(f"no variant {name!r}", where="--variant", hint=f"one of {', '.join(get_args(Variant))}") from None
+    if isinstance(engine, EngineTransformers) and weights_and_kv(variant)[1]:
+        raise ConfigError(f"{name}: transformers has no quantized KV cache", where="--variant", hint="use engine turbomind or pytorch")
+    return variant
+
+
+def checked(kind: type[M], **values: Any) -> M:
+    """A section or a request, from what was given on the command line; ConfigError if that cannot be."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = f"--{detail['loc'][0]}".replace("_", "-") if detail["loc"] else "options"
+        raise ConfigError(f"{detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}", where=name) from None
+
+
+def _numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a list of numbers separated by commas", where="option", hint="for example 1,16,64") from None
+
+
+def _check_place(path: Path | None) -> None:
+    """Refuse a file that could not be written, before hours of measuring and not after them."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path.parent} is not a folder", where="--json", hint="make it first")
+
+
+def _write(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2) + "\n")

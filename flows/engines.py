@@ -1,0 +1,87 @@
+"""Flows about engines rather than models in production: runtimes side by side, and what the KV cache takes of a GPU."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+
+from artifacts.store import LocalStore
+from configs import paths
+from flows.steps import Run, artifact_key
+from tasks import runtimes
+from tasks.child import reap_orphans
+from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, Ratio, RuntimeFigures, compare_runtimes
+from tasks.gpus import choose, cuda_is_visible
+from tasks.memory import MemoryRequest, MemoryResult, memory
+from tasks.report import mb
+
+
+@flow(name="compare-engines", flow_run_name="{title}", persist_result=False)
+def compare_engines(title: str, request: CompareRuntimesRequest) -> CompareRuntimesResult:
+    """Run one model through several engine runtimes by turns: which is faster, by how much, and do the answers agree?"""
+    for name in request.runtimes:
+        runtimes.python(name)  # made on first use, before a GPU is held
+    run = _begin(title, request.engine.tp)
+    result = run.perform(compare_runtimes, request, timeout_minutes=240).result
+    create_table_artifact(comparison_rows(result), key=artifact_key(f"engines {title}"), description="engine runtimes, side by side")
+    return result
+
+
+@flow(name="kv-cache-memory", flow_run_name="{title}", persist_result=False)
+def kv_cache_memory(title: str, request: MemoryRequest) -> MemoryResult:
+    """Load a model with several shares of the GPU memory for its KV cache, and read what it takes."""
+    run = _begin(title, request.engine.tp)
+    result = run.perform(memory, request, timeout_minutes=60).result
+    create_table_artifact(memory_rows(result), key=artifact_key(f"memory {title}"), description="cache_max_entry_count and GPU memory")
+    return result
+
+
+def comparison_rows(result: CompareRuntimesResult) -> list[dict[str, str]]:
+    """The table of runtimes, as text: tokens per second are medians, ratios have their 95 % interval."""
+    rows = []
+    for item in result.figures:
+        versions = (f"{name} {item.versions[name]}" for name in ("lmdeploy", "torch") if name in item.versions)
+        row = {"runtime": item.runtime, "versions": ", ".join(versions)}
+        for speed in item.speeds:
+            row[f"prefill, batch {speed.batch_size}"] = f"{speed.prefill_median:.0f}" + _ratio(item.prefill_ratio, speed.batch_size)
+            row[f"decode, batch {speed.batch_size}"] = f"{speed.decode_median:.0f}" + _ratio(item.decode_ratio, speed.batch_size)
+        row["agreement"] = _agreement(item)
+        rows.append(row)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return [{column: row.get(column, "") for column in columns} for row in rows]
+
+
+def _ratio(ratios: tuple[Ratio, ...], batch_size: int) -> str:
+    return "".join(f" ({one.median:.2f}; {one.low:.2f} to {one.high:.2f})" for one in ratios if one.batch_size == batch_size)
+
+
+def _agreement(item: RuntimeFigures) -> str:
+    if item.problem or item.agreement is None:
+        return (item.problem or "").split(";")[0]
+    scores = item.agreement
+    difference = (scores.nll_candidate - scores.nll_parent) / max(1, scores.tokens)
+    return (f"NLL {difference:+.5f} nats a token, top-1 {scores.same_top / max(1, scores.tokens):.2%}, "
+            f"{item.same_answers}/{len(item.answers)} answers equal" + (f", {scores.broken} positions broken" if scores.broken else ""))
+
+
+def memory_rows(result: MemoryResult) -> list[dict[str, str]]:
+    """The table of cache_max_entry_count, as text."""
+    return [{"cache_max_entry_count": f"{row.share:g}", "GPU memory": row.problem.split(";")[0] if row.problem else mb(row.gpu_bytes),
+             "load": "" if row.problem else f"{row.load_seconds:.1f} s"} for row in result.rows]
+
+
+def _begin(title: str, gpus: int) -> Run:
+    reap_orphans(paths.runs())
+    folder = paths.runs() / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{artifact_key(title)}-{str(flow_run.id or '')[:8]}"
+    folder.mkdir(parents=True)
+    return Run(folder=folder, store=LocalStore(paths.workspace()), gpus=tuple(choose(None, gpus if cuda_is_visible() else 0)))
+
+
+def as_json(result: CompareRuntimesResult | MemoryResult) -> dict[str, Any]:
+    """The raw figures."""
+    return dict(json.loads(result.model_dump_json()))

@@ -1,0 +1,76 @@
+"""What the commands share: the terminal, tables, and finding artifacts by the first digits of their digest."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from artifacts.store import LocalStore
+from configs import paths
+from configs.errors import ArtifactMissing
+from tasks.model_files import read_config
+
+# in a file or a pipe nothing shall be folded at 80 columns
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+err = Console(stderr=True)
+
+
+def stores() -> list[LocalStore]:
+    """The workspace, and every store that a run on this machine has uploaded to."""
+    return [LocalStore(paths.workspace()), *(LocalStore(folder) for folder in paths.known_stores())]
+
+
+def find(digest: str) -> LocalStore:
+    """The first store that has an artifact."""
+    for store in stores():
+        if store.manifest_path(digest).exists():
+            return store
+    raise ArtifactMissing(f"no artifact {digest}", where=str(paths.home()), hint="`lmflows ls` shows what there is")
+
+
+def resolve(prefix: str) -> tuple[LocalStore, str]:
+    """The store that has the one artifact whose digest starts with `prefix`, and the digest."""
+    known = {digest for store in stores() for digest in store.digests()}
+    found = [digest for digest in known if digest.startswith(prefix.removeprefix("sha256:"))]
+    if len(found) != 1:
+        what = f"{len(found)} artifacts start with {prefix!r}" if found else f"no artifact starts with {prefix!r}"
+        raise ArtifactMissing(what, where=str(paths.home()), hint="`lmflows ls` shows what there is")
+    return find(found[0]), found[0]
+
+
+def find_model(model: str) -> tuple[Path, str | None]:
+    """A model's folder, and its digest if it is an artifact: `model` is a folder, or the first digits of a digest.
+
+    Raises:
+        ArtifactMissing: it is neither.
+        SourceError: the folder, or the artifact, is no model.
+    """
+    if Path(model).is_dir():
+        folder, digest = Path(model).absolute(), None
+    else:
+        store, digest = resolve(model)
+        folder = store.open(digest).path
+    read_config(folder)
+    return folder, digest
+
+
+def show_rows(rows: list[dict[str, Any]], as_json: bool, nothing: str, console: Console = out) -> None:
+    """Print rows as a table, or as JSON for a program."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        console.print(nothing)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(value)) for value in row.values()))
+        console.print(table, highlight=False)

@@ -1,0 +1,147 @@
+"""The measure step: one variant through the engine that would serve it, its quality and its speed.
+
+It scores the held-out documents, answers the prompts and, if asked, is timed. Hands on a measurement artifact; what it
+says beside its parent is `tasks.evaluate`'s business.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from artifacts.evidence import Answer, Measurement
+from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from configs.errors import SourceError
+from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv
+from tasks import gpus, runtimes
+from tasks.engines.base import EngineSpec, Scores
+from tasks.engines.process import EngineProcess
+from tasks.speed import speeds
+from tasks.step import Context, Request, Result, step
+from tasks.texts import HELD_OUT, load_records
+
+RECORD, SCORES = "measurement.json", "scores.npz"
+
+
+class MeasureRequest(Request):
+    """`yardstick` is the fp16 variant's measurement, whose token ids are scored again; None for the fp16 variant itself.
+    `hardware` says what the step will run on: figures of other hardware are other figures."""
+
+    variant: Variant
+    model: ModelArtifact
+    texts: ModelArtifact
+    engine: Engine
+    config: Evaluate
+    benchmark: Benchmark | None
+    yardstick: ModelArtifact | None
+    hardware: dict[str, str]
+    trust_remote_code: bool = False
+
+    def key_fields(self) -> dict[str, object]:
+        """The limit is the verdict's business: changing it must not measure again. Another GPU, driver or engine must."""
+        return super().key_fields() | {"config": self.config.model_dump(mode="json", exclude={"max_perplexity_ratio", "timeout_minutes"}),
+                                       "runtime": runtimes.fingerprint(self.engine.runtime)}
+
+
+class MeasureResult(Result):
+    measurement: ModelArtifact
+
+
+@step()
+def measure(request: MeasureRequest, context: Context) -> MeasureResult:
+    """Score, question and time one variant through its engine."""
+    spec = EngineSpec(folder=request.model.path, engine=request.engine, kv_bits=weights_and_kv(request.variant)[1],
+                      trust_remote_code=request.trust_remote_code)
+    context.progress(0.02, f"loading {request.engine.name}")
+    before = gpus.used_bytes()
+    with EngineProcess(spec, log=context.scratch("engine.log")) as engine:
+        after = gpus.used_bytes()
+        sequences, kept = _subject(request, engine)
+        scores: list[Scores] = []
+        for batch in batches(range(len(sequences)), request.config.batch_size):
+            scores += engine.score([sequences[number] for number in batch], [kept[number] for number in batch] if kept else None)
+            context.progress(0.15 + 0.5 * len(scores) / len(sequences), f"scored {len(scores)}/{len(sequences)} documents")
+        answers = []
+        for number, prompt in enumerate(request.config.prompts):
+            context.progress(0.65 + 0.15 * number / len(request.config.prompts), f"asking {prompt!r}")
+            ids = engine.prompt_ids([{"role": "user", "content": prompt}])
+            answer = engine.generate([ids], request.config.max_new_tokens)[0]
+            answers.append(Answer(prompt=prompt, ids=tuple(ids), text=answer.text, tokens=answer.tokens, seconds=round(answer.seconds, 4)))
+        timed = speeds(engine, request.benchmark, lambda done, text: context.progress(0.8 + 0.18 * done, text)) if request.benchmark else ()
+    record = Measurement(
+        variant=request.variant, engine=request.engine.name, runtime=request.engine.runtime, versions=engine.versions,
+        hardware=request.hardware, model=request.model.digest, texts=request.texts.digest, answers=tuple(answers),
+        load_seconds=round(engine.load_seconds, 2), gpu_bytes=after - before if gpus.visible() else None, speeds=timed)
+    with context.store.stage() as staging:
+        staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
+        staging.write(SCORES, _pack(sequences, scores))
+        artifact = context.store.commit(staging, "measurement", parents=[
+            Parent(role="model", digest=request.model.digest), Parent(role="texts", digest=request.texts.digest)])
+    return MeasureResult(measurement=artifact)
+
+
+def read_measurement(artifact: ModelArtifact) -> Measurement:
+    """The record of a measurement artifact."""
+    return Measurement.model_validate_json((artifact.path / RECORD).read_bytes())
+
+
+def read_scores(artifact: ModelArtifact) -> tuple[list[list[int]], list[Scores]]:
+    """The scored token ids and their scores, document by document."""
+    return _unpack(artifact.path / SCORES)
+
+
+def hardware(chosen: Sequence[gpus.Gpu]) -> dict[str, str]:
+    """What figures are measured on: these GPUs, or the processor."""
+    if chosen:
+        return gpus.fingerprint(chosen[0]) | {"gpus": str(len(chosen))}
+    return {"processor": platform.processor() or platform.machine(), "cores": str(os.cpu_count())}
+
+
+def held_out_ids(engine: EngineProcess, texts: ModelArtifact, documents: int, longest: int) -> list[list[int]]:
+    """Token ids of the first held-out documents, each cut to its first `longest` tokens, longest first.
+
+    Raises:
+        SourceError: no document has two tokens.
+    """
+    records = load_records(texts.path / HELD_OUT)[:documents]
+    sequences = [ids for record in records if len(ids := engine.encode(record)[:longest]) >= 2]
+    if not sequences:
+        raise SourceError("no held-out document has two tokens", where="texts.source", hint="give longer documents")
+    return sorted(sequences, key=len, reverse=True)  # batches of equal lengths waste no padding
+
+
+def batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """The items in runs of `size`."""
+    for start in range(0, len(items), size):
+        yield items[start:start + size]
+
+
+def _subject(request: MeasureRequest, engine: EngineProcess) -> tuple[list[list[int]], list[npt.NDArray[np.int32]] | None]:
+    """What is scored, and at which tokens the distributions are kept: the yardstick's, or the model's own likeliest."""
+    if request.yardstick is None:
+        return held_out_ids(engine, request.texts, request.config.documents, request.config.max_tokens_per_document), None
+    sequences, scores = read_scores(request.yardstick)
+    return sequences, [score.ids for score in scores]
+
+
+def _pack(sequences: Sequence[Sequence[int]], scores: Sequence[Scores]) -> bytes:
+    buffer = io.BytesIO()
+    arrays = {name: np.concatenate([getattr(score, name) for score in scores]) for name in ("nll", "top", "ids", "logprobs")}
+    np.savez(buffer, lengths=np.array([len(sequence) for sequence in sequences], np.int32),
+             tokens=np.concatenate([np.array(sequence, np.int32) for sequence in sequences]), **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _unpack(path: Path) -> tuple[list[list[int]], list[Scores]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        ends = np.cumsum(arrays["lengths"])
+        sequences = [part.tolist() for part in np.split(arrays["tokens"], ends[:-1])]
+        positions = np.cumsum(arrays["lengths"] - 1)[:-1]
+        columns = {name: np.split(arrays[name], positions) for name in ("nll", "top", "ids", "logprobs")}
+    return sequences, [Scores(**{name: parts[number] for name, parts in columns.items()}) for number in range(len(sequences))]

@@ -1,0 +1,67 @@
+"""What `cache_max_entry_count` costs: the model loaded anew with each share, and the GPU memory it then holds, by NVML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+from pydantic import Field
+
+from configs.errors import EngineError, LmflowsError
+from configs.schema import EnginePytorch, EngineTurbomind, KvBits
+from tasks import gpus
+from tasks.engines.base import EngineSpec
+from tasks.engines.process import EngineProcess
+from tasks.step import Context, Request, Result, step
+
+
+class MemoryRequest(Request):
+    """`shares`: values of cache_max_entry_count."""
+
+    folder: Path
+    engine: Annotated[EngineTurbomind | EnginePytorch, Field(discriminator="name")]
+    kv_bits: KvBits = 0
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=1)
+    hardware: dict[str, str]
+    trust_remote_code: bool = False
+
+
+class Taken(pydantic.BaseModel):
+    """Device memory that a loaded engine takes, in bytes; a `problem` says why it did not load."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    share: float
+    gpu_bytes: int = 0
+    load_seconds: float = 0.0
+    problem: str | None = None
+
+
+class MemoryResult(Result):
+    rows: tuple[Taken, ...]
+    hardware: dict[str, str]
+
+
+@step(cached=False)
+def memory(request: MemoryRequest, context: Context) -> MemoryResult:
+    """Load the model with each share of the free GPU memory for its KV cache, and read what it takes."""
+    require_gpu()
+    rows = []
+    for number, share in enumerate(request.shares):
+        context.progress(number / len(request.shares), f"cache_max_entry_count {share}")
+        spec = EngineSpec(folder=request.folder, engine=request.engine.model_copy(update={"cache_max_entry_count": share}),
+                          kv_bits=request.kv_bits, trust_remote_code=request.trust_remote_code)
+        before = gpus.used_bytes()
+        try:
+            with EngineProcess(spec, log=context.scratch(f"engine-{share:g}.log")) as engine:
+                rows.append(Taken(share=share, gpu_bytes=gpus.used_bytes() - before, load_seconds=round(engine.load_seconds, 2)))
+        except LmflowsError as error:
+            rows.append(Taken(share=share, problem=error.message))
+    return MemoryResult(rows=tuple(rows), hardware=request.hardware)
+
+
+def require_gpu() -> None:
+    """Raise EngineError if no GPU is visible."""
+    if not gpus.visible():
+        raise EngineError("needs a GPU, and there is none", where="memory", hint="run on a machine with an NVIDIA GPU")

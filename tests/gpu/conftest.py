@@ -1,0 +1,71 @@
+"""Tests that need a CUDA GPU: `make test-gpu`. Skipped where there is none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.load import load
+from configs.paths import PROJECT
+from tasks import gpus
+from tests.conftest import GPUS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        show_gpus(patch)
+        missing = not gpus.visible()
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.timeout(900))
+            if missing:
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+def show_gpus(patch: pytest.MonkeyPatch) -> None:
+    """The other tests hide the GPUs; here they are back."""
+    if GPUS is None:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        patch.setenv("CUDA_VISIBLE_DEVICES", GPUS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _gpus() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        show_gpus(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as the demo's download step makes it: fp16, hidden size 576."""
+    from artifacts.store import LocalStore
+    from tasks.download import DownloadRequest, download
+    from tasks.step import Context
+
+    store = LocalStore(tmp_path_factory.mktemp("smollm2"))
+    return download(DownloadRequest(source=load(PROJECT / "configs/demo.yaml").source), Context(store)).model.path
+
+
+@pytest.fixture(scope="session")
+def padded(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with every input dimension a multiple of 128."""
+    return pad_to(smollm2, 128, tmp_path_factory.mktemp("padded"))
+
+
+def pad_to(folder: Path, multiple: int, place: Path) -> Path:
+    """A model folder zero-padded by the project's own step."""
+    from artifacts.store import LocalStore
+    from tasks.pad import PadRequest, pad
+    from tasks.step import Context
+
+    store = LocalStore(place)
+    with store.stage() as staging:
+        shutil.copytree(folder, staging.path, dirs_exist_ok=True)
+        model = store.commit(staging, "fp16", recipe={})
+    return pad(PadRequest(model=model, multiple=multiple), Context(store)).model.path

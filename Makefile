@@ -38,7 +38,7 @@ demo: $(STAMP)
 	@$(VENV)/bin/lmflows run configs/demo.yaml
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

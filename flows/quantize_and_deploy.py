@@ -89,7 +89,7 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
 
     checked = run.perform(preflight, PreflightRequest(
         model=model, texts=split.result.texts, quantize=pipeline.quantize, engine=pipeline.engine, served=pipeline.served_variant,
-        trust_remote_code=trusted, untrusted_code=source.result.untrusted_code))
+        deployed=pipeline.deploy is not None, trust_remote_code=trusted, untrusted_code=source.result.untrusted_code))
     plain = pipeline.quantize.model_copy(update={"format": "awq"})  # another format is repacked from it
     recipe = QuantizeRequest(model=model, texts=split.result.texts, config=plain, trust_remote_code=trusted)
     room = run.perform(capacity, CapacityRequest(model=checked.result, quantize=pipeline.quantize, evaluate=pipeline.evaluate, engine=pipeline.engine,

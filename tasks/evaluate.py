@@ -11,6 +11,7 @@ import pydantic
 
 from artifacts.evidence import DocumentScore, Evidence, SampleAnswer
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from configs.errors import SourceError
 from tasks.engines.base import Scores
 from tasks.measure import read_measurement, read_scores
 from tasks.step import Context, Request, Result, step
@@ -43,7 +44,10 @@ def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
     """Set a candidate's scores and answers beside its parent's."""
     parent, candidate = read_measurement(request.parent), read_measurement(request.candidate)
     sequences, left = read_scores(request.parent)
-    _, right = read_scores(request.candidate)
+    scored, right = read_scores(request.candidate)
+    if scored != sequences:
+        raise SourceError("the candidate has scored other token ids than its parent", where=f"measurement {request.candidate.short}",
+                          hint="measure it with the parent's measurement as its yardstick")
     scores = [compare(one, other) for one, other in zip(left, right, strict=True)]
     evidence = Evidence(
         variant=candidate.variant, engine=candidate.engine, runtime=candidate.runtime, parent=parent.model, candidate=candidate.model,

@@ -39,6 +39,7 @@ class PreflightRequest(Request):
     quantize: Quantize
     engine: Engine
     served: Variant
+    deployed: bool = True
     trust_remote_code: bool = False
     untrusted_code: dict[str, str] = {}
 
@@ -168,7 +169,7 @@ def devices(subject: Subject) -> Iterator[str]:
                "in silence -> run on a GPU worker, or set engine.name: transformers")
     if not isinstance(engine, EngineTransformers):
         version = runtimes.fingerprint(engine.runtime)["lmdeploy"]
-        if tuple(int(part) for part in version.split(".")[:2]) < SCORING_SERVER:
+        if subject.request.deployed and tuple(int(part) for part in version.split(".")[:2]) < SCORING_SERVER:
             yield (f"the api_server of LMDeploy {version} (runtime {engine.runtime}) has no /get_ppl, by which a deployment is proven to serve "
                    "what was judged -> use a runtime with LMDeploy 0.14 or later; `lmflows engines compare` measures older ones without a server")
         heads = int(subject.facts.config.get("num_attention_heads") or 1)

@@ -18,7 +18,7 @@ GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # what tests/gpu gets back
 os.environ.update({"LMFLOWS_HOME": str(_HOME / "home"), "PREFECT_HOME": str(_HOME / "prefect"), "HF_HUB_OFFLINE": "1",
                    "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
                    "CUDA_VISIBLE_DEVICES": ""})
-for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "COLUMNS", "LINES"):  # the last two fold tables; pytest-xdist sets them
     os.environ.pop(name, None)
 
 

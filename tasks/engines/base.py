@@ -40,7 +40,7 @@ class Generation:
         tokens: how many were generated, the end token included.
         finish_reason: `stop` if the model ended its turn, `length` if the limit did.
         finite: whether every logit on the way was finite; None if the engine does not show its logits.
-        seconds: from prompt to last token; of a batch, of the whole batch.
+        seconds: from prompt to last token; where an engine answers a batch at once, the batch's.
     """
 
     text: str

@@ -10,8 +10,8 @@ import torch
 
 from tasks.engines.base import Scores
 
-# How many of the likeliest tokens are kept of each distribution: enough that what is left over matters little for a KL
-# divergence (the rest counts as one event), and small enough to keep: 1 KB a position.
+# How many of the likeliest tokens are kept of each distribution: 1 KB a position. A KL divergence over them and the rest as
+# one event is a lower bound: 0.86 to 0.90 of the full one for SmolLM2-135M, whose kept tokens hold 0.91 of the probability.
 KEPT = 128
 ROWS_AT_ONCE = 256  # positions at a time: two float32 rows of the vocabulary each, 100 MB at 50,000 words
 

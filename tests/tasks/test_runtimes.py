@@ -88,7 +88,9 @@ print(runtimes.prepare("tiny", say=lambda text: print(text, flush=True), wheels=
 
 def start(wheels: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PREPARE, str(wheels)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment)
+                            env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment,
+                            # tests that run in the background of a script inherit an ignored SIGINT; a person's terminal does not
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def until(condition: Callable[[], object], what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -74,7 +73,7 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
             trust_remote_code: Trust = False, json_file: Json = None) -> None:
     """Run one model through several runtimes by turns: which is faster, by what ratio, and do the answers agree?"""
     from tasks.compare_runtimes import CompareRuntimesRequest
-    from tasks.gpus import choose, cuda_is_visible
+    from tasks.gpus import choose
     from tasks.measure import hardware
     from tasks.runtimes import one
 
@@ -90,15 +89,15 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
                           new_tokens=new_tokens),
         texts=TextFile(type="file", path=texts.absolute()) if texts else PythonDocs(type="python_docs"),
         prompts=("hello", "please provide three suggestions about ielts' preparation"),
-        hardware=hardware(choose(None, options.tp if cuda_is_visible() else 0)), trust_remote_code=trust_remote_code or digest is not None)
+        hardware=hardware(choose(None, options.tp)), trust_remote_code=trust_remote_code or digest is not None)
     _make_ready(runtimes)
     _prefect()
-    from flows.engines import as_json, compare_engines, comparison_rows
+    from flows.engines import compare_engines, comparison_rows
 
     with unreachable_is_an_error():
         result = compare_engines(f"compare {digest[:12] if digest else folder.name}", request)
     show_rows(comparison_rows(result), False, "")
-    _write(json_file, as_json(result))
+    _write(json_file, result)
 
 
 @app.command()
@@ -106,7 +105,7 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
            engine: EngineName = "turbomind", variant: VariantName = "w4a16", runtime: str = "default", trust_remote_code: Trust = False,
            json_file: Json = None) -> None:
     """Load a model with several values of cache_max_entry_count, and show the GPU memory that each takes."""
-    from tasks.gpus import choose, cuda_is_visible
+    from tasks.gpus import choose
     from tasks.measure import hardware
     from tasks.memory import MemoryRequest, require_gpu
     from tasks.runtimes import one
@@ -117,17 +116,17 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
     if isinstance(options, EngineTransformers):
         raise ConfigError("transformers has no cache_max_entry_count", where="--engine", hint="turbomind or pytorch")
     request = checked(MemoryRequest, folder=folder, engine=options, kv_bits=weights_and_kv(variant_of(variant, options))[1],
-                      shares=tuple(_numbers(shares, float)), hardware=hardware(choose(None, options.tp if cuda_is_visible() else 0)),
+                      shares=tuple(_numbers(shares, float)), hardware=hardware(choose(None, options.tp)),
                       trust_remote_code=trust_remote_code or digest is not None)
     require_gpu()
     _make_ready([runtime])
     _prefect()
-    from flows.engines import as_json, kv_cache_memory, memory_rows
+    from flows.engines import kv_cache_memory, memory_rows
 
     with unreachable_is_an_error():
         result = kv_cache_memory(f"memory {digest[:12] if digest else folder.name}", request)
     show_rows(memory_rows(result), False, "")
-    _write(json_file, as_json(result))
+    _write(json_file, result)
 
 
 def _make_ready(names: Sequence[str]) -> None:
@@ -188,6 +187,6 @@ def _check_place(path: Path | None) -> None:
         raise ConfigError(f"{path.parent} is not a folder", where="--json", hint="make it first")
 
 
-def _write(path: Path | None, figures: dict[str, Any]) -> None:
+def _write(path: Path | None, figures: BaseModel) -> None:
     if path is not None:
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+        path.write_text(figures.model_dump_json(indent=2) + "\n")

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from typing import Any
-
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
 
-from artifacts.store import LocalStore
-from configs import paths
-from flows.steps import Run, artifact_key
+from flows.steps import artifact_key, begin_run
 from tasks import runtimes
-from tasks.child import reap_orphans
 from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, Ratio, RuntimeFigures, compare_runtimes
-from tasks.gpus import choose, cuda_is_visible
+from tasks.gpus import choose
 from tasks.memory import MemoryRequest, MemoryResult, memory
 from tasks.report import mb
 
@@ -26,7 +18,7 @@ def compare_engines(title: str, request: CompareRuntimesRequest) -> CompareRunti
     """Run one model through several engine runtimes by turns: which is faster, by how much, and do the answers agree?"""
     for name in request.runtimes:
         runtimes.python(name)  # made on first use, before a GPU is held
-    run = _begin(title, request.engine.tp)
+    run = begin_run(artifact_key(title), choose(None, request.engine.tp))
     result = run.perform(compare_runtimes, request, timeout_minutes=240).result
     create_table_artifact(comparison_rows(result), key=artifact_key(f"engines {title}"), description="engine runtimes, side by side")
     return result
@@ -35,7 +27,7 @@ def compare_engines(title: str, request: CompareRuntimesRequest) -> CompareRunti
 @flow(name="kv-cache-memory", flow_run_name="{title}", persist_result=False)
 def kv_cache_memory(title: str, request: MemoryRequest) -> MemoryResult:
     """Load a model with several shares of the GPU memory for its KV cache, and read what it takes."""
-    run = _begin(title, request.engine.tp)
+    run = begin_run(artifact_key(title), choose(None, request.engine.tp))
     result = run.perform(memory, request, timeout_minutes=60).result
     create_table_artifact(memory_rows(result), key=artifact_key(f"memory {title}"), description="cache_max_entry_count and GPU memory")
     return result
@@ -73,15 +65,3 @@ def memory_rows(result: MemoryResult) -> list[dict[str, str]]:
     """The table of cache_max_entry_count, as text."""
     return [{"cache_max_entry_count": f"{row.share:g}", "GPU memory": row.problem.split(";")[0] if row.problem else mb(row.gpu_bytes),
              "load": "" if row.problem else f"{row.load_seconds:.1f} s"} for row in result.rows]
-
-
-def _begin(title: str, gpus: int) -> Run:
-    reap_orphans(paths.runs())
-    folder = paths.runs() / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{artifact_key(title)}-{str(flow_run.id or '')[:8]}"
-    folder.mkdir(parents=True)
-    return Run(folder=folder, store=LocalStore(paths.workspace()), gpus=tuple(choose(None, gpus if cuda_is_visible() else 0)))
-
-
-def as_json(result: CompareRuntimesResult | MemoryResult) -> dict[str, Any]:
-    """The raw figures."""
-    return dict(json.loads(result.model_dump_json()))

@@ -7,7 +7,6 @@ between them is a model artifact.
 from __future__ import annotations
 
 import socket
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,14 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.evidence import Evidence, Verdict
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
 from configs import paths
 from configs.errors import VerdictFailed
 from configs.load import load
 from configs.schema import Pipeline, Variant, weights_and_kv
-from flows.steps import Done, Run, artifact_key
+from flows.steps import Done, Run, artifact_key, begin_run
 from flows.variants import measure_variants
 from tasks import endpoints, supervisor
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
-from tasks.child import reap_orphans
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
 from tasks.evaluate import read_evidence
@@ -74,7 +71,8 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
         overrides: values that replace the file's, by dotted key path, for example {"evaluate.documents": 8}.
     """
     pipeline = load(find_config(config), overrides)
-    run = begin_run(pipeline)
+    run = begin_run(pipeline.name, choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
+    paths.remember_store(store_folder(pipeline))
     folders = (paths.workspace(), store_folder(pipeline))
     run.perform(machine, MachineRequest(quantize=pipeline.quantize, engine=pipeline.engine, deploy=pipeline.deploy, gpus=pipeline.gpus,
                                         folders=folders, port_is_ours=port_is_ours(pipeline)))
@@ -153,17 +151,6 @@ def find_config(config: str) -> Path:
     """The file, relative to the current folder or, for a worker that runs elsewhere, to the checkout."""
     path = Path(config)
     return path if path.exists() else paths.PROJECT / path
-
-
-def begin_run(pipeline: Pipeline) -> Run:
-    """A folder for the run, and nothing alive of runs that are dead."""
-    reap_orphans(paths.runs())
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = paths.runs() / f"{stamp}-{pipeline.name}-{str(flow_run.id or '')[:8]}"
-    folder.mkdir(parents=True)
-    paths.remember_store(store_folder(pipeline))
-    gpus = choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0)
-    return Run(folder=folder, store=LocalStore(paths.workspace()), gpus=tuple(gpus))
 
 
 def store_folder(pipeline: Pipeline) -> Path:

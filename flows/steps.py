@@ -7,8 +7,10 @@ everything that decides its result is equal and the store still holds, unharmed,
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,6 +20,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,7 +28,7 @@ from artifacts.store import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
 from flows.gpu_slots import held
-from tasks.child import Usage, run_child
+from tasks.child import Usage, reap_orphans, run_child
 from tasks.gpus import Gpu, GpuBusy, require_free
 from tasks.step import Context, Result, Step
 
@@ -143,6 +146,14 @@ class Run:
                        for artifact in step.result.model_validate(stored.answer).artifacts())
         except (LmflowsError, OSError, ValidationError):
             return False
+
+
+def begin_run(name: str, gpus: Sequence[Gpu]) -> Run:
+    """A folder for a run of that name, and nothing alive of runs that are dead."""
+    reap_orphans(paths.runs())
+    folder = paths.runs() / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{name}-{str(flow_run.id or '')[:8]}"
+    folder.mkdir(parents=True)
+    return Run(folder=folder, store=LocalStore(paths.workspace()), gpus=tuple(gpus))
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,7 @@ def smoke_test(request: SmokeTestRequest, context: Context) -> SmokeTestResult:
     from tasks.engines.reference import ReferenceEngine
 
     context.progress(0.05, "loading")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = ReferenceEngine(request.model.path, dtype=torch.float16, device=device, trust_remote_code=request.trust_remote_code)
+    engine = ReferenceEngine(request.model.path, dtype=torch.float16, trust_remote_code=request.trust_remote_code)
     messages: list[dict[str, str]] = []
     turns = []
     for number, prompt in enumerate(request.config.prompts):

@@ -67,8 +67,7 @@ def load(spec: EngineSpec) -> Engine:
 
         from tasks.engines.reference import ReferenceEngine
 
-        return ReferenceEngine(spec.folder, dtype=getattr(torch, spec.engine.dtype), device="cuda" if torch.cuda.is_available() else "cpu",
-                               trust_remote_code=spec.trust_remote_code)
+        return ReferenceEngine(spec.folder, dtype=getattr(torch, spec.engine.dtype), trust_remote_code=spec.trust_remote_code)
     from tasks.engines.lmdeploy_pipeline import LmdeployEngine
 
     return LmdeployEngine(spec)

@@ -37,7 +37,7 @@ class FiniteCheck(LogitsProcessor):
 
 
 class ReferenceEngine(Tokenized):
-    """A causal language model in transformers.
+    """A causal language model in transformers, on the GPU if there is one.
 
     Args:
         folder: an fp16 or AWQ artifact's folder.
@@ -45,11 +45,11 @@ class ReferenceEngine(Tokenized):
         trust_remote_code: run the folder's Python files; the caller has checked their hashes.
     """
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", trust_remote_code: bool = False) -> None:
+    def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> None:
         started = time.monotonic()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        self.model: Any = _load(folder, dtype, trust_remote_code).to(device).eval()
-        self.device = device
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model: Any = _load(folder, dtype, trust_remote_code).to(self.device).eval()
         # remote code written for older releases may fail with today's cache classes; of InternLM2's it is known what it misses
         self.use_cache = not trust_remote_code or self.model.config.model_type == "internlm2"
         if self.use_cache and trust_remote_code:

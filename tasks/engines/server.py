@@ -377,8 +377,7 @@ def main() -> None:
     endpoint = endpoints.from_file(Path(sys.argv[1]))
     options, engine_options = endpoint.options, endpoint.engine
     assert isinstance(engine_options, EngineTransformers)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = ReferenceEngine(endpoint.artifact.path, dtype=getattr(torch, engine_options.dtype), device=device,
+    engine = ReferenceEngine(endpoint.artifact.path, dtype=getattr(torch, engine_options.dtype),
                              trust_remote_code=endpoint.trust_remote_code)
     limit = getattr(engine.model.config, "max_position_embeddings", engine_options.session_len)
     app = build_app(Service(engine, min(engine_options.session_len, limit)), endpoint.model_name, endpoint.keys())

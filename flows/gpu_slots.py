@@ -82,8 +82,12 @@ def slot_name(gpu: Gpu) -> str:
 
 @contextmanager
 def _lock(gpu: Gpu, waiting: Callable[[str], None]) -> Iterator[None]:
-    """The lock of this host. A child process does not inherit it."""
-    address, told = f"\0lmdeploy-flows gpu {gpu.uuid}", False
+    """The lock of this host.
+
+    A child process does not keep it, but has it from the moment it is forked to the moment it runs its own program: a thread that
+    starts one while the lock is given back holds it for some milliseconds more. So nobody is told of a wait before the second look.
+    """
+    address, looks = f"\0lmdeploy-flows gpu {gpu.uuid}", 0
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
             try:
@@ -95,9 +99,9 @@ def _lock(gpu: Gpu, waiting: Callable[[str], None]) -> Iterator[None]:
                 lock.listen()  # so that the kernel answers who has it; nobody is ever let in
                 yield
                 return
-        if not told:
+        looks += 1
+        if looks == 2:
             waiting(f"{gpu} is in use by {_owner(address)}; waiting for it")
-            told = True
         time.sleep(LOOK_SECONDS)
 
 

@@ -134,21 +134,30 @@ def _launch() -> Any:
 
 
 def _kill_strays(endpoint: Endpoint, server: Any) -> None:
-    """Kill servers of this endpoint that a supervisord left behind when it was killed itself; they hold the port."""
-    master = 0 if server is None else int(server.getPID())
+    """Kill servers of this endpoint that a supervisord left behind when it was killed itself; they hold the port.
+
+    It returns when they have ended: a process of gigabytes keeps its port for a while after the signal.
+    """
+    master, killed = 0 if server is None else int(server.getPID()), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             environment = process.environ()
             ours = (environment.get("LMFLOWS_HOME"), environment.get("SUPERVISOR_PROCESS_NAME")) == (str(paths.home()), endpoint.name)
             if ours and master not in {parent.pid for parent in process.parents()}:
                 process.kill()
+                killed.append(process.pid)
+    _wait_for_the_end(*killed)
 
 
 def _shut_down(server: Any) -> None:
     process = int(server.getPID())
     server.shutdown()
+    _wait_for_the_end(process)
+
+
+def _wait_for_the_end(*processes: int) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and not _has_ended(process):
+    while time.monotonic() < deadline and not all(map(_has_ended, processes)):
         time.sleep(0.05)
 
 

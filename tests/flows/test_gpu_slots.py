@@ -172,6 +172,15 @@ def test_an_exception_in_the_body_frees_the_slot_and_comes_out(api: str, gpu: Gp
         pass
 
 
+def test_a_child_that_is_being_started_keeps_the_slot_for_a_moment_and_nobody_is_told_of_a_wait(api: str, gpu: Gpu) -> None:
+    """Between fork and exec a child has all files of its parent, the lock among them."""
+    with held([gpu], waiting=nobody_waits):
+        threading.Thread(target=subprocess.run, args=(["true"],), kwargs={"preexec_fn": lambda: time.sleep(0.3)}).start()
+        time.sleep(0.1)
+    with held([gpu], waiting=nobody_waits):
+        pass
+
+
 def test_a_gpu_that_is_named_twice_is_taken_once(api: str, gpu: Gpu) -> None:
     with held([gpu, replace(gpu, free_bytes=0)], waiting=nobody_waits):
         assert slots_in_use(gpu) == 1

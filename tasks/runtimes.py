@@ -1,7 +1,8 @@
-"""Engine runtimes: named environments in which engines run as child processes, beside the project's own.
+"""Runtimes: named environments beside the project's own, in which engines, and tools that would clash with it, run as child processes.
 
 `default` is this environment. Every lock file in `configs/runtimes` (shipped) and in `<home>/runtimes` (the user's own) is
-another one, and so is every interpreter that was adopted: that one is not locked, and says so by having no digest.
+another one, and so is every interpreter that was adopted: that one is not locked, and says so by having no digest. Those of TOOLS
+hold a program and no engine: they can be prepared and removed like the others, and no engine is ever run in them.
 
 A locked environment lies in `<home>/runtimes/<name>-<first 12 digits of the lock's sha256>`. It is made on first use: under another
 name, checked, and renamed last, so that whatever has the final name is whole. Once made it needs no network. A changed lock makes
@@ -16,10 +17,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,8 @@ import psutil
 from artifacts.files import disk_full_is_an_error, fsync_folder, is_disk_full, sha256_file, write_atomic
 from configs import paths
 from configs.errors import ConfigError, DiskFull, EngineError, LmflowsError, TransferError
-from tasks.child import kill_group
+from tasks import guarded
+from tasks.guarded import Say
 from tasks.step import versions
 
 DEFAULT = "default"
@@ -36,12 +37,12 @@ SHIPPED = paths.PROJECT / "configs" / "runtimes"
 LIBRARIES = ("lmdeploy", "torch", "transformers")  # the distributions that decide what an engine computes
 # what of ours runs there: an engine, a server, a step
 NEEDS = ("tasks.engines.host", "tasks.engines.reference", "tasks.engines.launch", "tasks.stage", "artifacts.store")
+# runtimes that are no engine's, and the modules that must be there
+TOOLS = {"lm-eval": ("lm_eval", "transformers")}
 NOTE = "runtime.json"  # an environment's versions
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DIGITS = 12
 LAST_LINES = 15
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,25 @@ class Runtime:
     def adopted(self) -> bool:
         return self.lock is None and self.name != DEFAULT
 
+    @property
+    def tool(self) -> bool:
+        """Whether it holds a program of TOOLS and no engine."""
+        return self.name in TOOLS
+
 
 def everyone() -> list[Runtime]:
-    """All runtimes: the project's own, those shipped, the user's own, those adopted.
+    """All runtimes that engines can run in: the project's own, those shipped, the user's own, those adopted.
 
     Raises:
         ConfigError: two have the same name, or a name cannot be one.
     """
+    return [runtime for runtime in _all() if not runtime.tool]
+
+
+def _all() -> list[Runtime]:
     own = Runtime(DEFAULT, None, None, Path(sys.executable), True, versions(LIBRARIES))
     locks = [*sorted(SHIPPED.glob("*.lock")), *sorted(_folder().glob("*.lock"))]
-    found = [own, *map(_locked, locks), *map(_adopted, sorted(_folder().glob("*.json")))]
+    found = sorted([own, *map(_locked, locks), *map(_adopted, sorted(_folder().glob("*.json")))], key=lambda runtime: runtime.tool)
     for name, count in Counter(runtime.name for runtime in found).items():
         if count > 1 or not NAME.fullmatch(name):
             what = f"{count} runtimes are called {name!r}" if count > 1 else f"{name!r} cannot be a runtime's name"
@@ -84,28 +94,44 @@ def everyone() -> list[Runtime]:
 
 
 def one(name: str) -> Runtime:
-    """The runtime of that name.
+    """The runtime of that name, for an engine.
 
     Raises:
-        ConfigError: there is none; the message has the known names.
+        ConfigError: there is none, or a tool's has that name; the message has the known names.
     """
-    known = {runtime.name: runtime for runtime in everyone()}
+    if name in TOOLS:
+        raise ConfigError(f"{name} is a tool's runtime, and no engine's", where="engine.runtime",
+                          hint=f"choose one of {', '.join(runtime.name for runtime in everyone())}")
+    return _named(name, everyone())
+
+
+def _named(name: str, runtimes: Sequence[Runtime]) -> Runtime:
+    known = {runtime.name: runtime for runtime in runtimes}
     if name not in known:
         raise ConfigError(f"no runtime {name!r}; known: {', '.join(known)}", where="engine.runtime",
                           hint=f"put its lock file into {_folder()}, or adopt an interpreter that has LMDeploy")
     return known[name]
 
 
-def _silent(_text: str) -> None:
-    pass
+def python(name: str, *, say: Say = guarded.silent) -> Path:
+    """The interpreter of an engine's runtime, prepared on first use. Raises what `one` and `prepare` raise."""
+    return prepare(one(name).name, say=say).python
 
 
-def python(name: str, *, say: Say = _silent) -> Path:
-    """The interpreter of a runtime, prepared on first use. Raises what `prepare` raises."""
-    return prepare(name, say=say).python
+def run_tool(name: str, words: Sequence[str], *, say: Say = guarded.silent, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
+    """Run Python with these arguments in a tool's runtime, prepared on first use. It is killed with this process, however that ends.
+
+    Args:
+        say: hears its lines, as they come.
+        environment: variables beside this process's own.
+
+    Returns:
+        Its exit status, and the lines of its stdout and stderr. Raises what `prepare` raises.
+    """
+    return guarded.run([str(prepare(name, say=say).python), *words], handle=None, say=say, environment=environment)
 
 
-def prepare(name: str, *, say: Say = _silent, wheels: Path | None = None, offline: bool = False) -> Runtime:
+def prepare(name: str, *, say: Say = guarded.silent, wheels: Path | None = None, offline: bool = False) -> Runtime:
     """Make a runtime's environment if it is not there yet. Two processes that want the same wait for one another.
 
     Args:
@@ -120,7 +146,7 @@ def prepare(name: str, *, say: Say = _silent, wheels: Path | None = None, offlin
         DiskFull: no space left.
         EngineError: uv failed in another way.
     """
-    runtime = one(name)
+    runtime = _named(name, _all())
     if runtime.ready:
         return runtime
     if runtime.lock is None:
@@ -129,20 +155,20 @@ def prepare(name: str, *, say: Say = _silent, wheels: Path | None = None, offlin
         raise ConfigError(f"{wheels} is not a folder", where=f"runtime {name}", hint="name the folder that has the wheels")
     with disk_full_is_an_error(str(_folder())), _alone(say) as handle:
         _sweep()
-        runtime = one(name)  # another process may have made it while we waited
+        runtime = _named(name, _all())  # another process may have made it while we waited
         if not runtime.ready:
             _make(runtime, say, handle, wheels, offline)
-            runtime = one(name)
+            runtime = _named(name, _all())
             say(f"runtime {name} is ready: " + ", ".join(f"{library} {version}" for library, version in runtime.versions.items()))
     return runtime
 
 
-def fingerprint(name: str, *, say: Say = _silent) -> dict[str, str]:
+def fingerprint(name: str, *, say: Say = guarded.silent) -> dict[str, str]:
     """What belongs into a cache key and into evidence: versions, and for a locked runtime `lock`, its digest.
 
-    The environment is made if need be. Raises what `prepare` raises.
+    The environment is made if need be. Raises what `one` and `prepare` raise.
     """
-    runtime = prepare(name, say=say)
+    runtime = prepare(one(name).name, say=say)
     if runtime.adopted:  # nobody locks it: it may have changed since
         return _probe(runtime.name, runtime.python, needs=())
     return runtime.versions | ({"lock": runtime.digest} if runtime.digest else {})
@@ -157,7 +183,7 @@ def adopt(name: str, python: Path) -> Runtime:
     where = f"runtime {name}"
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be a runtime's name", hint="use letters, digits, dot, dash and underscore")
-    if any(runtime.name == name and not runtime.adopted for runtime in everyone()):
+    if any(runtime.name == name and not runtime.adopted for runtime in _all()):
         raise ConfigError("the name is taken", where=where, hint="choose another one")
     python = Path(os.path.abspath(python.expanduser()))  # not resolved: behind the link of a virtual environment is another one
     if not (python.is_file() and os.access(python, os.X_OK)):
@@ -179,12 +205,12 @@ def remove(name: str) -> list[Path]:
     """
     if name == DEFAULT:
         raise ConfigError("the project's own environment is not removed", where=f"runtime {name}", hint="`make clean` does that")
-    with _alone(_silent):
+    with _alone(guarded.silent):
         _sweep()
         environment = re.compile(re.escape(name) + rf"-[0-9a-f]{{{DIGITS}}}")
         there = [path for path in sorted(_folder().iterdir()) if environment.fullmatch(path.name) or path.name == f"{name}.json"]
         if not there:
-            one(name)
+            _named(name, _all())
         for path in there:
             if pids := _running_in(path):
                 raise EngineError(f"process {', '.join(map(str, pids))} runs in {path}", where=f"runtime {name}", hint="stop it, then remove again")
@@ -261,16 +287,20 @@ def _make(runtime: Runtime, say: Say, handle: int, wheels: Path | None, offline:
     folder = runtime.python.parents[1]
     partial = _partial(folder)
     interpreter, lock = partial / "bin" / "python", partial / "requirements.lock"
-    say(f"making runtime {runtime.name} in {folder}; with torch that is up to 4 GB to download and 8 GB on disk")
+    say(f"making runtime {runtime.name} in {folder}; "
+        + ("up to 0.3 GB to download and 0.8 GB on disk" if runtime.tool else "with torch that is up to 4 GB to download and 8 GB on disk"))
     sources = ["--no-index", "--find-links", str(wheels.absolute())] if wheels else ["--offline"] if offline else []
     try:
-        # relocatable, because it is renamed; no source builds: they run code of which the lock's hashes say nothing
+        # relocatable, because it is renamed. No source builds: they run code of which the lock's hashes say nothing. Packages of
+        # lm-eval's exist as source alone: there the lock names what builds them too, and its hashes hold for that
         _uv(runtime, say, handle, "venv", "--quiet", "--relocatable", "--no-project", "--no-python-downloads",
             "--python", sys.executable, str(partial))
         shutil.copyfile(runtime.lock, lock)
         if sha256_file(lock)[1] != runtime.digest:
             raise ConfigError("changed while it was read", where=str(runtime.lock), hint="run again")
-        _uv(runtime, say, handle, "pip", "sync", "--require-hashes", "--no-build", "--compile-bytecode", *sources,
+        # a tool is started now and then, and compiles the little that it needs by itself
+        how = ["--build-constraints", str(lock)] if runtime.tool else ["--no-build", "--compile-bytecode"]
+        _uv(runtime, say, handle, "pip", "sync", "--require-hashes", *how, *sources,
             "--python", str(interpreter), str(lock))
         found = _probe(runtime.name, interpreter, handle=handle)
         write_atomic(partial / NOTE, json.dumps({"lock": runtime.digest, "versions": found}, indent=1).encode())
@@ -290,7 +320,8 @@ def _uv(runtime: Runtime, say: Say, handle: int, *words: str) -> None:
         program = find_uv_bin()
     except (ImportError, FileNotFoundError):
         raise EngineError("uv is not installed in the project's environment", where=f"runtime {runtime.name}", hint="run `make install`") from None
-    status, lines = _run([program, *words], handle=handle, say=lambda line: None if line.startswith((" +", "Using Python")) else say(line.strip()))
+    status, lines = guarded.run([program, *words], handle=handle,
+                                say=lambda line: None if line.startswith((" +", "Using Python")) else say(line.strip()))
     if status:
         raise _failure(runtime, status, lines)
 
@@ -341,42 +372,16 @@ for name in needs:
 def _probe(name: str, python: Path, *, needs: Sequence[str] | None = None, handle: int | None = None) -> dict[str, str]:
     """The versions in an environment, read by running it as a child process would be; and whether that can import what it needs."""
     where, fix = f"runtime {name}", f"it needs Python 3.11 or later, LMDeploy, and what {SHIPPED}/*.in names"
-    words = json.dumps([LIBRARIES, NEEDS if needs is None else needs])
-    status, lines = _run([str(python), "-P", "-c", PROBE, words], handle=handle, environment={"PYTHONPATH": paths.python_path()})
+    tool = TOOLS.get(name)
+    words = json.dumps([tool or LIBRARIES, needs if needs is not None else tool or NEEDS])
+    status, lines = guarded.run([str(python), "-P", "-c", PROBE, words], handle=handle, environment={"PYTHONPATH": paths.python_path()})
     answer = [line.removeprefix("versions ") for line in lines if line.startswith("versions {")]
     last = lines[-1].strip() if lines else f"exit status {status}"
     if not answer:
         raise ConfigError(f"{python} does not run: {last}", where=where, hint=fix)
     found: dict[str, str] = json.loads(answer[0])
-    if "lmdeploy" not in found:
+    if "lmdeploy" not in found and not tool:
         raise ConfigError(f"{python} has no lmdeploy", where=where, hint=fix)
     if status:
         raise ConfigError(f"{python} cannot import what a child process needs: {last}", where=where, hint=fix)
     return found
-
-
-# Runs a program that the kernel kills with its parent, however that ends: prctl(2)'s PR_SET_PDEATHSIG is 1, and outlives the exec.
-GUARD = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-def _run(command: Sequence[str], *, handle: int | None, say: Say = _silent, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
-    """Run a program to its end; (exit status, its lines). It and its children hold `handle`, and so the lock, as long as any of them lives."""
-    lines: list[str] = []
-    child = subprocess.Popen([sys.executable, "-I", "-c", GUARD, str(os.getpid()), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[] if handle is None else [handle],
-                             env=os.environ | (environment or {}))
-    try:
-        assert child.stdout is not None
-        for line in child.stdout:
-            lines.append(line.decode(errors="replace").rstrip())
-            say(lines[-1])
-        return child.wait(), lines
-    finally:
-        kill_group(child)
-        if child.stdout:
-            child.stdout.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,13 +68,19 @@ class Scores:
     logprobs: npt.NDArray[np.float32]
 
 
+def _day(form: str) -> str:
+    """Some templates write the date into the prompt; what is measured on different days must have the same."""
+    return datetime(2025, 1, 1, tzinfo=UTC).strftime(form)
+
+
 class Tokenized:
     """Token ids by the model's own tokenizer: the part that every engine in this process has in common."""
 
     tokenizer: Any
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return list(self.tokenizer.apply_chat_template([dict(message) for message in messages], add_generation_prompt=True, tokenize=True))
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        return list(self.tokenizer.apply_chat_template([dict(message) for message in messages], add_generation_prompt=True, tokenize=True,
+                                                       tools=[dict(tool) for tool in tools] if tools else None, strftime_now=_day))
 
     def encode(self, record: Mapping[str, Any]) -> list[int]:
         return token_ids(self.tokenizer, dict(record))
@@ -88,8 +95,12 @@ class Engine(Protocol):
     @property
     def vocabulary(self) -> int: ...
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a chat through the model's own template, up to where the assistant speaks."""
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """Token ids of a chat through the model's own template, up to where the assistant speaks.
+
+        Args:
+            tools: functions in OpenAI's form that the template may offer to the model; many templates know of none and leave them out.
+        """
         ...
 
     def encode(self, record: Mapping[str, Any]) -> list[int]:

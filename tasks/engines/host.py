@@ -74,7 +74,7 @@ def load(spec: EngineSpec) -> Engine:
 
 
 def _prompt_ids(engine: Engine, message: Mapping[str, Any], _arrays: wire.Arrays) -> Answer:
-    return {"ids": engine.prompt_ids(message["messages"])}, {}
+    return {"ids": engine.prompt_ids(message["messages"], message.get("tools"))}, {}
 
 
 def _encode(engine: Engine, message: Mapping[str, Any], _arrays: wire.Arrays) -> Answer:

@@ -65,8 +65,9 @@ class EngineProcess:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return list(self._ask("prompt_ids", {"messages": [dict(message) for message in messages]})[0]["ids"])
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        return list(self._ask("prompt_ids", {"messages": [dict(message) for message in messages],
+                                             "tools": [dict(tool) for tool in tools or ()]})[0]["ids"])
 
     def encode(self, record: Mapping[str, Any]) -> list[int]:
         return list(self._ask("encode", {"record": dict(record)})[0]["ids"])

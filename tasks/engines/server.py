@@ -73,6 +73,7 @@ class Sampling(BaseModel):
     seed: int | None = Field(default=None, ge=-2**63, lt=2**63)
     stop: StopString | list[StopString] | None = None
     n: Literal[1] | None = None
+    ignore_eos: bool | None = None  # as LMDeploy has it: go on to max_tokens
 
     @property
     def stops(self) -> list[str]:
@@ -203,13 +204,15 @@ class Service:
     def _run(self, prompt: list[int], sampling: Sampling, room: int, put: Callable[[str], None], left: threading.Event) -> Finished:
         limit = min(sampling.max_completion_tokens or sampling.max_tokens or room, room)
         options = self.engine.generation_options(limit) | _sampling_options(sampling)
+        if sampling.ignore_eos:
+            options |= {"min_new_tokens": limit, "eos_token_id": None}
         text = _Text(self.engine.tokenizer, sampling.stops, put)
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         with torch.inference_mode():
             output = self.engine.model.generate(**self.engine.inputs(prompt), **options, streamer=text, stopping_criteria=[_Ends(text, left)])
         new = output[0, len(prompt):].tolist()
-        complete = text.stopped or len(new) < limit or new[-1] in self.engine.end_ids
+        complete = text.stopped or len(new) < limit or (new[-1] in self.engine.end_ids and not sampling.ignore_eos)
         return Finished(reason="stop" if complete else "length", prompt_tokens=len(prompt), completion_tokens=len(new))
 
     async def score(self, ids: list[int]) -> float:

@@ -173,6 +173,16 @@ def test_max_tokens_cuts_the_answer(client: openai.OpenAI, stream: bool) -> None
     assert LIST_ANSWER.startswith(text)
 
 
+@pytest.mark.parametrize(("ignore", "tokens", "reason"), [(False, 4, "stop"), (None, 4, "stop"), (True, 9, "length")])
+def test_ignore_eos_goes_on_to_max_tokens(client: openai.OpenAI, engine: ReferenceEngine, speak: Callable[[str], None], ignore: bool | None,
+                                          tokens: int, reason: str) -> None:
+    answer = engine.tokenizer.decode(engine.tokenizer("A list of words").input_ids[:3])
+    speak(answer)
+    result = client.completions.create(model=NAME, prompt="The ", max_tokens=9, temperature=0, extra_body={"ignore_eos": ignore})
+    assert result.usage is not None and (result.usage.completion_tokens, result.choices[0].finish_reason) == (tokens, reason)
+    assert result.choices[0].text == answer
+
+
 def test_a_seed_makes_sampling_repeatable(client: openai.OpenAI) -> None:
     def sample(seed: int) -> str:
         return client.completions.create(model=NAME, prompt="The ", max_tokens=24, temperature=1.2, seed=seed).choices[0].text

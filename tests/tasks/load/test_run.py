@@ -1,0 +1,223 @@
+"""The load generator against real servers whose delays are known: what it measures, what it counts, and when it refuses to say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from artifacts.load import Load, LoadResult, loads_of
+from configs.errors import ConfigError, EndpointError
+from configs.load_test import LoadTest, Slo
+from configs.paths import PROJECT
+from tasks.load.metrics import client_problems, health
+from tasks.load.pool import LoadClientDied, Pool
+from tasks.load.prompts import WordCount
+from tasks.load.run import run_loads
+from tasks.load.target import at_url
+from tests.slow_server import running
+
+LENIENT = {"max_lag_seconds": 0.5}  # other tests run on the same cores
+
+
+def load(**more: Any) -> Load:
+    given = {"concurrency": 4} if "rate_per_second" not in more else {}
+    length = {"requests": 24} if "duration_seconds" not in more else {}
+    return Load.model_validate({"prompt_tokens": 40, "new_tokens": 11} | given | length | LENIENT | more)
+
+
+def run(url: str, **more: Any) -> LoadResult:
+    return run_loads(at_url(url), [load(**more)])[0]
+
+
+def seen(url: str) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(url + "/log") as response:
+        found: list[dict[str, Any]] = json.loads(response.read())
+    return found
+
+
+def median(values: Any) -> float:
+    value = values.at(50).value
+    assert value is not None
+    return float(value)
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_known_delays_come_back(api: str) -> None:
+    with running(ttft=0.12, tpot=0.02) as url:
+        result = run(url, api=api, processes=2)
+    assert result.valid, result.problems
+    assert median(result.ttft) == pytest.approx(0.12, abs=0.03)
+    assert median(result.tpot) == pytest.approx(0.02, abs=0.004)
+    assert median(result.inter_token) == pytest.approx(0.02, abs=0.006)
+    assert median(result.e2e) == pytest.approx(0.32, abs=0.05)
+    assert sum(result.inter_token_histogram.counts) == 24 * 10
+    assert result.counted_by_server and set(result.rows.tokens) == {11} and not result.errors
+    assert result.tokens_per_second == pytest.approx(4 * 11 / 0.32, rel=0.25)
+    assert LoadResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_an_open_loop_does_not_wait_for_answers() -> None:
+    with running(ttft=0.2, tpot=0.001, slots=2) as url:  # serves about 9 requests a second of the 30 that come
+        result = run(url, rate_per_second=30, duration_seconds=2, new_tokens=2, processes=2)
+    late = [status for status in result.rows.status if status == "ok"]
+    assert len(late) == len(result.rows.start) > 35
+    assert max(result.rows.start) > 1.5  # sent when they were due, though the answers to earlier ones were still to come
+    assert result.requests_per_second < 15
+    assert any("does not keep up" in note for note in result.notes), result.notes
+    assert max(result.rows.e2e) > 1
+
+
+def test_every_prompt_is_new_and_as_long_as_was_asked() -> None:
+    with running(ttft=0.005, tpot=0.001, tokens_per_word=1.7) as url:
+        result = run(url, prompt_tokens=200, processes=2)
+        log = seen(url)
+    assert all(count is not None and abs(count - 200) <= 2 for count in result.rows.prompt_tokens), result.rows.prompt_tokens
+    assert len({entry["prompt"] for entry in log}) == len(log) > 24
+    assert all(entry["ignore_eos"] for entry in log)
+
+
+def test_a_sweep_sends_no_prompt_twice() -> None:
+    config = LoadTest(concurrencies=(1, 3), rates_per_second=(40,), requests=8, prompt_tokens=20, new_tokens=3, max_lag_ms=500)
+    with running(ttft=0.005, tpot=0.001) as url:
+        results = run_loads(at_url(url), loads_of(config, 1))
+        log = seen(url)
+    assert [result.load.name for result in results] == ["concurrency 1", "concurrency 3", "40 requests/s"]
+    measured = [entry["prompt"] for entry in log]
+    assert len(set(measured)) >= len(measured) - 6 * 10  # of warm-ups alone some can come again
+
+
+def test_a_piece_of_several_tokens_is_told() -> None:
+    with running(ttft=0.01, tpot=0.005, per_chunk=4) as url:
+        result = run(url, new_tokens=41)
+    assert set(result.rows.chunks) == {11} and set(result.rows.tokens) == {41}
+    assert median(result.inter_token) == pytest.approx(0.02, abs=0.006)
+    assert median(result.tpot) == pytest.approx(0.005, abs=0.0015)
+    assert any("tokens in a piece" in note for note in result.notes)
+
+
+def test_without_the_servers_count_pieces_are_counted_and_short_answers_too() -> None:
+    with running(ttft=0.01, tpot=0.002, no_usage=True, most=7) as url:
+        result = run(url)
+    assert not result.counted_by_server and set(result.rows.tokens) == {7} and set(result.rows.prompt_tokens) == {None}
+    assert result.short == 24 and any("did not count" in note for note in result.notes)
+
+
+def test_failures_are_counted_and_too_many_are_no_result() -> None:
+    with running(ttft=0.01, tpot=0.002, fail=0.2, cut=0.2, seed=3) as url:
+        result = run(url, requests=60, slo=Slo(ttft_ms=10_000))
+    assert result.errors.keys() == {"http 500", "cut"} and 10 < sum(result.errors.values()) < 45
+    assert "planted failure" in result.error_example
+    assert result.within_slo is not None and result.within_slo.value == pytest.approx(1 - sum(result.errors.values()) / 60)
+    assert any("requests failed" in problem for problem in result.problems)
+    with running(ttft=0.01, tpot=0.002, fail=0.1, seed=3) as url:
+        assert run(url, requests=60, max_error_share=0.5).valid
+
+
+def test_a_request_has_its_limit() -> None:
+    with running(ttft=0.02, tpot=0.001, slots=1) as url, Pool(1) as pool:
+        one = load(concurrency=30, requests=30, request_timeout_seconds=0.15)
+        measured = pool.run(at_url(url).service(one), one, 5)
+    assert {"ok", "timeout"} == set(measured.columns["status"].tolist())
+
+
+def test_an_api_key_comes_from_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOAD_TEST_KEY", "secret-1,secret-2")
+    with running(ttft=0.005, tpot=0.001, key="secret-1") as url:
+        server = at_url(url + "/v1/", api_keys_env="LOAD_TEST_KEY")
+        assert run_loads(server, [load(processes=1)])[0].valid
+        with pytest.raises(EndpointError, match="http 401"):
+            run_loads(at_url(url), [load()])
+
+
+def test_nobody_there_and_no_address() -> None:
+    with pytest.raises(EndpointError, match="first request failed: connection"):
+        run_loads(at_url("http://127.0.0.1:9", model="m"), [load()])
+    with pytest.raises(EndpointError, match="which model"):
+        at_url("http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="no URL"):
+        at_url("localhost:8000")
+
+
+def test_a_client_that_cannot_keep_up_says_so() -> None:
+    with running(ttft=0.001, tpot=0.0) as url:
+        result = run(url, rate_per_second=20_000, requests=2500, new_tokens=4, processes=1, max_lag_seconds=0.02)
+    assert not result.valid
+    assert any("sent late" in problem for problem in result.problems), result.problems
+    assert result.client.send.p99 > 0.1
+
+
+def test_a_client_that_was_stopped_for_a_while_says_so() -> None:
+    with running(ttft=0.05, tpot=0.001) as url, Pool(2) as pool:
+        one = load(duration_seconds=3, processes=2)
+        victim = psutil.Process(pool.pids[1])
+        timers = [threading.Timer(1.0, victim.suspend), threading.Timer(2.0, victim.resume)]
+        for timer in timers:
+            timer.start()
+        measured = pool.run(at_url(url).service(one), one, 10)
+    found = health([measured])
+    assert found.loop.p99 > 0.5
+    assert any("event loop" in problem for problem in client_problems(found, 0.1))
+
+
+def test_a_killed_process_is_an_error_and_leaves_nothing() -> None:
+    with running(ttft=0.05, tpot=0.01) as url:
+        pool = Pool(2)
+        pids, scratch = pool.pids, Path(pool._scratch.name)
+        threading.Timer(1.0, os.kill, (pids[1], signal.SIGKILL)).start()
+        with pool, pytest.raises(LoadClientDied, match=r"process 1 of the load generator .* status -9"):
+            one = load(duration_seconds=60, processes=2)
+            pool.run(at_url(url).service(one), one, 10)
+    assert not any(psutil.pid_exists(pid) for pid in pids) and not scratch.exists()
+
+
+def test_a_process_that_fails_tells_why() -> None:
+    with Pool(1) as pool, pytest.raises(LoadClientDied, match="KeyError"):
+        pool._all([{"do": "nothing", "service": asdict(at_url("http://x", model="m").service(load()))}], time.monotonic() + 30)
+
+
+def test_no_process_outlives_its_parent() -> None:
+    code = "from tasks.load.pool import Pool; import time; pool = Pool(2); print(*pool.pids, flush=True); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+    assert parent.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_a_server_that_never_warms_up_is_no_result() -> None:
+    with running(ttft=0.03, tpot=0.001, jitter=0.6, seed=1) as url, Pool(1) as pool:
+        one = load(concurrency=1, requests=6)
+        found = [pool.warm_up(at_url(url).service(one), one, 5) for _ in range(6)]
+    assert any(len(one.medians) > 2 for one in found)
+    assert all(len(one.medians) == 6 for one in found if not one.steady)
+
+
+def test_words_are_counted_by_the_server() -> None:
+    with running(ttft=0.001, tpot=0.0, tokens_per_word=2.0) as url, Pool(1) as pool:
+        counted = pool.count_words(at_url(url).service(load()), 0)
+        assert counted.per_word == pytest.approx(2.0) and counted.fixed == pytest.approx(3.0)
+    with running(ttft=0.001, tpot=0.0, no_usage=True) as url, Pool(1) as pool:
+        assert pool.count_words(at_url(url).service(load()), 0) == WordCount()
+
+
+def test_the_environment_is_stored() -> None:
+    with running(ttft=0.01, tpot=0.001) as url:
+        environment = run(url).environment
+    assert {"processor", "cores", "memory"} <= environment.fingerprint.keys()
+    assert environment.cpu_share is not None and 0 < environment.cpu_share <= 1
+    assert environment.client.keys() == {"python", "lmdeploy-flows", "aiohttp"}

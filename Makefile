@@ -14,7 +14,7 @@ help:
 	@echo 'make demo    a real model, from its source to a judged and served 4-bit endpoint'
 	@echo 'make test    the whole test suite'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   what orchestration costs, in ratios of one run'
+	@echo 'make bench   what orchestration costs, how fast text is scored, how often a slower server is found: ratios of one run'
 	@echo 'make test-gpu, make bench-gpu    the same on a machine with an NVIDIA GPU'
 	@echo 'make lock    resolve the dependencies again, and those of the engine runtimes'
 
@@ -38,7 +38,7 @@ demo: $(STAMP)
 	@$(VENV)/bin/lmflows run configs/demo.yaml
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -46,6 +46,8 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m tests.bench
+	$(PY) -m tests.bench_scoring
+	$(PY) -m tests.bench_load
 
 test-gpu: $(STAMP)
 	$(PY) -m pytest tests/gpu

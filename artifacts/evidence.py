@@ -13,6 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from artifacts.checks import CheckResult, ProbeAnswers
+from artifacts.items import ItemOutcome, TaskComparison
 from artifacts.manifest import Digest
 
 
@@ -60,6 +62,8 @@ class Measurement(_Frozen):
         load_seconds: from the engine's call to a loaded model, without Python's imports.
         gpu_bytes: device memory taken by loading it, KV cache included; None without a GPU.
         hardware: the GPUs, or the processor.
+        items: outcomes of the task items, in their order.
+        probes: answers for the generation checks; None if none were asked.
     """
 
     variant: str
@@ -73,6 +77,8 @@ class Measurement(_Frozen):
     load_seconds: float
     gpu_bytes: int | None
     speeds: tuple[Speed, ...]
+    items: tuple[ItemOutcome, ...] = ()
+    probes: ProbeAnswers | None = None
 
 
 class DocumentScore(_Frozen):
@@ -100,8 +106,24 @@ class SampleAnswer(_Frozen):
     candidate: str
 
 
+class KlDivergence(_Frozen):
+    """KL(parent || candidate) over all scored positions, in nats, with all but the parent's likeliest tokens as one event."""
+
+    mean: float
+    median: float
+    p999: float = Field(description="the 99.9 % quantile")
+    largest: float
+
+
 class Evidence(_Frozen):
-    """Parent and candidate on the same held-out documents, each through the engine and KV cache that would serve it."""
+    """Parent and candidate on the same held-out documents, each through the engine and KV cache that would serve it.
+
+    Attributes:
+        itself: the parent's own measurement stands for the candidate's.
+        looks: how many times documents were scored: once, and again for each time that too few had been.
+        unpaired: documents that only the parent, and that only the candidate has scored; they are not among `documents`.
+        overlap: held-out documents that share a passage with the calibration text.
+    """
 
     variant: str
     engine: str
@@ -110,6 +132,13 @@ class Evidence(_Frozen):
     candidate: Digest
     texts: Digest
     documents: tuple[DocumentScore, ...] = Field(min_length=1)
+    kl: KlDivergence
+    looks: int = Field(default=1, ge=1)
+    itself: bool = False
+    unpaired: tuple[int, int] = (0, 0)
+    overlap: int = 0
+    tasks: tuple[TaskComparison, ...] = ()
+    checks: tuple[CheckResult, ...] = ()
     samples: tuple[SampleAnswer, ...]
     same_prompts: bool = Field(description="both tokenizers and chat templates render the sample prompts to the same ids")
     versions: dict[str, str]
@@ -145,21 +174,50 @@ class Evidence(_Frozen):
         return _exp(self.nll_candidate - self.nll_parent)
 
     @property
-    def mean_kl(self) -> float:
-        return sum(document.kl for document in self.documents) / max(1, self.tokens)
-
-    @property
     def top1_agreement(self) -> float:
         return sum(document.same_top for document in self.documents) / max(1, self.tokens)
 
 
-class Verdict(_Frozen):
-    """The decision about a candidate, with its reasons in plain words."""
+class Difference(_Frozen):
+    """The paired difference in NLL, candidate minus parent, in nats a token: what the verdict rests on.
 
-    outcome: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    Attributes:
+        low, high: the interval's limits; `confidence` holds over all looks that were planned.
+        smallest_detectable: the smallest true loss that this sample would have shown (interval above 0) four times in five.
+    """
+
+    mean: float
+    low: float
+    high: float
+    confidence: float
+    documents: int
+    tokens: int
+    smallest_detectable: float
+
+    @property
+    def ratio(self) -> tuple[float, float, float]:
+        """The same as a ratio of perplexities, candidate over parent, with its limits."""
+        return _exp(self.mean), _exp(self.low), _exp(self.high)
+
+
+class Verdict(_Frozen):
+    """The decision about a candidate, with its reasons in plain words.
+
+    PASS: not worse than the margin allows. FAIL: worse, or broken. INCONCLUSIVE: too little was measured to say.
+    ANOMALOUS: the measurement itself cannot be right.
+
+    Attributes:
+        margin: the largest loss that is accepted, in nats a token.
+        difference: None if too few documents were scored for an interval.
+    """
+
+    outcome: Literal["PASS", "FAIL", "INCONCLUSIVE", "ANOMALOUS"]
     reasons: tuple[str, ...] = Field(min_length=1)
+    variant: str
     candidate: Digest
     evidence: Digest
+    margin: float
+    difference: Difference | None
 
 
 def _exp(nats: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -62,6 +62,24 @@ def load(path: Path, overrides: dict[str, Any] | None = None, *, check_files: bo
     return pipeline
 
 
+def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """The values of `KEY=VALUE` words, as a command line has them; a value is YAML.
+
+    Raises:
+        ConfigError: a word is something else.
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{pair!r} is not KEY=VALUE", where="--set", hint="for example --set evaluate.documents=48")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{text!r} is not a YAML value", where=f"--set {key}") from None
+    return values
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
@@ -101,6 +119,8 @@ def _resolve_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
     if isinstance(texts.source, TextFile):
         text_file = texts.source.model_copy(update={"path": _absolute(texts.source.path, folder)})
         changes["texts"] = texts.model_copy(update={"source": text_file})
+    if tasks := pipeline.evaluate.tasks:
+        changes["evaluate"] = pipeline.evaluate.model_copy(update={"tasks": tuple(_absolute(task, folder) for task in tasks)})
     if store is not None:
         changes["upload"] = pipeline.upload.model_copy(update={"store": _absolute(store, folder)})
     return pipeline.model_copy(update=changes)
@@ -121,6 +141,9 @@ def _check_files(path: Path, pipeline: Pipeline) -> None:
     if isinstance(texts, TextFile) and not texts.path.is_file():
         raise ConfigError(f"{texts.path} is not a file", where=f"{path}: texts.source.path",
                           hint="give a .jsonl or text file")
+    for number, task in enumerate(pipeline.evaluate.tasks):
+        if not task.is_file():
+            raise ConfigError(f"{task} is not a file", where=f"{path}: evaluate.tasks[{number}]", hint="give a .jsonl file of task items")
 
 
 def _explain(path: Path, detail: ErrorDetails, data: Any) -> str:

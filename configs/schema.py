@@ -11,6 +11,8 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
+from configs.load_test import LoadTest
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Minutes = Annotated[float, Field(gt=0, le=7 * 24 * 60)]
 T = TypeVar("T")
@@ -95,7 +97,7 @@ class Texts(Section):
     """The user's own text, split by document into calibration and held-out parts that share no passage."""
 
     source: Annotated[PythonDocs | TextFile | HubDataset, Field(discriminator="type")]
-    held_out_documents: int = Field(default=16, ge=1, le=100_000)
+    held_out_documents: int = Field(default=48, ge=1, le=100_000)
     seed: int = 0
     timeout_minutes: Minutes = 30
 
@@ -122,6 +124,8 @@ class Quantize(Section):
     samples: int = Field(default=128, ge=1, le=65_536)
     sequence_length: int = Field(default=2048, ge=16, le=131_072, description="tokens")
     batch_size: int = Field(default=1, ge=1)
+    keep_layers: int = Field(default=0, ge=0, description=(
+        "this many decoder layers, those that quantization damages most, stay in fp16; needs engine transformers"))
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float16", "bfloat16"] = "float16"
@@ -134,16 +138,55 @@ class Quantize(Section):
         return self
 
 
-class Evaluate(Section):
-    """How parent and candidate are compared, and the limit that decides."""
+class Rung(Section):
+    """A change of the recipe, on top of those before it. One that changes nothing, or that the engine cannot serve, is left out."""
 
-    documents: int = Field(default=16, ge=1, description="held-out documents to score")
+    search_scale: bool = Field(default=False, description="search the smoothing ratio per layer")
+    samples_times: int = Field(default=1, ge=1, le=64, description="calibrate with so many times the samples")
+    keep_layers: int = Field(default=0, ge=0, description="leave this many of the most damaged decoder layers in fp16")
+
+    def apply(self, recipe: Quantize) -> Quantize:
+        return recipe.model_copy(update={
+            "search_scale": recipe.search_scale or self.search_scale, "samples": min(65_536, recipe.samples * self.samples_times),
+            "keep_layers": max(recipe.keep_layers, self.keep_layers)})
+
+
+class Repair(Section):
+    """What is tried when a candidate is not as good as its parent."""
+
+    rungs: Lax[tuple[Rung, ...]] = Field(default=(Rung(search_scale=True), Rung(samples_times=4), Rung(keep_layers=4)), description=(
+        "recipes, one after the other, until one passes; [] tries none"))
+    try_all: bool = Field(default=False, description="try every recipe and take the smallest model that passes")
+
+
+class Evaluate(Section):
+    """How parent and candidate are compared, and the margin that decides."""
+
+    documents: int = Field(default=24, ge=1, description="held-out documents to score at first; a verdict needs 24")
+    max_documents: int = Field(default=48, ge=1, description="while the verdict is open, twice as many are scored, up to this")
     max_tokens_per_document: int = Field(default=1024, ge=16)
     batch_size: int = Field(default=4, ge=1)
-    max_perplexity_ratio: float = Field(gt=1.0, le=10.0, description="candidate over parent; above it the verdict is FAIL")
+    max_perplexity_ratio: float = Field(gt=1.0, le=10.0, description=(
+        "the margin, candidate over parent: PASS needs the whole 95 % interval below it"))
+    confidence: float = Field(default=0.95, ge=0.5, lt=1.0, description=(
+        "of the two-sided interval, over all looks and all attempts of the repair ladder together"))
+    max_parent_perplexity: float = Field(default=500.0, gt=1.0, description="above it the yardstick itself is taken to be broken")
     prompts: Lax[tuple[str, ...]] = ("hello", "please provide three suggestions about ielts' preparation", "What is a list in Python?")
     max_new_tokens: int = Field(default=48, ge=1, le=4096)
+    tasks: Lax[tuple[Lax[Path], ...]] = Field(default=(), description=(
+        "JSONL files of multiple-choice and exact-match items; a task that is significantly worse is a FAIL (docs/verdict.md)"))
+    probes: int = Field(default=4, ge=0, le=7, description=(
+        "free questions in several scripts, asked beside the prompts; with them JSON and, if the template has it, a function call. 0 asks none"))
+    probe_tokens: int = Field(default=64, ge=16, le=4096, description="the longest answer to a probe; below 48 few endless loops show")
     timeout_minutes: Minutes = 240
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """How many documents are scored by the first look, the second, ...: twice as many each time, up to the budget."""
+        sizes = [self.documents]
+        while sizes[-1] < self.max_documents:
+            sizes.append(min(2 * sizes[-1], self.max_documents))
+        return tuple(sizes)
 
 
 class Upload(Section):
@@ -227,12 +270,16 @@ class Pipeline(Section):
     texts: Texts
     smoke_test: SmokeTest = SmokeTest()
     quantize: Quantize = Quantize()
+    repair: Repair = Repair()
     evaluate: Evaluate
     upload: Upload = Upload()
     promote: Promote = Promote()
     engine: Engine
     variants: Lax[tuple[Variant, ...]] = Field(default=("fp16", "w4a16"), description="what is measured side by side; fp16 is the yardstick")
     benchmark: Benchmark | None = None
+    load: LoadTest | None = Field(default=None, description="a load test of each variant, behind a server of its own")
+    objective: Literal["memory", "latency", "throughput"] | None = Field(default=None, description=(
+        "serve the best of the variants that pass, fp16 included, instead of deploy.variant"))
     deploy: Deploy | None = None
     gpus: Lax[tuple[Annotated[int, Field(ge=0)], ...]] | None = Field(default=None, min_length=1, description=(
         "GPUs that the run may use, counted among the visible ones; default: all of them"))
@@ -241,6 +288,21 @@ class Pipeline(Section):
     def served_variant(self) -> Variant:
         """What the verdict is about: the variant that is deployed, or the last one if none is."""
         return self.deploy.variant if self.deploy else next(name for name in reversed(self.variants) if name.startswith("w4a16"))
+
+    @property
+    def recipes(self) -> tuple[Quantize, ...]:
+        """The recipe, and those of the repair ladder that differ from the one before and that the engine can serve."""
+        recipes = [self.quantize]
+        for rung in self.repair.rungs:
+            recipe = rung.apply(recipes[-1])
+            if recipe != recipes[-1] and (recipe.keep_layers == self.quantize.keep_layers or isinstance(self.engine, EngineTransformers)):
+                recipes.append(recipe)
+        return tuple(recipes)
+
+    @property
+    def share(self) -> Evaluate:
+        """How each attempt is judged: all attempts share the chance of an error, or trying often enough would pass anything."""
+        return self.evaluate.model_copy(update={"confidence": 1 - (1 - self.evaluate.confidence) / len(self.recipes)})
 
     @field_validator("name")
     @classmethod
@@ -259,12 +321,18 @@ class Pipeline(Section):
                                  "the model's sizes need it), or quantize.format: compressed-tensors with group_size: 32")
         if isinstance(self.engine, EngineTransformers) and (kv := [name for name in self.variants if "-kv" in name]):
             raise ValueError(f"variants {', '.join(kv)} need engine turbomind or pytorch: transformers has no quantized KV cache")
+        if self.quantize.keep_layers and not isinstance(self.engine, EngineTransformers):
+            raise ValueError(f"quantize.keep_layers needs engine transformers: that {self.engine.name} serves a model with layers of both "
+                             "kinds is not known; set keep_layers: 0")
+        if self.objective in ("latency", "throughput") and self.benchmark is None:
+            raise ValueError(f"objective {self.objective} needs figures of the speed: add a benchmark section, or set objective: memory")
         if isinstance(self.engine, EnginePytorch) and self.quantize.format != "awq":
             raise ValueError("quantize.format compressed-tensors is for engine turbomind; set format: awq")
         if self.variants[:1] != ("fp16",) or len(set(self.variants)) < len(self.variants) or not any("w4a16" in name for name in self.variants):
             raise ValueError(f"variants {list(self.variants)}: the first must be fp16, the yardstick, then w4a16 variants, each once")
         if self.served_variant.startswith("fp16"):
-            raise ValueError(f"deploy.variant {self.served_variant}: a pipeline serves what it has quantized; use w4a16, w4a16-kv8 or w4a16-kv4")
+            raise ValueError(f"deploy.variant {self.served_variant}: a pipeline serves what it has quantized; use w4a16, w4a16-kv8 "
+                             "or w4a16-kv4 (an objective may choose fp16 all the same)")
         if self.served_variant not in self.variants:
             raise ValueError(f"deploy.variant {self.served_variant} is not among variants {list(self.variants)}: what is served must be measured")
         longest = self.engine.session_len
@@ -273,9 +341,11 @@ class Pipeline(Section):
                              f"{self.evaluate.max_tokens_per_document}, and the engine is asked to score such a document; raise the first")
         if longest is not None and self.benchmark and longest < self.benchmark.prompt_tokens + self.benchmark.new_tokens:
             raise ValueError(f"engine.session_len {longest} is less than benchmark.prompt_tokens + new_tokens; raise the first")
-        if self.evaluate.documents > self.texts.held_out_documents:
-            raise ValueError(f"evaluate.documents {self.evaluate.documents} is more than texts.held_out_documents "
-                             f"{self.texts.held_out_documents}; lower the first or raise the second")
+        if longest is not None and self.load and longest < self.load.prompt_tokens + self.load.new_tokens:
+            raise ValueError(f"engine.session_len {longest} is less than load.prompt_tokens + new_tokens; raise the first")
+        if (most := self.evaluate.looks[-1]) > self.texts.held_out_documents:
+            raise ValueError(f"evaluate scores up to {most} (documents {self.evaluate.documents}, max_documents {self.evaluate.max_documents}) "
+                             f"and texts.held_out_documents is {self.texts.held_out_documents}; lower the first or raise the second")
         return self
 
 

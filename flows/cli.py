@@ -20,11 +20,11 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from configs.errors import ConfigError, EndpointError, LmflowsError, VerdictFailed
-from flows import cli_engines
-from flows.terminal import err, find, find_model, out, resolve, show_rows, stores
+from configs.load import load, overrides_of
+from flows import cli_bench, cli_compare, cli_engines, cli_harness, cli_report
+from flows.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.")
@@ -63,9 +63,7 @@ def main() -> None:
 def run(config: ConfigPath, set_: Overrides = None,
         verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show Prefect's own log lines")] = False) -> None:
     """Download, check, quantize, evaluate, judge, upload, promote and serve a model."""
-    from configs.load import load
-
-    overrides = _overrides(set_ or [])
+    overrides = overrides_of(set_ or [])
     load(config, overrides)  # a bad config ends here, before Prefect is started
     from flows import environment, watcher
 
@@ -137,7 +135,7 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
     moving.start()
     try:
         with _terminated_raises(SystemExit(130)), served(  # KeyboardInterrupt would only cut an answer short
-                folder, options, cli_engines.variant_of(variant or kind, options), trust_remote_code=trust_remote_code or digest is not None,
+                folder, options, variant_of(variant or kind, options), trust_remote_code=trust_remote_code or digest is not None,
                 limit_s=LOADING_SECONDS, waiting=moving.update) as endpoint:
             moving.stop()
             converse(out, manner, endpoint=endpoint)
@@ -237,6 +235,13 @@ def verify(digest: Annotated[str, typer.Argument(help="a digest, or its first di
         raise typer.Exit(1)
 
 
+app.command()(cli_report.report)
+app.command()(cli_compare.compare)
+app.command()(cli_bench.bench)
+app.command("bench-compare")(cli_bench.bench_compare)
+app.command()(cli_harness.harness)
+
+
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 4200) -> None:
     """Run the Prefect server and its UI over this machine's runs, until Ctrl-C."""
@@ -259,23 +264,8 @@ def schema() -> None:
 @config_app.command()
 def check(config: ConfigPath, set_: Overrides = None) -> None:
     """Check a config, and that the files it names exist."""
-    from configs.load import load
-
-    pipeline = load(config, _overrides(set_ or []))
+    pipeline = load(config, overrides_of(set_ or []))
     out.print(f"{config}: a valid pipeline for {pipeline.name}", highlight=False, soft_wrap=True)
-
-
-def _overrides(pairs: list[str]) -> dict[str, Any]:
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{pair!r} is not KEY=VALUE", where="--set", hint="for example --set evaluate.documents=8")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{text!r} is not a YAML value", where=f"--set {key}") from None
-    return values
 
 
 def _program() -> str:

@@ -9,7 +9,7 @@ import typer
 from artifacts.load import Load
 from configs.errors import ConfigError, LmflowsError, VerdictFailed
 from configs.load_test import LoadTest, Slo
-from flows.cli_engines import Json, _check_place, _numbers, _prefect, _write, checked
+from flows.cli_engines import Json, check_place, checked, numbers, prepare_prefect, write_figures
 from flows.environment import unreachable_is_an_error
 from flows.terminal import err, out, show_rows
 
@@ -44,20 +44,20 @@ def bench(endpoint: Annotated[str | None, typer.Argument(help="an endpoint's nam
         raise ConfigError("an endpoint and a URL were given", where="--url", hint="give one of them")
     if url is not None and "://" not in url:
         raise ConfigError(f"{url!r} is no URL", where="--url", hint="for example http://127.0.0.1:23333")
-    _check_place(json_file)
-    loads = {"concurrencies": tuple(_numbers(concurrency, int)) if concurrency else ()} if concurrency or rate else {}
-    config = checked(LoadTest, **loads, rates_per_second=tuple(_numbers(rate, float)) if rate else (), duration_seconds=duration,
+    check_place(json_file)
+    loads = {"concurrencies": tuple(numbers(concurrency, int)) if concurrency else ()} if concurrency or rate else {}
+    config = checked(LoadTest, **loads, rates_per_second=tuple(numbers(rate, float)) if rate else (), duration_seconds=duration,
                      requests=requests, prompt_tokens=prompt_tokens, new_tokens=new_tokens, api=api, processes=processes, seed=seed,
                      max_lag_ms=max_lag_ms, slo=checked(Slo, ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2e_ms=slo_e2e_ms))
     request = checked(BenchRequest, place=url or endpoint, model=model, api_keys_env=api_keys_env, config=config)
-    _prefect()
+    prepare_prefect()
     from flows.benchmark import benchmark_endpoint, latency_rows, throughput_rows
 
     with unreachable_is_an_error():
         result = benchmark_endpoint(f"bench {url or endpoint or 'endpoint'}", request)
     show_rows(throughput_rows(result.results), False, "")
     show_rows(latency_rows(result.results), False, "")
-    _write(json_file, result)
+    write_figures(json_file, result)
     for one in result.results:
         for note in one.notes:
             err.print(f"{one.load.name}: {note}", markup=False, highlight=False, soft_wrap=True)
@@ -83,18 +83,18 @@ def bench_compare(first: Annotated[str, typer.Argument(help="the yardstick: an e
     from tasks.load.run import default_processes
     from tasks.load.steps import CompareServersRequest
 
-    _check_place(json_file)
+    check_place(json_file)
     load = checked(Load, concurrency=concurrency or (None if rate else 4), rate_per_second=rate, requests=requests, prompt_tokens=prompt_tokens,
                    new_tokens=new_tokens, api=api, processes=processes or default_processes(), seed=seed, max_lag_seconds=max_lag_ms / 1e3)
     request = checked(CompareServersRequest, first=first, second=second, model=model, api_keys_env=api_keys_env, load=load, rounds=rounds,
                       metric=metric, tolerance=tolerance)
-    _prefect()
+    prepare_prefect()
     from flows.benchmark import compare_endpoints, ratio_rows, verdict_line
 
     with unreachable_is_an_error():
         comparison = compare_endpoints(f"compare {first} {second}", request, timeout_minutes).comparison
     show_rows(ratio_rows(comparison), False, "")
-    _write(json_file, comparison)
+    write_figures(json_file, comparison)
     if comparison.problems:
         raise LmflowsError("; ".join(comparison.problems), where="INVALID", hint="nothing of an invalid comparison says which server is faster")
     out.print(verdict_line(comparison), markup=False, highlight=False, soft_wrap=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
-from configs.schema import Benchmark, Engine, EnginePytorch, EngineTransformers, EngineTurbomind, PythonDocs, TextFile, Variant, weights_and_kv
+from configs.schema import Benchmark, Engine, EnginePytorch, EngineTransformers, EngineTurbomind, PythonDocs, TextFile, weights_and_kv
 from flows.environment import unreachable_is_an_error
-from flows.terminal import err, find_model, out, show_rows
+from flows.terminal import err, find_model, out, show_rows, variant_of
 
 M = TypeVar("M", bound=BaseModel)
 app = typer.Typer(no_args_is_help=True, help="Engine runtimes: locked environments of their own, side by side.")
@@ -81,23 +81,23 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
     options = engine_of(engine)
     for name in runtimes:
         one(name)
-    _check_place(json_file)
+    check_place(json_file)
     request = checked(
         CompareRuntimesRequest,
         folder=folder, digest=digest, engine=options, kv_bits=weights_and_kv(variant_of(variant, options))[1], runtimes=tuple(runtimes),
-        benchmark=checked(Benchmark, batch_sizes=tuple(_numbers(batch_sizes, int)), rounds=rounds, prompt_tokens=prompt_tokens,
+        benchmark=checked(Benchmark, batch_sizes=tuple(numbers(batch_sizes, int)), rounds=rounds, prompt_tokens=prompt_tokens,
                           new_tokens=new_tokens),
         texts=TextFile(type="file", path=texts.absolute()) if texts else PythonDocs(type="python_docs"),
         prompts=("hello", "please provide three suggestions about ielts' preparation"),
         hardware=hardware(choose(None, options.tp)), trust_remote_code=trust_remote_code or digest is not None)
     _make_ready(runtimes)
-    _prefect()
+    prepare_prefect()
     from flows.engines import compare_engines, comparison_rows
 
     with unreachable_is_an_error():
         result = compare_engines(f"compare {digest[:12] if digest else folder.name}", request)
     show_rows(comparison_rows(result), False, "")
-    _write(json_file, result)
+    write_figures(json_file, result)
 
 
 @app.command()
@@ -112,21 +112,21 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
 
     folder, digest = find_model(model)
     options = engine_of(engine, runtime=one(runtime).name)
-    _check_place(json_file)
+    check_place(json_file)
     if isinstance(options, EngineTransformers):
         raise ConfigError("transformers has no cache_max_entry_count", where="--engine", hint="turbomind or pytorch")
     request = checked(MemoryRequest, folder=folder, engine=options, kv_bits=weights_and_kv(variant_of(variant, options))[1],
-                      shares=tuple(_numbers(shares, float)), hardware=hardware(choose(None, options.tp)),
+                      shares=tuple(numbers(shares, float)), hardware=hardware(choose(None, options.tp)),
                       trust_remote_code=trust_remote_code or digest is not None)
     require_gpu()
     _make_ready([runtime])
-    _prefect()
+    prepare_prefect()
     from flows.engines import kv_cache_memory, memory_rows
 
     with unreachable_is_an_error():
         result = kv_cache_memory(f"memory {digest[:12] if digest else folder.name}", request)
     show_rows(memory_rows(result), False, "")
-    _write(json_file, result)
+    write_figures(json_file, result)
 
 
 def _make_ready(names: Sequence[str]) -> None:
@@ -137,7 +137,8 @@ def _make_ready(names: Sequence[str]) -> None:
         runtimes.prepare(name, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True))
 
 
-def _prefect() -> None:
+def prepare_prefect() -> None:
+    """Make Prefect ready for a flow in this process, quietly, and see to it that its server ends with us."""
     from flows import environment, watcher
 
     environment.prepare(quiet=True)
@@ -153,17 +154,6 @@ def engine_of(name: str, **options: Any) -> Engine:
     return checked(known[name], name=name, **{key: value for key, value in options.items() if key in known[name].model_fields})
 
 
-def variant_of(name: str, engine: Engine) -> Variant:
-    """The variant of that name, for an engine that can run it."""
-    try:
-        variant: Variant = TypeAdapter(Variant).validate_python(name)
-    except ValidationError:
-        raise ConfigError(f"no variant {name!r}", where="--variant", hint=f"one of {', '.join(get_args(Variant))}") from None
-    if isinstance(engine, EngineTransformers) and weights_and_kv(variant)[1]:
-        raise ConfigError(f"{name}: transformers has no quantized KV cache", where="--variant", hint="use engine turbomind or pytorch")
-    return variant
-
-
 def checked(kind: type[M], **values: Any) -> M:
     """A section or a request, from what was given on the command line; ConfigError if that cannot be."""
     try:
@@ -174,19 +164,21 @@ def checked(kind: type[M], **values: Any) -> M:
         raise ConfigError(f"{detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}", where=name) from None
 
 
-def _numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
+def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """The values of an option with several; ConfigError if one of them is no number."""
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{text!r} is not a list of numbers separated by commas", where="option", hint="for example 1,16,64") from None
 
 
-def _check_place(path: Path | None) -> None:
+def check_place(path: Path | None) -> None:
     """Refuse a file that could not be written, before hours of measuring and not after them."""
     if path is not None and not path.absolute().parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder", where="--json", hint="make it first")
 
 
-def _write(path: Path | None, figures: BaseModel) -> None:
+def write_figures(path: Path | None, figures: BaseModel) -> None:
+    """Write the raw figures, if a file for them was named."""
     if path is not None:
         path.write_text(figures.model_dump_json(indent=2) + "\n")

@@ -129,7 +129,9 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
     smaller = summary.parent_bytes / summary.candidate_bytes
     rows.add_row("size", mb(summary.parent_bytes), f"{mb(summary.candidate_bytes)} ({smaller:.2f} times smaller)")
     rows.add_row("perplexity", f"{evidence.perplexity_parent:.3f}", f"{evidence.perplexity_candidate:.3f} (ratio {evidence.perplexity_ratio:.4f})")
-    rows.add_row("agreement", "", f"top-1 {evidence.top1_agreement:.1%}, mean KL {evidence.mean_kl:.4f} nats")
+    rows.add_row("agreement", "", f"top-1 {evidence.top1_agreement:.1%}, mean KL {evidence.kl.mean:.4f} nats")
+    if verdict.difference:
+        rows.add_row("could have seen", "", f"a loss of {verdict.difference.smallest_detectable:.4f} nats a token")
     for sample in evidence.samples:
         rows.add_row(escape(f"> {sample.prompt}"), escape(one_line(sample.parent)), escape(one_line(sample.candidate)))
     console.print(rows, highlight=False)
@@ -137,6 +139,10 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
     if len(summary.variants) > 2 or "decode tokens/s" in summary.variants[0]:
         show_rows(list(summary.variants), False, "", console)
         console.print()
+    if summary.attempts > 1:
+        console.print(f"taken from {summary.attempts} attempts of the repair ladder\n", highlight=False)
+    if summary.choice:
+        console.print(f"served for {escape(summary.choice.objective)}: {escape(summary.choice.why)}\n", highlight=False, soft_wrap=True)
     facts = [("artifact", summary.candidate.digest), ("report", summary.report.digest)]
     if summary.promoted:
         facts.append(("stage", f"{summary.name}/{summary.promoted.stage}{'' if summary.promoted.moved else ' (pointed there already)'}"))
@@ -150,7 +156,7 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
     for name, value in facts:
         console.print(f"{name:<10}{escape(value)}", highlight=False, soft_wrap=True)
     console.print()
-    next_steps = [(f"{program} show {summary.report.short}", "the whole report"), (f"{program} ui", "runs, logs and reports in the Prefect UI")]
+    next_steps = [(f"{program} report {summary.report.short}", "the whole report"), (f"{program} ui", "runs, logs and reports in the Prefect UI")]
     if summary.deployed:
         next_steps = [(f"{program} chat {summary.name}", "talk to it"), (f"{program} stop {summary.name}", "take it down"), *next_steps]
     width = max(len(command) for command, _ in next_steps) + 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
@@ -21,22 +21,25 @@ from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.errors import VerdictFailed
 from configs.load import load
-from configs.schema import Pipeline, Variant, weights_and_kv
+from configs.schema import Pipeline, Variant
+from flows.ladder import Recipes, climb
 from flows.steps import Done, Run, artifact_key, begin_run
-from flows.variants import measure_variants
+from flows.summary import PAGE, RunSummary
+from flows.variants import Examination
 from tasks import endpoints, supervisor
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
+from tasks.choice import choose
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
 from tasks.evaluate import read_evidence
-from tasks.gpus import choose, cuda_is_visible
-from tasks.measure import MeasureRequest, hardware
+from tasks.gpus import choose as choose_gpus
+from tasks.gpus import cuda_is_visible
+from tasks.measure import MeasureRequest, hardware, items_files
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, preflight
 from tasks.promote import PromoteRequest, PromoteResult, promote
-from tasks.quantize import QuantizeRequest, quantize
-from tasks.repack import RepackRequest, repack
-from tasks.report import ReportRequest, ReportResult, StepTime, report
+from tasks.quantize import quantize
+from tasks.report import Choice, ReportRequest, ReportResult, StepTime, report
 from tasks.smoke_test import SmokeTestRequest, smoke_test
 from tasks.texts import TextsRequest, texts
 from tasks.upload import UploadRequest, upload
@@ -54,6 +57,8 @@ class Summary(BaseModel):
     candidate: ModelArtifact
     report: ModelArtifact
     variants: tuple[dict[str, str], ...]
+    attempts: int
+    choice: Choice | None
     parent_bytes: int
     candidate_bytes: int
     needs: CapacityResult
@@ -71,7 +76,8 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
         overrides: values that replace the file's, by dotted key path, for example {"evaluate.documents": 8}.
     """
     pipeline = load(find_config(config), overrides)
-    run = begin_run(pipeline.name, choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
+    items = items_files(pipeline.evaluate.tasks)
+    run = begin_run(pipeline.name, choose_gpus(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
     paths.remember_store(store_folder(pipeline))
     folders = (paths.workspace(), store_folder(pipeline))
     run.perform(machine, MachineRequest(quantize=pipeline.quantize, engine=pipeline.engine, deploy=pipeline.deploy, gpus=pipeline.gpus,
@@ -88,51 +94,59 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     checked = run.perform(preflight, PreflightRequest(
         model=model, texts=split.result.texts, quantize=pipeline.quantize, engine=pipeline.engine, served=pipeline.served_variant,
         deployed=pipeline.deploy is not None, trust_remote_code=trusted, untrusted_code=source.result.untrusted_code))
-    plain = pipeline.quantize.model_copy(update={"format": "awq"})  # another format is repacked from it
-    recipe = QuantizeRequest(model=model, texts=split.result.texts, config=plain, trust_remote_code=trusted)
+    recipes = Recipes(model, split.result.texts, trusted)
+    reused = run.has_done(quantize, recipes.request(pipeline.quantize))
     room = run.perform(capacity, CapacityRequest(model=checked.result, quantize=pipeline.quantize, evaluate=pipeline.evaluate, engine=pipeline.engine,
-                                                 gpus=pipeline.gpus, folders=folders, reused=run.has_done(quantize, recipe)))
+                                                 gpus=pipeline.gpus, folders=folders, reused=reused))
     needs = room.result.gpu_bytes
     spoke = run.perform(smoke_test, SmokeTestRequest(model=model, config=pipeline.smoke_test, trust_remote_code=trusted),
                         timeout_minutes=pipeline.smoke_test.timeout_minutes, gpu_bytes=needs)
-    quantized = run.perform(quantize, recipe, timeout_minutes=pipeline.quantize.timeout_minutes, gpu_bytes=needs)
-    candidate, candidate_bytes = quantized.result.candidate, quantized.result.candidate_bytes
-    done += [checked, spoke, quantized]
-    if pipeline.quantize.format == "compressed-tensors":
-        repacked = run.perform(repack, RepackRequest(model=candidate, group_size=pipeline.quantize.group_size))
-        candidate, candidate_bytes = repacked.result.candidate, repacked.result.candidate_bytes
-        done.append(repacked)
+    done += [checked, spoke]
 
-    measured = measure_variants(run, pipeline, MeasureRequest(
+    examination = Examination(run, pipeline, MeasureRequest(
         variant="fp16", model=model, texts=split.result.texts, engine=pipeline.engine, config=pipeline.evaluate, benchmark=pipeline.benchmark,
-        yardstick=None, hardware=hardware(run.gpus), trust_remote_code=trusted), candidate, checked.result.head_dim, needs, done)
-    sizes = {"fp16": quantized.result.parent_bytes, "w4a16": candidate_bytes}
+        part=(0, pipeline.evaluate.documents), items=items, yardstick=None, hardware=hardware(run.gpus), trust_remote_code=trusted),
+        pipeline.share, needs, done)
+    parent = examination.parent()
+    ladder = climb(run, pipeline, examination, recipes, needs, done)
+    variants = examination.load_tests(examination.others(ladder, parent, checked.result.head_dim))
+    choice = choose(variants, pipeline.objective, pipeline.share) if pipeline.objective else None
     story = ReportRequest(
-        name=pipeline.name, served=pipeline.served_variant, model=checked.result, max_perplexity_ratio=pipeline.evaluate.max_perplexity_ratio,
-        smoke_test=spoke.result,
-        variants=tuple(item.outcome(sizes[weights_and_kv(item.variant)[0]]) for item in measured),
-        steps=tuple(StepTime(name=item.name, seconds=item.seconds, peak_rss_bytes=item.peak_rss_bytes, peak_gpu_bytes=item.peak_gpu_bytes)
-                    for item in done if item.kept))
+        name=pipeline.name, served=choice.figures[0][0] if choice else pipeline.served_variant, variants=tuple(variants), config=pipeline.share,
+        attempts=ladder.attempts, choice=choice, model=checked.result, smoke_test=spoke.result, steps=times(done))
     judged = run.perform(report, story)
     tell(story, judged.result)
-    proof = story.outcome(story.served).evidence
-    assert proof is not None
-    stored = run.perform(upload, UploadRequest(artifacts=(candidate, judged.result.report, proof), store=store_folder(pipeline)))
+    summarize(story.name, judged.result).write(run.folder)
+    served = story.outcome(story.served)
+    assert served.evidence is not None
+    stored = run.perform(upload, UploadRequest(artifacts=(served.model, judged.result.report, served.evidence), store=store_folder(pipeline)))
 
     passed = judged.result.verdict.outcome == "PASS"
-    promoted, deployed = put_into_service(run, pipeline, stored.result.uploaded, trusted, needs) if passed else (None, None)
-    summary = Summary(name=pipeline.name, served=story.served, verdict=judged.result.verdict, evidence=read_evidence(proof), candidate=candidate,
-                      report=judged.result.report, variants=judged.result.variants, parent_bytes=quantized.result.parent_bytes,
-                      candidate_bytes=candidate_bytes, needs=room.result, promoted=promoted, deployed=deployed,
-                      reused=tuple(item.name for item in done if item.reused))
+    promoted, deployed = put_into_service(run, pipeline, story.served, stored.result.uploaded, trusted, needs) if passed else (None, None)
+    summary = Summary(name=pipeline.name, served=story.served, verdict=judged.result.verdict, evidence=read_evidence(served.evidence),
+                      candidate=served.model, report=judged.result.report, variants=judged.result.variants, attempts=len(ladder.attempts),
+                      choice=choice, parent_bytes=parent.model_bytes, candidate_bytes=served.model_bytes, needs=room.result, promoted=promoted,
+                      deployed=deployed, reused=tuple(item.name for item in done if item.reused))
     return stand_by(summary)
 
 
-def put_into_service(run: Run, pipeline: Pipeline, uploaded: tuple[ModelArtifact, ...], trusted: bool,
+def summarize(name: str, judged: ReportResult) -> RunSummary:
+    """What `lmflows report RUN` looks up."""
+    return RunSummary(name=name, flow_run_id=str(flow_run.id or ""), report=judged.report.digest, verdict=judged.verdict.outcome)
+
+
+def times(done: list[Done[Any]]) -> tuple[StepTime, ...]:
+    """What the steps took, of those whose answer is kept."""
+    return tuple(StepTime(name=item.name, seconds=item.seconds, peak_rss_bytes=item.peak_rss_bytes, peak_gpu_bytes=item.peak_gpu_bytes)
+                 for item in done if item.kept)
+
+
+def put_into_service(run: Run, pipeline: Pipeline, served: Variant, uploaded: tuple[ModelArtifact, ...], trusted: bool,
                      gpu_bytes: int) -> tuple[PromoteResult, DeployResult | None]:
     """Promote what has passed, and serve it if the pipeline says where.
 
     Args:
+        served: the variant that is put into service.
         uploaded: candidate, report and evidence, as they lie in the store.
     """
     candidate, story, evidence = uploaded
@@ -141,8 +155,9 @@ def put_into_service(run: Run, pipeline: Pipeline, uploaded: tuple[ModelArtifact
         who=f"{psutil.Process().username()}@{socket.gethostname()}", why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
     if pipeline.deploy is None:
         return promoted, None
-    request = DeployRequest(name=pipeline.name, artifact=candidate, evidence=evidence, engine=pipeline.engine, options=pipeline.deploy,
-                            gpus=tuple(gpu.uuid for gpu in run.gpus), trust_remote_code=trusted)
+    request = DeployRequest(name=pipeline.name, artifact=candidate, evidence=evidence, engine=pipeline.engine,
+                            options=pipeline.deploy.model_copy(update={"variant": served}), gpus=tuple(gpu.uuid for gpu in run.gpus),
+                            trust_remote_code=trusted)
     replaces = endpoints.read(pipeline.name) is not None  # the server that it replaces gives its memory back
     return promoted, run.perform(deploy, request, gpu_bytes=0 if replaces else gpu_bytes).result
 
@@ -165,17 +180,23 @@ def port_is_ours(pipeline: Pipeline) -> bool:
 
 
 def tell(story: ReportRequest, judged: ReportResult) -> None:
-    """The run's story and its table of variants, for the Prefect UI."""
+    """The run's story, its table of variants and its page, for the Prefect UI."""
     create_markdown_artifact(judged.text, key=artifact_key(f"report {story.name}"), description=f"{story.name}: {judged.verdict.outcome}")
     create_table_artifact(list(judged.variants), key=artifact_key(f"variants {story.name}"), description="the variants, measured side by side")
+    create_link_artifact((judged.report.path / PAGE).as_uri(), key=artifact_key(f"page {story.name}"), link_text=f"{story.name}: the whole report",
+                         description=f"on {socket.gethostname()}; elsewhere: lmflows report {judged.report.short} --output FILE")
 
 
 def stand_by(summary: Summary) -> Summary:
     """A run whose verdict is not PASS has failed, with everything kept for inspection."""
-    if summary.verdict.outcome != "PASS":
-        error = VerdictFailed("; ".join(summary.verdict.reasons), where=f"verdict {summary.verdict.outcome} for {summary.name}",
-                              hint=f"`lmflows show {summary.report.short}` has the whole report; try another recipe "
-                                   "(quantize.search_scale, samples), or another limit (evaluate.max_perplexity_ratio)")
+    verdict = summary.verdict
+    if verdict.outcome != "PASS":
+        remedies = {
+            "FAIL": "try other recipes (repair.rungs, quantize.samples), or a margin that you can defend (evaluate.max_perplexity_ratio)",
+            "INCONCLUSIVE": "give more held-out text (texts.held_out_documents, evaluate.max_documents)",
+            "ANOMALOUS": "find out what is wrong with the measurement before you trust any figure of it"}
+        error = VerdictFailed("; ".join(verdict.reasons), where=f"verdict {verdict.outcome} for {summary.name}",
+                              hint=f"`lmflows report {summary.report.short}` shows it all; {remedies[verdict.outcome]}")
         error.summary = summary
         raise error
     return summary

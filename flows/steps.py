@@ -35,7 +35,7 @@ from tasks.step import Context, Result, Step
 R = TypeVar("R", bound=Result)
 PROGRESS_SECONDS = 2.0  # between two updates of the progress artifact: each is a request to the API
 # deploy, too: a server takes a share of what is free while it starts, and two that start at once take each other's
-GPU_STEPS = {"smoke_test", "quantize", "measure", "deploy", "compare_runtimes", "memory"}
+GPU_STEPS = {"smoke_test", "quantize", "measure", "deploy", "compare_runtimes", "memory", "load_test", "keep_layers"}
 FREED_SECONDS = 30.0  # a process that was killed gives its GPU memory back only when the driver has cleaned up behind it
 
 

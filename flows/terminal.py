@@ -6,15 +6,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from artifacts.store import LocalStore
 from configs import paths
-from configs.errors import ArtifactMissing
+from configs.errors import ArtifactMissing, ConfigError
+from configs.schema import Engine, EngineTransformers, Variant, weights_and_kv
 from tasks.model_files import read_config
 
 # in a file or a pipe nothing shall be folded at 80 columns
@@ -59,6 +61,17 @@ def find_model(model: str) -> tuple[Path, str | None]:
         folder = store.open(digest).path
     read_config(folder)
     return folder, digest
+
+
+def variant_of(name: str, engine: Engine) -> Variant:
+    """The variant of that name, for an engine that can run it."""
+    try:
+        variant: Variant = TypeAdapter(Variant).validate_python(name)
+    except ValidationError:
+        raise ConfigError(f"no variant {name!r}", where="--variant", hint=f"one of {', '.join(get_args(Variant))}") from None
+    if isinstance(engine, EngineTransformers) and weights_and_kv(variant)[1]:
+        raise ConfigError(f"{name}: transformers has no quantized KV cache", where="--variant", hint="use engine turbomind or pytorch")
+    return variant
 
 
 def show_rows(rows: list[dict[str, Any]], as_json: bool, nothing: str, console: Console = out) -> None:

@@ -1,67 +1,135 @@
-"""The variants of a run: each measured through its engine; one whose engine refuses or crashes says why, and the rest go on."""
+"""The variants of a run: each measured and judged beside one yardstick; one whose engine refuses or crashes says why, and the rest go on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact
 from configs.errors import LmflowsError
-from configs.schema import Pipeline, Variant, weights_and_kv
+from configs.schema import Evaluate, Pipeline, Variant, weights_and_kv
 from flows.steps import Done, Run
-from tasks.evaluate import EvaluateRequest, evaluate
+from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
+from tasks.load.steps import LoadTestRequest, load_test
 from tasks.measure import MeasureRequest, measure
 from tasks.preflight import refused
-from tasks.report import VariantOutcome
+from tasks.report import Attempt, VariantOutcome
+from tasks.verdict import judge, wants_more
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A variant and what became of it."""
+class Ladder:
+    """The attempt of the repair ladder that a run goes on with, and all that were made.
 
-    variant: Variant
-    model: ModelArtifact
-    measurement: ModelArtifact | None = None
-    evidence: ModelArtifact | None = None
-    problem: str | None = None
+    Attributes:
+        attempt: its label among the run's steps; empty for the first.
+        served: what became of the variant that is served.
+    """
 
-    def outcome(self, model_bytes: int) -> VariantOutcome:
-        return VariantOutcome(variant=self.variant, model=self.model, model_bytes=model_bytes, measurement=self.measurement,
-                              evidence=self.evidence, problem=self.problem)
+    attempt: str
+    candidate: ModelArtifact
+    candidate_bytes: int
+    served: VariantOutcome
+    attempts: tuple[Attempt, ...]
 
 
-def measure_variants(run: Run, pipeline: Pipeline, yardstick: MeasureRequest, candidate: ModelArtifact, head_dim: int, gpu_bytes: int,
-                     done: list[Done[Any]]) -> list[Measured]:
-    """Measure every variant of the pipeline, the yardstick (fp16) first.
+class Examination:
+    """Every model of a run is asked the same as the yardstick, the fp16 model of a pipeline.
 
     Args:
-        yardstick: the request of the fp16 variant; the others are asked the same of their own model.
-        candidate: the quantized model.
+        request: what the yardstick is asked first.
+        config: how everything is judged.
         done: finished steps are added to it.
-
-    Raises:
-        LmflowsError: the yardstick, or the variant that shall be served, cannot be measured.
     """
-    def perform(variant: Variant, request: MeasureRequest) -> ModelArtifact:
-        finished = run.perform(measure, request, label=variant, timeout_minutes=pipeline.evaluate.timeout_minutes, gpu_bytes=gpu_bytes)
-        done.append(finished)
-        return finished.result.measurement
 
-    first = perform("fp16", yardstick)
-    outcomes = [Measured("fp16", yardstick.model, measurement=first)]
-    for variant in pipeline.variants[1:]:
-        model = yardstick.model if weights_and_kv(variant)[0] == "fp16" else candidate
-        problem = refused(variant, pipeline.engine, head_dim)
+    def __init__(self, run: Run, pipeline: Pipeline, request: MeasureRequest, config: Evaluate, gpu_bytes: int, done: list[Done[Any]]) -> None:
+        self._run, self._pipeline, self._request, self._config = run, pipeline, request, config
+        self._gpu_bytes, self._done = gpu_bytes, done
+        self._parts = list(pairwise((0, *config.looks)))
+        self._yardsticks: list[ModelArtifact] = []
+
+    def yardstick(self, look: int) -> ModelArtifact:
+        """The yardstick's measurement of the documents that this look adds, measured on first use.
+
+        Raises:
+            LmflowsError: it cannot be measured.
+        """
+        while len(self._yardsticks) <= look:
+            part = self._parts[len(self._yardsticks)]
+            self._yardsticks.append(self._measure(self._request.model_copy(update={"part": part}), ""))
+        return self._yardsticks[look]
+
+    def parent(self) -> VariantOutcome:
+        """The yardstick as a variant, compared with itself."""
+        first, variant, model = self.yardstick(0), self._request.variant, self._request.model
+        evidence = self._evaluate(variant, [first], [first])
+        return VariantOutcome(variant=variant, model=model, model_bytes=self._run.store.manifest(model.digest).size, measurement=first,
+                              evidence=evidence)
+
+    def candidate(self, variant: Variant, model: ModelArtifact, model_bytes: int, attempt: str = "") -> tuple[VariantOutcome, Verdict]:
+        """Measure a variant, on more documents for as long as the verdict is open and the budget has some.
+
+        Raises:
+            LmflowsError: it cannot be measured.
+        """
+        measured: list[ModelArtifact] = []
+        while True:
+            look = len(measured)
+            asked = {"variant": variant, "model": model, "yardstick": self.yardstick(look), "part": self._parts[look]}
+            measured.append(self._measure(self._request.model_copy(update=asked), attempt))
+            evidence = self._evaluate(f"{variant} {attempt}".strip(), self._yardsticks[:look + 1], measured)
+            verdict = judge(read_evidence(evidence), evidence.digest, self._config)
+            if not wants_more(read_evidence(evidence), verdict, self._config):
+                return VariantOutcome(variant=variant, model=model, model_bytes=model_bytes, measurement=measured[0], evidence=evidence), verdict
+
+    def others(self, ladder: Ladder, parent: VariantOutcome, head_dim: int) -> list[VariantOutcome]:
+        """Every variant of the pipeline in its order, the fp16 one and the served one as they are known already."""
+        return [parent, *(ladder.served if variant == ladder.served.variant else self._other(variant, ladder, parent, head_dim)
+                          for variant in self._pipeline.variants[1:])]
+
+    def _other(self, variant: Variant, ladder: Ladder, parent: VariantOutcome, head_dim: int) -> VariantOutcome:
+        quantized = weights_and_kv(variant)[0] == "w4a16"
+        model, size = (ladder.candidate, ladder.candidate_bytes) if quantized else (parent.model, parent.model_bytes)
+        problem = refused(variant, self._pipeline.engine, head_dim)
         if problem is None:
             try:
-                measurement = perform(variant, yardstick.model_copy(update={"variant": variant, "model": model, "yardstick": first}))
-                compared = run.perform(evaluate, EvaluateRequest(parent=first, candidate=measurement), label=variant)
-                done.append(compared)
-                outcomes.append(Measured(variant, model, measurement=measurement, evidence=compared.result.evidence))
-                continue
+                return self.candidate(variant, model, size, ladder.attempt if quantized else "")[0]
             except LmflowsError as error:
-                if variant == pipeline.served_variant:
-                    raise
                 problem = error.message
-        outcomes.append(Measured(variant, model, problem=problem))
-    return outcomes
+        return VariantOutcome(variant=variant, model=model, model_bytes=size, problem=problem)
+
+    def load_tests(self, outcomes: list[VariantOutcome]) -> list[VariantOutcome]:
+        """Put every measured variant under load behind a server of its own, if the pipeline says how; one whose server fails has no figures."""
+        config = self._pipeline.load
+        if config is None:
+            return outcomes
+        tested = []
+        for item in outcomes:
+            if item.measurement is not None:
+                request = LoadTestRequest(variant=item.variant, model=item.model, engine=self._request.engine, config=config,
+                                          hardware=self._request.hardware, trust_remote_code=self._request.trust_remote_code)
+                try:
+                    finished = self._run.perform(load_test, request, label=item.variant, timeout_minutes=config.timeout_minutes,
+                                                 gpu_bytes=self._gpu_bytes)
+                    self._done.append(finished)
+                    item = item.model_copy(update={"load": finished.result.measurement})
+                except LmflowsError as error:
+                    item = item.model_copy(update={"problem": f"no load test: {error.message}"})
+            tested.append(item)
+        return tested
+
+    def _measure(self, request: MeasureRequest, attempt: str) -> ModelArtifact:
+        first, last = request.part
+        more = f"documents {first + 1}-{last}" if first else ""
+        finished = self._run.perform(measure, request, label=" ".join(filter(None, (request.variant, attempt, more))),
+                                     timeout_minutes=self._pipeline.evaluate.timeout_minutes, gpu_bytes=self._gpu_bytes)
+        self._done.append(finished)
+        return finished.result.measurement
+
+    def _evaluate(self, label: str, parents: list[ModelArtifact], candidates: list[ModelArtifact]) -> ModelArtifact:
+        request = EvaluateRequest(parents=tuple(parents), candidates=tuple(candidates), texts=self._request.texts)
+        finished = self._run.perform(evaluate, request, label=f"{label} look {len(parents)}" if len(parents) > 1 else label)
+        self._done.append(finished)
+        return finished.result.evidence

@@ -6,24 +6,34 @@ of limits: `tasks.verdict` judges.
 
 from __future__ import annotations
 
-import numpy as np
-import pydantic
+from collections import defaultdict
+from collections.abc import Sequence
 
-from artifacts.evidence import DocumentScore, Evidence, SampleAnswer
+import numpy as np
+import numpy.typing as npt
+import pydantic
+from pydantic import Field
+
+from artifacts.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from configs.errors import SourceError
 from tasks.engines.base import Scores
+from tasks.generation_checks import check
+from tasks.items import compare_items
 from tasks.measure import read_measurement, read_scores
 from tasks.step import Context, Request, Result, step
+from tasks.texts import CALIBRATION, HELD_OUT, load_records, passages
 
 PROBES = "probes.json"
+Paired = tuple[list[int], Scores, Scores]
 
 
 class EvaluateRequest(Request):
-    """Two measurement artifacts."""
+    """Measurement artifacts of parent and candidate: the first of each has the answers, and each further one has more documents."""
 
-    parent: ModelArtifact
-    candidate: ModelArtifact
+    parents: tuple[ModelArtifact, ...] = Field(min_length=1)
+    candidates: tuple[ModelArtifact, ...] = Field(min_length=1)
+    texts: ModelArtifact
 
 
 class EvaluateResult(Result):
@@ -42,30 +52,66 @@ class Probe(pydantic.BaseModel):
 @step(child=False, libraries=("numpy",))
 def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
     """Set a candidate's scores and answers beside its parent's."""
-    parent, candidate = read_measurement(request.parent), read_measurement(request.candidate)
-    sequences, left = read_scores(request.parent)
-    scored, right = read_scores(request.candidate)
-    if scored != sequences:
-        raise SourceError("the candidate has scored other token ids than its parent", where=f"measurement {request.candidate.short}",
-                          hint="measure it with the parent's measurement as its yardstick")
-    scores = [compare(one, other) for one, other in zip(left, right, strict=True)]
+    parent, candidate = read_measurement(request.parents[0]), read_measurement(request.candidates[0])
+    paired, unpaired = pair(request.parents, request.candidates)
+    documents = [compare(left, right) for _, left, right in paired]
     evidence = Evidence(
         variant=candidate.variant, engine=candidate.engine, runtime=candidate.runtime, parent=parent.model, candidate=candidate.model,
-        texts=candidate.texts, documents=tuple(scores), versions=candidate.versions,
+        texts=candidate.texts, documents=tuple(documents), kl=summarize_kl(paired), looks=len(request.candidates),
+        itself=request.parents == request.candidates, unpaired=unpaired, overlap=overlap(request.texts),
+        tasks=compare_items(parent.items, candidate.items),
+        checks=check(parent.probes, candidate.probes) if parent.probes and candidate.probes else (), versions=candidate.versions,
         samples=tuple(SampleAnswer(prompt=one.prompt, parent=one.text, candidate=other.text)
                       for one, other in zip(parent.answers, candidate.answers, strict=True)),
         same_prompts=all(one.ids == other.ids for one, other in zip(parent.answers, candidate.answers, strict=True)))
-    probes = [Probe(ids=tuple(ids), nll=score.nll_candidate / score.tokens)
-              for ids, score in zip(sequences, scores, strict=True) if score.tokens and not score.broken]
-    probes = [probes[0], probes[-1]] if len(probes) > 1 else probes  # the longest, for what only shows far from the start, and the shortest
     with context.store.stage() as staging:
-        staging.write(PROBES, canonical_json([probe.model_dump(mode="json") for probe in probes]))
+        staging.write(PROBES, canonical_json([probe.model_dump(mode="json") for probe in probes(paired, documents)]))
         staging.write("evidence.json", canonical_json(evidence.model_dump(mode="json")))
         artifact = context.store.commit(staging, "evidence", parents=[
             Parent(role="candidate", digest=evidence.candidate), Parent(role="parent", digest=evidence.parent),
-            Parent(role="texts", digest=evidence.texts), Parent(role="measurement", digest=request.candidate.digest),
-            Parent(role="yardstick", digest=request.parent.digest)])
+            Parent(role="texts", digest=evidence.texts),
+            *(Parent(role="measurement", digest=one.digest) for one in request.candidates),
+            *(Parent(role="yardstick", digest=one.digest) for one in request.parents)])
     return EvaluateResult(evidence=artifact)
+
+
+def pair(parents: Sequence[ModelArtifact], candidates: Sequence[ModelArtifact]) -> tuple[list[Paired], tuple[int, int]]:
+    """The documents that both models have scored, token for token, in the parent's order; and how many only one of them has.
+
+    Raises:
+        SourceError: they have none in common.
+    """
+    known: dict[tuple[int, ...], list[Scores]] = defaultdict(list)
+    scored = 0
+    for artifact in candidates:
+        for ids, score in zip(*read_scores(artifact), strict=True):
+            known[tuple(ids)].append(score)
+            scored += 1
+    paired: list[Paired] = []
+    asked = 0
+    for artifact in parents:
+        for ids, score in zip(*read_scores(artifact), strict=True):
+            asked += 1
+            if others := known[tuple(ids)]:
+                paired.append((ids, score, others.pop(0)))
+    if not paired:
+        raise SourceError("the candidate has scored other token ids than its parent", where=f"measurement {candidates[0].short}",
+                          hint="measure it with the parent's measurement as its yardstick")
+    return paired, (asked - len(paired), scored - len(paired))
+
+
+def overlap(texts: ModelArtifact) -> int:
+    """Held-out documents that share a passage with the calibration text."""
+    seen = {gram for record in load_records(texts.path / CALIBRATION) for gram in passages(record)}
+    return sum(not seen.isdisjoint(passages(record)) for record in load_records(texts.path / HELD_OUT))
+
+
+def probes(paired: Sequence[Paired], documents: Sequence[DocumentScore]) -> list[Probe]:
+    """The longest document, for what only shows far from the start, and the shortest."""
+    whole = [Probe(ids=tuple(ids), nll=score.nll_candidate / score.tokens)
+             for (ids, _, _), score in zip(paired, documents, strict=True) if score.tokens and not score.broken]
+    ordered = sorted(whole, key=lambda probe: -len(probe.ids))
+    return [ordered[0], ordered[-1]] if len(ordered) > 1 else ordered
 
 
 def read_evidence(artifact: ModelArtifact) -> Evidence:
@@ -78,13 +124,28 @@ def compare(parent: Scores, candidate: Scores) -> DocumentScore:
 
     The KL divergence is that of the distributions in which all other tokens are one event: a lower bound of the full one.
     """
-    kl = kl_divergence(parent, candidate)
-    # a NaN, or probability 0 for the target or for what the parent finds likely: counted, never averaged in
-    whole = np.isfinite(parent.nll) & np.isfinite(candidate.nll) & np.isfinite(kl)
+    kl, whole = _divergence(parent, candidate)
     return DocumentScore(
         tokens=int(whole.sum()), broken=int((~whole).sum()), nll_parent=float(parent.nll[whole].sum()),
         nll_candidate=float(candidate.nll[whole].sum()), kl=float(kl[whole].sum()),
         same_top=int((parent.top == candidate.top)[whole].sum()))
+
+
+def summarize_kl(paired: Sequence[Paired]) -> KlDivergence:
+    """Mean, median and the tail of the KL divergence over all positions; 0 if all are broken."""
+    parts = [kl[whole] for kl, whole in (_divergence(left, right) for _, left, right in paired)]
+    values = np.concatenate(parts)
+    if not len(values):
+        return KlDivergence(mean=0.0, median=0.0, p999=0.0, largest=0.0)
+    return KlDivergence(mean=float(values.mean()), median=float(np.median(values)), p999=float(np.quantile(values, 0.999)),
+                        largest=float(values.max()))
+
+
+def _divergence(parent: Scores, candidate: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """KL at each position, and the positions that count: a NaN, or probability 0 for the target or for what the parent finds
+    likely, is counted as broken, never averaged in."""
+    kl = kl_divergence(parent, candidate)
+    return kl, np.isfinite(parent.nll) & np.isfinite(candidate.nll) & np.isfinite(kl)
 
 
 def kl_divergence(parent: Scores, candidate: Scores) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -9,19 +9,27 @@ from __future__ import annotations
 import io
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
-from artifacts.evidence import Answer, Measurement
+from artifacts.checks import ProbeAnswers
+from artifacts.evidence import Answer, Measurement, Speed
+from artifacts.files import sha256_file
+from artifacts.items import ItemOutcome
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from configs.errors import SourceError
 from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv
 from tasks import gpus, runtimes
 from tasks.engines.base import EngineSpec, Scores
 from tasks.engines.process import EngineProcess
+from tasks.generation_checks import PROBE_PROMPTS, ask_probes, probe_answer
+from tasks.items import Item, read_items, run_items
 from tasks.speed import speeds
 from tasks.step import Context, Request, Result, step
 from tasks.texts import HELD_OUT, load_records
@@ -29,9 +37,24 @@ from tasks.texts import HELD_OUT, load_records
 RECORD, SCORES = "measurement.json", "scores.npz"
 
 
+class ItemsFile(BaseModel):
+    """Task items: the file, and the SHA-256 of what it held when the run began."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    sha256: str
+
+
 class MeasureRequest(Request):
-    """`yardstick` is the fp16 variant's measurement, whose token ids are scored again; None for the fp16 variant itself.
-    `hardware` says what the step will run on: figures of other hardware are other figures."""
+    """What to measure.
+
+    Attributes:
+        part: the first held-out document that is scored, and the one after the last. A part that does not begin with the first one has more
+            documents to score and nothing else: the answers and the speed are known.
+        yardstick: the fp16 variant's measurement of this part, whose token ids are scored again; None for the fp16 variant itself.
+        hardware: what the step will run on: figures of other hardware are other figures.
+    """
 
     variant: Variant
     model: ModelArtifact
@@ -39,13 +62,17 @@ class MeasureRequest(Request):
     engine: Engine
     config: Evaluate
     benchmark: Benchmark | None
+    part: tuple[int, int]
+    items: tuple[ItemsFile, ...] = ()
     yardstick: ModelArtifact | None
     hardware: dict[str, str]
     trust_remote_code: bool = False
 
     def key_fields(self) -> dict[str, object]:
-        """The limit is the verdict's business: changing it must not measure again. Another GPU, driver or engine must."""
-        return super().key_fields() | {"config": self.config.model_dump(mode="json", exclude={"max_perplexity_ratio", "timeout_minutes"}),
+        """What decides is the verdict's business: changing it must not measure again. Another GPU, driver or engine must."""
+        verdicts = {"documents", "max_documents", "max_perplexity_ratio", "confidence", "max_parent_perplexity", "tasks", "timeout_minutes"}
+        return super().key_fields() | {"config": self.config.model_dump(mode="json", exclude=verdicts),
+                                       "items": [file.sha256 for file in self.items],
                                        "runtime": runtimes.fingerprint(self.engine.runtime)}
 
 
@@ -67,23 +94,77 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
         for batch in batches(range(len(sequences)), request.config.batch_size):
             scores += engine.score([sequences[number] for number in batch], [kept[number] for number in batch] if kept else None)
             context.progress(0.15 + 0.5 * len(scores) / len(sequences), f"scored {len(scores)}/{len(sequences)} documents")
-        answers = []
-        for number, prompt in enumerate(request.config.prompts):
-            context.progress(0.65 + 0.15 * number / len(request.config.prompts), f"asking {prompt!r}")
-            ids = engine.prompt_ids([{"role": "user", "content": prompt}])
-            answer = engine.generate([ids], request.config.max_new_tokens)[0]
-            answers.append(Answer(prompt=prompt, ids=tuple(ids), text=answer.text, tokens=answer.tokens, seconds=round(answer.seconds, 4)))
-        timed = speeds(engine, request.benchmark, lambda done, text: context.progress(0.8 + 0.18 * done, text)) if request.benchmark else ()
+        said = ask(engine, request, context) if request.part[0] == 0 else Said()
     record = Measurement(
         variant=request.variant, engine=request.engine.name, runtime=request.engine.runtime, versions=engine.versions,
-        hardware=request.hardware, model=request.model.digest, texts=request.texts.digest, answers=tuple(answers),
-        load_seconds=round(engine.load_seconds, 2), gpu_bytes=after - before if gpus.visible() else None, speeds=timed)
+        hardware=request.hardware, model=request.model.digest, texts=request.texts.digest, answers=said.answers, items=said.items, probes=said.probes,
+        load_seconds=round(engine.load_seconds, 2), gpu_bytes=after - before if gpus.visible() else None, speeds=said.speeds)
     with context.store.stage() as staging:
         staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
         staging.write(SCORES, _pack(sequences, scores))
         artifact = context.store.commit(staging, "measurement", parents=[
             Parent(role="model", digest=request.model.digest), Parent(role="texts", digest=request.texts.digest)])
     return MeasureResult(measurement=artifact)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an engine said beside scoring the documents."""
+
+    answers: tuple[Answer, ...] = ()
+    probes: ProbeAnswers | None = None
+    items: tuple[ItemOutcome, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+
+
+def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Said:
+    """Answer the prompts one by one, the probes and the task items in batches, and be timed if that is asked for."""
+    config = request.config
+
+    def saw(start: float, length: float) -> Callable[[float, str], None]:
+        return lambda done, text: context.progress(start + length * done, text)
+
+    answers, asked = [], []
+    for number, prompt in enumerate(config.prompts):
+        context.progress(0.65 + 0.05 * number / len(config.prompts), f"asking {prompt!r}")
+        ids = engine.prompt_ids([{"role": "user", "content": prompt}])
+        answer = engine.generate([ids], config.max_new_tokens)[0]
+        answers.append(Answer(prompt=prompt, ids=tuple(ids), text=answer.text, tokens=answer.tokens, seconds=round(answer.seconds, 4)))
+        asked.append(probe_answer(prompt, answer))
+    probes = ask_probes(engine, prompts=PROBE_PROMPTS[:config.probes], new_tokens=config.probe_tokens, asked=asked,
+                        saw=saw(0.7, 0.05)) if config.probes else None
+    items = run_items(engine, items_of(request.items), batch_size=config.batch_size, saw=saw(0.75, 0.1))
+    timed = speeds(engine, request.benchmark, saw(0.85, 0.13)) if request.benchmark else ()
+    return Said(tuple(answers), probes, items, timed)
+
+
+def items_files(paths: Sequence[Path]) -> tuple[ItemsFile, ...]:
+    """The files of task items, each read once, so that a mistake in one shows before any long work.
+
+    Raises:
+        SourceError: a line that is no item.
+    """
+    files = tuple(ItemsFile(path=path, sha256=sha256_file(path)[1]) for path in paths)
+    items_of(files)
+    return files
+
+
+def items_of(files: Sequence[ItemsFile]) -> tuple[Item, ...]:
+    """The items of the files, in their order.
+
+    Raises:
+        SourceError: a file has changed since the run began, or two of them have the same item.
+    """
+    items: list[Item] = []
+    for file in files:
+        items += read_items(file.path)
+        if sha256_file(file.path)[1] != file.sha256:
+            raise SourceError("has changed since the run began", where=str(file.path), hint="run again")
+    seen = Counter((item.task, item.id) for item in items)
+    twice = [f"{task} {name}" for (task, name), count in seen.items() if count > 1]
+    if twice:
+        raise SourceError(f"two files have the same items: {', '.join(twice[:3])}", where="evaluate.tasks", hint="give each task to one file")
+    return tuple(items)
 
 
 def read_measurement(artifact: ModelArtifact) -> Measurement:
@@ -103,16 +184,17 @@ def hardware(chosen: Sequence[gpus.Gpu]) -> dict[str, str]:
     return {"processor": platform.processor() or platform.machine(), "cores": str(os.cpu_count())}
 
 
-def held_out_ids(engine: EngineProcess, texts: ModelArtifact, documents: int, longest: int) -> list[list[int]]:
-    """Token ids of the first held-out documents, each cut to its first `longest` tokens, longest first.
+def held_out_ids(engine: EngineProcess, texts: ModelArtifact, part: tuple[int, int], longest: int) -> list[list[int]]:
+    """Token ids of these held-out documents, each cut to its first `longest` tokens, longest first.
 
     Raises:
-        SourceError: no document has two tokens.
+        SourceError: none of them has two tokens.
     """
-    records = load_records(texts.path / HELD_OUT)[:documents]
+    records = load_records(texts.path / HELD_OUT)[slice(*part)]
     sequences = [ids for record in records if len(ids := engine.encode(record)[:longest]) >= 2]
     if not sequences:
-        raise SourceError("no held-out document has two tokens", where="texts.source", hint="give longer documents")
+        raise SourceError(f"of the held-out documents {part[0] + 1} to {part[1]} none has two tokens", where="texts.source",
+                          hint="give longer documents")
     return sorted(sequences, key=len, reverse=True)  # batches of equal lengths waste no padding
 
 
@@ -125,7 +207,7 @@ def batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def _subject(request: MeasureRequest, engine: EngineProcess) -> tuple[list[list[int]], list[npt.NDArray[np.int32]] | None]:
     """What is scored, and at which tokens the distributions are kept: the yardstick's, or the model's own likeliest."""
     if request.yardstick is None:
-        return held_out_ids(engine, request.texts, request.config.documents, request.config.max_tokens_per_document), None
+        return held_out_ids(engine, request.texts, request.part, request.config.max_tokens_per_document), None
     sequences, scores = read_scores(request.yardstick)
     return sequences, [score.ids for score in scores]
 

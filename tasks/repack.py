@@ -7,14 +7,13 @@ the same bits; a group is at most cut into equal parts. Works shard by shard on 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from artifacts.files import safetensors_header
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from tasks import model_files
+from tasks.shards import rewrite
 from tasks.step import Context, Request, Result, step
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ class RepackResult(Result):
 @step(libraries=("torch", "safetensors"))
 def repack(request: RepackRequest, context: Context) -> RepackResult:
     """Rewrite an AWQ checkpoint in the compressed-tensors format, with the same numbers."""
-    from safetensors.torch import save_file
-
     from tasks.engines.int4 import Tensors
 
     source, group_size = request.model.path, request.group_size
@@ -48,22 +45,10 @@ def repack(request: RepackRequest, context: Context) -> RepackResult:
     old = awq_group_size(config, where=str(source / "config.json"))
     check_group_size(old, group_size)
     check_layers(facts.tensors, old, group_size, where=str(source))
-    weight_map: dict[str, str] = {}
-    tensor_bytes = 0
     with context.store.stage() as staging:
-        tensors, weights = Tensors(source), model_files.weight_files(source)
-        for number, name in enumerate(weights):
-            context.progress(number / len(weights), f"repacking {name}")
-            shard = repacked_shard(tensors, list(safetensors_header(source / name)), group_size)
-            save_file(shard, staging.target(name), metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(shard, name)
-            tensor_bytes += sum(tensor.nbytes for tensor in shard.values())
-        for name in model_files.companions(source):
-            if name != "config.json":
-                staging.copy(source / name, name)
-        if (source / model_files.INDEX).exists():
-            staging.write(model_files.INDEX, _index(weight_map, tensor_bytes))
-        model_files.write_config(staging.path, config | {"quantization_config": quantization_config(group_size, plain_matrices(facts.tensors))})
+        tensors = Tensors(source)
+        rewrite(source, staging, config | {"quantization_config": quantization_config(group_size, plain_matrices(facts.tensors))},
+                lambda names: repacked_shard(tensors, names, group_size), context.progress)
         context.progress(0.95, "hashing")
         recipe = context.store.manifest(request.model.digest).recipe | {
             "format": "compressed-tensors", "group_size": group_size, "repacked_from": request.model.digest}
@@ -152,8 +137,3 @@ def plain_matrices(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[s
     """The modules whose weight is a matrix and not quantized, by their {name: (dtype, shape)}; `lm_head` even if it is tied."""
     return sorted({name.removesuffix(".weight") for name, (_, shape) in tensors.items()
                    if name.endswith(".weight") and len(shape) == 2} | {"lm_head"})
-
-
-def _index(weight_map: Mapping[str, str], tensor_bytes: int) -> bytes:
-    values = {"metadata": {"total_size": tensor_bytes}, "weight_map": weight_map}
-    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pydantic
 
-from artifacts.evidence import Evidence, Measurement, Speed, Verdict
+from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from configs.schema import Variant
-from tasks.evaluate import read_evidence
-from tasks.measure import read_measurement
+from configs.schema import Evaluate, Variant
 from tasks.preflight import PreflightResult
+from tasks.report_markdown import in_order, markdown, mb, one_line, table, variant_rows
 from tasks.smoke_test import SmokeTestResult
 from tasks.step import Context, Request, Result, step
-from tasks.verdict import judge
 
-COLUMNS = ("variant", "verdict", "size", "perplexity", "ratio", "top-1", "mean KL", "load", "GPU memory", "prefill tokens/s", "decode tokens/s")
+__all__ = ["Attempt", "Choice", "ReportRequest", "ReportResult", "StepTime", "VariantOutcome", "in_order", "mb", "one_line", "report", "table"]
 
 
 class StepTime(pydantic.BaseModel):
@@ -32,7 +28,11 @@ class StepTime(pydantic.BaseModel):
 
 
 class VariantOutcome(pydantic.BaseModel):
-    """What became of one variant: measured (fp16 has no evidence, it is the yardstick), or the reason why not."""
+    """What became of one variant: measured, or the reason why not. The evidence of fp16 compares it with itself.
+
+    Attributes:
+        load: its load test, if the pipeline has one.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -41,19 +41,50 @@ class VariantOutcome(pydantic.BaseModel):
     model_bytes: int
     measurement: ModelArtifact | None = None
     evidence: ModelArtifact | None = None
+    load: ModelArtifact | None = None
     problem: str | None = None
 
 
+class Attempt(pydantic.BaseModel):
+    """One rung of the repair ladder: what was changed in the recipe (nothing in the first attempt), and what came of it."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    change: str
+    candidate: ModelArtifact
+    model_bytes: int
+    evidence: ModelArtifact
+
+
+class Choice(pydantic.BaseModel):
+    """Why this variant is served: the objective, and every eligible variant's figure by it, best first."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    objective: str
+    unit: str
+    figures: tuple[tuple[Variant, float], ...]
+    why: str
+
+
 class ReportRequest(Request):
-    """`steps` are the times of the steps that led here, as they were measured when each ran."""
+    """A run's story, or that of a comparison of two artifacts, which has no model check, no smoke test and no attempts.
+
+    Attributes:
+        served: the variant that the verdict is about.
+        attempts: every rung of the repair ladder that was tried, the one whose candidate is served among them.
+        steps: the times of the steps that led here, as they were measured when each ran.
+    """
 
     name: str
     served: Variant
     variants: tuple[VariantOutcome, ...]
-    max_perplexity_ratio: float
-    model: PreflightResult
-    smoke_test: SmokeTestResult
-    steps: tuple[StepTime, ...]
+    config: Evaluate
+    attempts: tuple[Attempt, ...] = ()
+    choice: Choice | None = None
+    model: PreflightResult | None = None
+    smoke_test: SmokeTestResult | None = None
+    steps: tuple[StepTime, ...] = ()
 
     def outcome(self, variant: Variant) -> VariantOutcome:
         return next(item for item in self.variants if item.variant == variant)
@@ -71,135 +102,18 @@ class ReportResult(Result):
 @step(child=False, cached=False)
 def report(request: ReportRequest, context: Context) -> ReportResult:
     """Judge the candidate by the evidence, and write down the verdict and the run's story."""
-    served = request.outcome(request.served)
-    assert served.evidence is not None
-    evidence = read_evidence(served.evidence)
-    verdict = judge(evidence, served.evidence.digest, request.max_perplexity_ratio)
+    from tasks import page  # it loads what draws and what judges, which the command line has no use for
+
+    story = page.collect(request, context.store)
+    verdict, rows = story.verdict, variant_rows(story)
     context.log(f"{verdict.outcome}: {'; '.join(verdict.reasons)}")
-    rows = variant_rows(request)
-    text = markdown(request, evidence, verdict, rows, context.store.manifest(served.model.digest).recipe)
+    text = markdown(story, page.headline(story), page.explanation(story))
     with context.store.stage() as staging:
         staging.write("verdict.json", canonical_json(verdict.model_dump(mode="json")))
         staging.write("variants.json", canonical_json(rows))
         staging.write("report.md", text.encode())
+        staging.write(page.PAGE, page.render(story).encode())
         artifact = context.store.commit(staging, "report", parents=[
-            Parent(role="candidate", digest=served.model.digest), Parent(role="parent", digest=request.outcome("fp16").model.digest),
-            Parent(role="evidence", digest=served.evidence.digest)])
+            Parent(role="candidate", digest=verdict.candidate), Parent(role="parent", digest=story.evidence.parent),
+            Parent(role="evidence", digest=verdict.evidence)])
     return ReportResult(report=artifact, verdict=verdict, variants=tuple(rows), text=text)
-
-
-def variant_rows(request: ReportRequest) -> list[dict[str, str]]:
-    """The table of variants. Each is judged like the served one; tokens/s are medians over the rounds, by batch size."""
-    rows = []
-    for item in request.variants:
-        row = {"variant": item.variant, "verdict": "", "size": mb(item.model_bytes), "perplexity": "", "ratio": "", "top-1": "", "mean KL": ""}
-        measured = read_measurement(item.measurement) if item.measurement else None
-        if item.evidence is not None:
-            evidence = read_evidence(item.evidence)
-            row |= {"verdict": judge(evidence, item.evidence.digest, request.max_perplexity_ratio).outcome,
-                    "perplexity": f"{evidence.perplexity_candidate:.3f}", "ratio": f"{evidence.perplexity_ratio:.4f}",
-                    "top-1": f"{evidence.top1_agreement:.1%}", "mean KL": f"{evidence.mean_kl:.4f}"}
-        elif item.problem:
-            row["verdict"] = one_line(item.problem.split(";")[0])
-        else:
-            row |= {"verdict": "yardstick", "perplexity": _perplexity_of_parent(request), "ratio": "1"}
-        rows.append(row | _performance(measured))
-    return in_order(rows)
-
-
-def in_order(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Every row with the same columns, in the order of COLUMNS; one that no row has is left out."""
-    there = {column for row in rows for column in row}
-    return [{column: row.get(column, "") for column in COLUMNS if column in there} for row in rows]
-
-
-def _performance(measured: Measurement | None) -> dict[str, str]:
-    if measured is None:
-        return {}
-    row = {"load": f"{measured.load_seconds:.1f} s"}
-    if measured.gpu_bytes is not None:
-        row["GPU memory"] = mb(measured.gpu_bytes)
-    if measured.speeds:
-        row["prefill tokens/s"] = _by_batch(measured.speeds, "prefill_median")
-        row["decode tokens/s"] = _by_batch(measured.speeds, "decode_median")
-    return row
-
-
-def _by_batch(speeds: tuple[Speed, ...], figure: str) -> str:
-    return ", ".join(f"{getattr(speed, figure):.0f} (batch {speed.batch_size})" for speed in speeds)
-
-
-def _perplexity_of_parent(request: ReportRequest) -> str:
-    evidence = next(item.evidence for item in request.variants if item.evidence is not None)
-    return f"{read_evidence(evidence).perplexity_parent:.3f}"
-
-
-def markdown(request: ReportRequest, evidence: Evidence, verdict: Verdict, rows: list[dict[str, str]], recipe: dict[str, Any]) -> str:
-    """The run's story, for a person."""
-    quoted = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    answers = "\n\n".join(f"**{sample.prompt}**\n\n- fp16: {one_line(sample.parent)}\n- {evidence.variant}: {one_line(sample.candidate)}"
-                          for sample in evidence.samples)
-    settings = ", ".join(f"{key} {value}" for key, value in sorted(recipe.items()) if not isinstance(value, dict))
-    versions = ", ".join(f"{name} {version}" for name, version in recipe.get("versions", {}).items())
-    measurement = request.outcome(request.served).measurement
-    hardware = ", ".join(f"{key} {value}" for key, value in read_measurement(measurement).hardware.items()) if measurement else ""
-    engine = ", ".join(f"{name} {version}" for name, version in evidence.versions.items())
-    return f"""\
-# {request.name}: {verdict.outcome}
-
-{quoted}
-
-{table(rows)}
-
-{problems(request)}Measured through {evidence.engine} (runtime {evidence.runtime}; {engine})
-on {evidence.tokens} tokens of {len(evidence.documents)} held-out documents that share no passage with the calibration text. {hardware}.
-
-## Answers
-
-{answers}
-
-## Recipe
-
-{request.model.architecture}, {request.model.parameters / 1e6:.0f} million parameters. {settings}. Versions: {versions}.
-
-The fp16 smoke test took {request.smoke_test.load_seconds:.1f} s to load, generated {request.smoke_test.tokens_per_second:.1f} tokens/s and
-took {mb(request.smoke_test.peak_rss_bytes)} of memory at most.
-
-## Steps
-
-{table(step_rows(request))}
-
-## Lineage
-
-- candidate `{evidence.candidate}`
-- parent `{evidence.parent}`
-- evidence `{verdict.evidence}`
-"""
-
-
-def problems(request: ReportRequest) -> str:
-    """Why a variant has no figures, in full; empty if all have some."""
-    found = [f"**{item.variant}**: {item.problem}\n\n" for item in request.variants if item.problem]
-    return "".join(found)
-
-
-def step_rows(request: ReportRequest) -> list[dict[str, str]]:
-    """The table of steps; without a GPU it has no column for one."""
-    gpu = any(item.peak_gpu_bytes is not None for item in request.steps)
-    return [{"step": item.name, "seconds": f"{item.seconds:.1f}", "peak memory": mb(item.peak_rss_bytes) if item.peak_rss_bytes else "",
-             **({"peak GPU memory": mb(item.peak_gpu_bytes) if item.peak_gpu_bytes is not None else ""} if gpu else {})} for item in request.steps]
-
-
-def table(rows: list[dict[str, str]]) -> str:
-    """A markdown table."""
-    heads = list(rows[0])
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return "\n".join([*lines, *("| " + " | ".join(row[head] for head in heads) + " |" for row in rows)])
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split()) or "(nothing)"
-
-
-def mb(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

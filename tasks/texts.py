@@ -170,6 +170,12 @@ def unique(records: Iterable[Record]) -> Iterator[Record]:
             yield record
 
 
+def passages(record: Record) -> Iterator[int]:
+    """The hash of each run of SHARED_WORDS words of a record; of all its words if it has fewer."""
+    sequence = words(record)
+    return (hash(tuple(sequence[start:start + SHARED_WORDS])) for start in range(max(1, len(sequence) - SHARED_WORDS + 1)))
+
+
 def groups(records: Sequence[Record]) -> list[list[int]]:
     """Indices of the records, grouped so that two records with a shared passage are in one group (union-find)."""
     parent = list(range(len(records)))
@@ -182,9 +188,7 @@ def groups(records: Sequence[Record]) -> list[list[int]]:
 
     first_with: dict[int, int] = {}
     for index, record in enumerate(records):
-        sequence = words(record)
-        for start in range(max(1, len(sequence) - SHARED_WORDS + 1)):
-            gram = hash(tuple(sequence[start:start + SHARED_WORDS]))
+        for gram in passages(record):
             parent[find(index)] = find(first_with.setdefault(gram, index))
     grouped: dict[int, list[int]] = {}
     for index in range(len(records)):

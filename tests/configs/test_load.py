@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from configs.errors import ConfigError
 from configs.load import load
 from configs.paths import PROJECT
-from configs.schema import EngineTransformers, LocalSource, TextFile, Variant, weights_and_kv
+from configs.schema import EngineTransformers, Evaluate, LocalSource, TextFile, Variant, weights_and_kv
 
 SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
 SMALLEST: dict[str, Any] = {"name": "model", "source": {"type": "local", "path": "model"}, "texts": {"source": {"type": "python_docs"}},
@@ -140,9 +140,40 @@ def test_merge_keys_of_yaml_work(write: Write) -> None:
 # -- mistakes in values ------------------------------------------------------------------------------------------
 
 
+def test_looks_double_up_to_the_budget() -> None:
+    def looks(documents: int, most: int) -> tuple[int, ...]:
+        return Evaluate(max_perplexity_ratio=1.1, documents=documents, max_documents=most).looks
+
+    assert (looks(24, 48), looks(24, 24), looks(24, 100), looks(60, 48)) == ((24, 48), (24,), (24, 48, 96, 100), (60,))
+
+
+def test_the_ladder_has_the_recipes_that_differ_and_that_the_engine_serves(write: Write) -> None:
+    def changes(**values: Any) -> list[tuple[bool, int, int]]:
+        config = write({key.replace("_at_", "."): value for key, value in values.items()})
+        return [(one.search_scale, one.samples, one.keep_layers) for one in load(config, check_files=False).recipes]
+
+    assert changes(quantize_at_samples=8) == [(False, 8, 0), (True, 8, 0), (True, 32, 0), (True, 32, 4)]
+    assert changes(quantize_at_samples=8, engine=TURBOMIND) == [(False, 8, 0), (True, 8, 0), (True, 32, 0)]
+    assert changes(quantize_at_samples=8, quantize_at_search_scale=True) == [(True, 8, 0), (True, 32, 0), (True, 32, 4)]
+    assert changes(quantize_at_samples=8, repair_at_rungs=[]) == [(False, 8, 0)]
+
+
+def test_all_attempts_share_the_chance_of_an_error(write: Write) -> None:
+    assert load(write({}), check_files=False).share.confidence == pytest.approx(1 - 0.05 / 4)
+    assert load(write({"repair.rungs": []}), check_files=False).share.confidence == pytest.approx(0.95)
+
+
+def test_task_files_are_looked_for_beside_the_config(write: Write, tmp_path: Path) -> None:
+    config = write({"evaluate.tasks": ["items.jsonl"]})
+    (config.parent / "model").mkdir()
+    with pytest.raises(ConfigError, match=r"items\.jsonl is not a file"):
+        load(config)
+    assert load(config, check_files=False).evaluate.tasks == (config.parent / "items.jsonl",)
+
+
 @pytest.mark.parametrize(("change", "line"), [
     ({"quantize.sampels": 3}, r"quantize\.sampels: unknown key \(did you mean samples\?\), value 3; allowed keys: batch_size, .*, samples, .*"),
-    ({"speling": 3}, r"speling: unknown key, value 3; allowed keys: benchmark, deploy, engine, evaluate, gpus, name, .*, upload, variants"),
+    ({"speling": 3}, r"speling: unknown key, value 3; allowed keys: benchmark, deploy, engine, evaluate, gpus, load, name, .*, upload, variants"),
     ({"deploy": {"prot": 1}}, r"deploy\.prot: unknown key \(did you mean port\?\), value 1; allowed keys: .*variant"),
     ({"engine": TURBOMIND | {"sesion_len": 64}}, r"engine\.sesion_len: unknown key \(did you mean session_len\?\), value 64; allowed keys: cache_.*"),
     ({"engine.cache_max_entry_count": 0.4}, r"engine\.cache_max_entry_count: unknown key, value 0\.4; allowed keys: (?!.*cache).*runtime, .*"),
@@ -192,7 +223,7 @@ def test_the_choice_of_a_section_is_explained(write: Write, change: dict[str, An
 
 
 @pytest.mark.parametrize(("change", "line"), [
-    ({"evaluate": {}}, r"evaluate\.max_perplexity_ratio: missing; candidate over parent; above it the verdict is FAIL"),
+    ({"evaluate": {}}, r"evaluate\.max_perplexity_ratio: missing; the margin, candidate over parent: PASS needs the whole 95 % interval below it"),
     ({"source": {"type": "local"}}, r"source\.path: missing; a value of type Path"),
     ({"texts": {}}, r"texts\.source: missing; a section with the keys .*"),
     ({"texts.source": {"type": "hub"}}, r"texts\.source\.dataset: missing; a value of type str"),
@@ -246,8 +277,12 @@ def test_a_trap_that_the_config_shows_is_refused_with_its_reason(write: Write, c
      {"evaluate.max_tokens_per_document": 1023}),
     ({"engine.session_len": 1024, "benchmark": {"prompt_tokens": 1000, "new_tokens": 25}},
      r"engine\.session_len 1024 is less than benchmark\.prompt_tokens \+ new_tokens; raise the first", {"engine.session_len": 1025}),
-    ({"evaluate.documents": 17}, r"evaluate\.documents 17 is more than texts\.held_out_documents 16; lower the first or raise the second",
-     {"texts.held_out_documents": 17}),
+    ({"evaluate.documents": 49}, r"evaluate scores up to 49 \(documents 49, max_documents 48\) and texts\.held_out_documents is 48; lower .*",
+     {"texts.held_out_documents": 49}),
+    ({"evaluate.max_documents": 100}, r"evaluate scores up to 100 \(documents 24, max_documents 100\) and texts\.held_out_documents is 48; .*",
+     {"texts.held_out_documents": 100}),
+    ({"objective": "latency"}, r"objective latency needs figures of the speed: add a benchmark section, .*", {"benchmark": {}}),
+    ({"quantize.keep_layers": 2, "engine": TURBOMIND}, r"quantize\.keep_layers needs engine transformers: .*", {"quantize.keep_layers": 0}),
 ], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
 def test_what_does_not_go_together_is_refused_with_a_way_that_works(write: Write, change: dict[str, Any], line: str, cure: dict[str, Any]) -> None:
     [found] = mistakes(write(change))

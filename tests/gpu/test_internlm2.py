@@ -35,7 +35,7 @@ def test_the_whole_flow(internlm2: Path, tmp_path: Path, home: Path, free_port: 
             path.name: sha256_file(path)[1] for path in internlm2.glob("*.py")}},
         "texts": {"source": {"type": "python_docs"}},
         "quantize": {"samples": 16, "sequence_length": 256, "batch_size": 16, "search_scale": True, "device": "cuda"},
-        "evaluate": {"documents": 8, "max_tokens_per_document": 256, "max_perplexity_ratio": 2.0},
+        "evaluate": {"max_documents": 24, "max_tokens_per_document": 256, "max_perplexity_ratio": 2.0},
         "engine": {"name": "turbomind", "cache_max_entry_count": 0.2},
         "deploy": {"port": free_port}}))
     summary = quantize_and_deploy(str(config))

@@ -12,23 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts.evidence import Answer, DocumentScore, Evidence, Measurement, SampleAnswer
+from artifacts.evidence import Answer, Measurement, SampleAnswer
 from artifacts.manifest import ModelArtifact
 from artifacts.store import LocalStore
-from configs.errors import SmokeTestFailed
+from configs.errors import SmokeTestFailed, SourceError
 from configs.schema import EngineTransformers, Evaluate, LocalSource, PythonDocs, SmokeTest, Texts
 from tasks.download import DownloadRequest, download
 from tasks.engines.base import Generation, Scores
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import scores
-from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, evaluate, read_evidence
+from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, evaluate, read_evidence, summarize_kl
 from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_scores
 from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
 from tasks.step import Context
-from tasks.texts import TextsRequest, texts
+from tasks.texts import CALIBRATION, HELD_OUT, TextsRequest, texts
 from tasks.verdict import judge
 
 DIGEST = "0" * 64
+CONFIG = Evaluate(max_perplexity_ratio=1.1, documents=24, max_documents=24, max_tokens_per_document=100, max_new_tokens=12)
 
 
 def scored(probabilities: list[list[float]], targets: list[int], at: Scores | None = None) -> Scores:
@@ -90,6 +91,13 @@ def test_a_likely_token_of_probability_zero_is_counted_though_it_is_not_the_targ
 # -- the evidence of planted scores ----------------------------------------------------------------------------------
 
 
+def planted_texts(store: LocalStore, calibration: str = "said before", held_out: str = "never said") -> ModelArtifact:
+    with store.stage() as staging:
+        staging.write(CALIBRATION, (json.dumps({"text": calibration}) + "\n").encode())
+        staging.write(HELD_OUT, (json.dumps({"text": held_out}) + "\n").encode())
+        return store.commit(staging, "texts")
+
+
 def planted(store: LocalStore, lengths: list[int], *, nan_in: tuple[int, ...] = (), ids: tuple[int, ...] = (1, 2),
             text: str = "fine") -> ModelArtifact:
     """A measurement of documents of these lengths, as the step stores it; those of `nan_in` have a position without a score."""
@@ -109,12 +117,16 @@ def probes(artifact: ModelArtifact) -> list[Probe]:
     return [Probe.model_validate(item) for item in json.loads((artifact.path / PROBES).read_text())]
 
 
+def compared(store: LocalStore, parents: list[ModelArtifact], candidates: list[ModelArtifact], split: ModelArtifact | None = None) -> ModelArtifact:
+    request = EvaluateRequest(parents=tuple(parents), candidates=tuple(candidates), texts=split or planted_texts(store))
+    return evaluate(request, Context(store)).evidence
+
+
 @pytest.mark.parametrize(("lengths", "nan_in", "expected"), [
     ([9, 7, 5], (), [9, 5]), ([9, 7, 5, 2], (0, 3), [7, 5]), ([9, 7, 5], (0, 1), [5]), ([9], (), [9]), ([9, 7], (0, 1), [])])
 def test_probes_are_the_longest_and_the_shortest_of_the_documents_that_have_every_score(
         store: LocalStore, lengths: list[int], nan_in: tuple[int, ...], expected: list[int]) -> None:
-    request = EvaluateRequest(parent=planted(store, lengths), candidate=planted(store, lengths, nan_in=nan_in))
-    artifact = evaluate(request, Context(store)).evidence
+    artifact = compared(store, [planted(store, lengths)], [planted(store, lengths, nan_in=nan_in)])
     assert [len(probe.ids) for probe in probes(artifact)] == expected
     assert all(probe.nll == pytest.approx(math.log(64)) for probe in probes(artifact))
     assert read_evidence(artifact).broken == len(nan_in)
@@ -122,34 +134,43 @@ def test_probes_are_the_longest_and_the_shortest_of_the_documents_that_have_ever
 
 def test_prompts_and_answers_are_set_beside_each_other(store: LocalStore) -> None:
     parent, other = planted(store, [9], ids=(1, 2), text="from the parent"), planted(store, [9], ids=(1, 3), text="from the candidate")
-    found = read_evidence(evaluate(EvaluateRequest(parent=parent, candidate=other), Context(store)).evidence)
+    found = read_evidence(compared(store, [parent], [other]))
     assert (found.same_prompts, found.samples) == (
         False, (SampleAnswer(prompt="hello", parent="from the parent", candidate="from the candidate"),))
 
 
-# -- the verdict -----------------------------------------------------------------------------------------------------
+def test_documents_are_paired_by_what_they_are_and_not_by_their_place(store: LocalStore) -> None:
+    found = read_evidence(compared(store, [planted(store, [9, 7, 5])], [planted(store, [5, 9, 3])]))
+    assert ([document.tokens for document in found.documents], found.unpaired) == ([8, 4], (1, 1))
 
 
-def evidence(ratio: float = 1.1, tokens: int = 1000, **more: object) -> Evidence:
-    document = DocumentScore(tokens=tokens, nll_parent=2.0 * tokens, nll_candidate=(2.0 + math.log(ratio)) * tokens, kl=0.0, same_top=tokens)
-    values = {"variant": "w4a16", "engine": "transformers", "runtime": "default", "parent": DIGEST, "candidate": DIGEST, "texts": DIGEST,
-              "documents": (document,), "samples": (SampleAnswer(prompt="p", parent="a", candidate="b"),), "same_prompts": True, "versions": {}}
-    return Evidence.model_validate(values | more)
+def test_a_second_look_adds_its_documents(store: LocalStore) -> None:
+    found = read_evidence(compared(store, [planted(store, [9, 7]), planted(store, [6])], [planted(store, [9, 7]), planted(store, [6])]))
+    assert (found.tokens, found.looks, found.unpaired) == (19, 2, (0, 0))
 
 
-@pytest.mark.parametrize(("found", "outcome", "reason"), [
-    (evidence(1.1), "PASS", "within the limit: perplexity ratio 1.1000 on 1000 tokens"),
-    (evidence(1.21), "FAIL", "worse than the limit"),
-    (evidence(1e4), "FAIL", "worse than the limit"),
-    (evidence(1.1, tokens=100), "INCONCLUSIVE", "100 tokens are too few"),
-    (evidence(1.1, same_prompts=False), "FAIL", "chat template renders other prompts"),
-    (evidence(1.1, samples=(SampleAnswer(prompt="p", parent="a", candidate=""),)), "FAIL", "answers every prompt with nothing"),
-    (evidence(1.1, documents=(*evidence().documents, DocumentScore(tokens=5, broken=3, nll_parent=1, nll_candidate=1, kl=0, same_top=5))),
-     "FAIL", "3 positions have NaN"),
-])
-def test_the_verdict_and_its_reasons(found: Evidence, outcome: str, reason: str) -> None:
-    verdict = judge(found, DIGEST, 1.2)
-    assert verdict.outcome == outcome and reason in "; ".join(verdict.reasons)
+def test_models_that_have_no_document_in_common_cannot_be_compared(store: LocalStore) -> None:
+    with pytest.raises(SourceError, match="has scored other token ids than its parent"):
+        compared(store, [planted(store, [9])], [planted(store, [8])])
+
+
+def test_held_out_text_that_was_calibrated_with_is_counted(store: LocalStore) -> None:
+    passage = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    split = planted_texts(store, f"It begins. {passage}. It ends.", f"Something else, {passage}!")
+    assert read_evidence(compared(store, [planted(store, [9])], [planted(store, [9])], split)).overlap == 1
+    assert read_evidence(compared(store, [planted(store, [9])], [planted(store, [9])])).overlap == 0
+
+
+def test_the_tail_of_the_divergence_is_that_of_single_positions() -> None:
+    """1 position of 1000 differs, by KL = log 2 nats: the mean hides it, the largest value does not."""
+    parent = scored([[0.5, 0.5]] * 1000, [0] * 1000)
+    candidate = scored([[0.5, 0.5]] * 999 + [[1 / 4 * (2 - 3 ** 0.5), 1 / 4 * (2 + 3 ** 0.5)]], [0] * 1000, at=parent)
+    found = summarize_kl([([], parent, candidate)])
+    assert found.largest == pytest.approx(math.log(2), rel=1e-4) and found.median == pytest.approx(0, abs=1e-6)
+    assert found.mean == pytest.approx(math.log(2) / 1000, rel=1e-3) and found.median <= found.p999 <= found.largest
+
+
+# -- smoke test ------------------------------------------------------------------------------------------------------
 
 
 def say(text: str, *, reason: str = "length", finite: bool = True) -> Generation:
@@ -216,18 +237,21 @@ def test_nan_weights_fail_the_smoke_test(store: LocalStore, tiny_model: Path, tm
 # -- measured and compared -------------------------------------------------------------------------------------------
 
 
+def split_of(store: LocalStore) -> ModelArtifact:
+    return texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(store)).texts
+
+
 def measured(store: LocalStore, model: ModelArtifact, yardstick: ModelArtifact | None = None, *, batch_size: int = 4) -> ModelArtifact:
     """A measurement by the step itself: the yardstick's, or a candidate's beside it."""
-    split = texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(store)).texts
-    config = Evaluate(max_perplexity_ratio=1.1, documents=6, max_tokens_per_document=100, batch_size=batch_size, max_new_tokens=12)
     return measure(MeasureRequest(
-        variant="w4a16" if yardstick else "fp16", model=model, texts=split, engine=EngineTransformers(name="transformers"), config=config,
-        benchmark=None, yardstick=yardstick, hardware={}), Context(store, store.root / "events.jsonl")).measurement
+        variant="w4a16" if yardstick else "fp16", model=model, texts=split_of(store), engine=EngineTransformers(name="transformers"),
+        config=CONFIG.model_copy(update={"batch_size": batch_size}), benchmark=None, part=(0, CONFIG.documents), yardstick=yardstick, hardware={}),
+        Context(store, store.root / "events.jsonl")).measurement
 
 
 def beside(store: LocalStore, yardstick: ModelArtifact, candidate: ModelArtifact) -> ModelArtifact:
     """The evidence about a candidate."""
-    return evaluate(EvaluateRequest(parent=yardstick, candidate=measured(store, candidate, yardstick)), Context(store)).evidence
+    return compared(store, [yardstick], [measured(store, candidate, yardstick)], split_of(store))
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +268,10 @@ def itself(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact) -> Mod
 
 def test_a_model_against_itself_has_ratio_one_and_no_divergence(itself: ModelArtifact) -> None:
     found = read_evidence(itself)
-    assert found.perplexity_ratio == 1.0 and found.mean_kl == pytest.approx(0, abs=1e-9) and found.top1_agreement == 1.0
-    assert len(found.documents) == 6 and found.same_prompts and found.tokens > 200
+    assert found.perplexity_ratio == 1.0 and found.kl.mean == pytest.approx(0, abs=1e-9) and found.top1_agreement == 1.0
+    assert len(found.documents) == 24 and found.same_prompts and found.tokens > 200
     assert [sample.candidate for sample in found.samples] == [sample.parent for sample in found.samples]
-    assert judge(found, DIGEST, 1.1).outcome == "PASS"
+    assert judge(found, DIGEST, CONFIG).outcome == "PASS"
 
 
 def test_the_evidence_names_what_it_rests_on(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, itself: ModelArtifact) -> None:
@@ -277,8 +301,8 @@ def test_probes_are_the_longest_and_the_shortest_document_and_the_engines_own_sc
 def test_damage_is_seen_and_judged(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, tmp_path: Path) -> None:
     worse = fetch(store, spoil(tiny_model, tmp_path / "model", lambda w: torch.zeros_like(w)))
     found = read_evidence(beside(store, yardstick, worse))
-    assert found.perplexity_ratio > 1.1 and found.mean_kl > 0.05 and found.top1_agreement < 0.95
-    assert judge(found, DIGEST, 1.1).outcome == "FAIL"
+    assert found.perplexity_ratio > 1.1 and found.kl.mean > 0.05 and found.top1_agreement < 0.95
+    assert judge(found, DIGEST, CONFIG).outcome == "FAIL"
 
 
 def test_another_chat_template_is_seen_and_judged(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, tmp_path: Path) -> None:
@@ -288,5 +312,5 @@ def test_another_chat_template_is_seen_and_judged(store: LocalStore, tiny_model:
     template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>Assistant"))
     found = read_evidence(beside(store, yardstick, fetch(store, folder)))
     assert (found.perplexity_ratio, found.same_prompts) == (1.0, False)
-    verdict = judge(found, DIGEST, 1.1)
+    verdict = judge(found, DIGEST, CONFIG)
     assert verdict.outcome == "FAIL" and "chat template" in verdict.reasons[0]

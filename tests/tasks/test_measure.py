@@ -25,7 +25,7 @@ from tasks.download import DownloadRequest, download
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import KEPT, scores
 from tasks.evaluate import PROBES, EvaluateRequest, compare, evaluate, kl_divergence, read_evidence
-from tasks.measure import MeasureRequest, hardware, held_out_ids, measure, read_measurement, read_scores
+from tasks.measure import ItemsFile, MeasureRequest, hardware, held_out_ids, measure, read_measurement, read_scores
 from tasks.step import Context
 from tasks.texts import HELD_OUT, TextsRequest, load_records, texts
 from tasks.verdict import judge
@@ -33,7 +33,8 @@ from tests.tasks.engines.test_process import another_python
 
 Logits = npt.NDArray[np.float64]
 
-CONFIG = Evaluate(max_perplexity_ratio=1.2, documents=6, max_tokens_per_document=60, batch_size=4, max_new_tokens=16)
+CONFIG = Evaluate(max_perplexity_ratio=1.2, documents=6, max_documents=6, max_tokens_per_document=60, batch_size=4, max_new_tokens=16,
+                  probes=1, probe_tokens=16)
 BENCHMARK = Benchmark(batch_sizes=(1, 3), prompt_tokens=8, new_tokens=4, rounds=3)
 HARDWARE = {"processor": "a test's"}
 DIGEST = "0" * 64
@@ -61,7 +62,7 @@ def fetch(store: LocalStore, folder: Path) -> ModelArtifact:
 def request(model: ModelArtifact, split: ModelArtifact, *, variant: Variant = "fp16", config: Evaluate = CONFIG,
             benchmark: Benchmark | None = None, yardstick: ModelArtifact | None = None) -> MeasureRequest:
     return MeasureRequest(variant=variant, model=model, texts=split, engine=EngineTransformers(name="transformers"), config=config,
-                          benchmark=benchmark, yardstick=yardstick, hardware=HARDWARE)
+                          benchmark=benchmark, part=(0, config.documents), yardstick=yardstick, hardware=HARDWARE)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,8 @@ def candidate(store: LocalStore, worse: ModelArtifact, split: ModelArtifact, yar
 
 
 @pytest.fixture(scope="module")
-def evidence(store: LocalStore, yardstick: ModelArtifact, candidate: ModelArtifact) -> ModelArtifact:
-    return evaluate(EvaluateRequest(parent=yardstick, candidate=candidate), Context(store)).evidence
+def evidence(store: LocalStore, yardstick: ModelArtifact, candidate: ModelArtifact, split: ModelArtifact) -> ModelArtifact:
+    return evaluate(EvaluateRequest(parents=(yardstick,), candidates=(candidate,), texts=split), Context(store)).evidence
 
 
 def plain_logits(folder: Path, ids: list[int]) -> Logits:
@@ -144,8 +145,8 @@ def test_each_round_of_the_benchmark_has_its_figure(yardstick: ModelArtifact, ca
 def test_text_without_two_tokens_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / HELD_OUT).write_text('{"text": "a"}\n')
     short = ModelArtifact(digest=DIGEST, kind="texts", path=tmp_path)
-    with pytest.raises(SourceError, match="no held-out document has two tokens"):
-        held_out_ids(ReferenceEngine(tiny_model), short, 3, 60)
+    with pytest.raises(SourceError, match="of the held-out documents 1 to 3 none has two tokens"):
+        held_out_ids(ReferenceEngine(tiny_model), short, (0, 3), 60)
 
 
 # -- a candidate beside it -------------------------------------------------------------------------------------------
@@ -189,10 +190,10 @@ def test_a_candidate_of_nan_is_judged_and_not_averaged(store: LocalStore, tiny_m
     tensors["model.layers.0.mlp.up_proj.weight"].fill_(float("nan"))
     save_file(tensors, tmp_path / "nan/model.safetensors", metadata={"format": "pt"})
     broken = measure(request(fetch(store, tmp_path / "nan"), split, variant="w4a16", yardstick=yardstick), Context(store)).measurement
-    artifact = evaluate(EvaluateRequest(parent=yardstick, candidate=broken), Context(store)).evidence
+    artifact = evaluate(EvaluateRequest(parents=(yardstick,), candidates=(broken,), texts=split), Context(store)).evidence
     found = read_evidence(artifact)
     assert (found.tokens, found.broken) == (0, sum(len(ids) - 1 for ids in read_scores(yardstick)[0]))
-    assert judge(found, artifact.digest, 1.2).outcome == "FAIL" and json.loads((artifact.path / PROBES).read_text()) == []
+    assert judge(found, artifact.digest, CONFIG).outcome == "FAIL" and json.loads((artifact.path / PROBES).read_text()) == []
 
 
 def test_probability_0_on_both_sides_is_no_divergence() -> None:
@@ -269,12 +270,15 @@ def test_the_key_has_what_decides_the_figures_and_no_limit(model: ModelArtifact,
     def asked(**changes: Any) -> str:
         return key(config=CONFIG.model_copy(update=changes))
 
-    assert key() == asked(max_perplexity_ratio=1.5) == asked(timeout_minutes=3.0) == key(model=model.model_copy(update={"path": tmp_path}))
+    assert key() == asked(max_perplexity_ratio=1.5) == asked(timeout_minutes=3.0) == asked(confidence=0.9) == asked(max_parent_perplexity=9.0)
+    assert key() == asked(documents=3) == asked(max_documents=9) == asked(tasks=(tmp_path,)) == key(model=model.model_copy(update={"path": tmp_path}))
+    assert key(items=(ItemsFile(path=tmp_path, sha256="1"),)) == key(items=(ItemsFile(path=tmp_path / "moved", sha256="1"),))
     others = [
         key(hardware={"processor": "another"}), key(variant="w4a16"), key(variant="w4a16-kv8"), key(variant="w4a16-kv4"), key(yardstick=model),
         key(texts=model), key(model=split), key(benchmark=None), key(benchmark=BENCHMARK.model_copy(update={"rounds": 4})),
         key(engine=EngineTransformers(name="transformers", session_len=128)), key(trust_remote_code=True),
-        asked(documents=3), asked(max_tokens_per_document=61), asked(batch_size=1), asked(prompts=("hello",)), asked(max_new_tokens=9)]
+        key(part=(0, 3)), key(part=(3, 6)), key(items=(ItemsFile(path=tmp_path, sha256="1"),)), asked(probes=2), asked(probe_tokens=17),
+        asked(max_tokens_per_document=61), asked(batch_size=1), asked(prompts=("hello",)), asked(max_new_tokens=9)]
     assert len({key(), *others}) == len(others) + 1, "each is another measurement"
 
 

@@ -293,4 +293,4 @@ def test_progress_names_every_shard(narrow: Path, store: LocalStore, tmp_path: P
     source = committed(sharded(narrow, tmp_path / "sharded"), store)
     repack(RepackRequest(model=source, group_size=32), Context(store, events=tmp_path / "events"))
     said = [json.loads(line)["text"] for line in (tmp_path / "events").read_text().splitlines()]
-    assert said == [*(f"repacking model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)), "hashing"]
+    assert said == [*(f"writing model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)), "hashing"]

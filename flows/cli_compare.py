@@ -1,0 +1,47 @@
+"""`lmflows compare`: any two models side by side, the second one judged beside the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from configs.errors import VerdictFailed
+from configs.load import load, overrides_of
+from flows.cli_engines import prepare_prefect
+from flows.environment import unreachable_is_an_error
+from flows.terminal import out, show_rows
+
+Model = Annotated[str, typer.Argument(help="an artifact's digest or its first digits, or a folder with an unquantized model")]
+
+
+def compare(
+    first: Model, second: Model,
+    config: Annotated[Path, typer.Option(help="a pipeline's YAML file, for its texts, evaluate, engine, benchmark and load sections")],
+    kv: Annotated[str, typer.Option(help="the KV cache of both: -kv8 or -kv4")] = "",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the config, by dotted key path")] = None,
+) -> None:
+    """Measure two models on the same text through the same engine, judge the second one beside the first, and write a report.
+
+    The exit status is 3 if the verdict is not PASS."""
+    overrides = overrides_of(set_ or [])
+    load(config, overrides)
+    prepare_prefect()
+    from flows.compare import compare_models
+    from flows.console import ConsoleDisplay
+    from flows.steps import DISPLAY
+
+    with ConsoleDisplay(out) as display:
+        token = DISPLAY.set(display)
+        try:
+            with unreachable_is_an_error():
+                result = compare_models(first, second, str(config), kv, overrides)
+        finally:
+            DISPLAY.reset(token)
+    out.print(f"\n{result.verdict.outcome} {'; '.join(result.verdict.reasons)}\n", markup=False, highlight=False, soft_wrap=True)
+    show_rows(list(result.variants), False, "")
+    out.print(f"\nreport    {result.report.digest}", highlight=False, soft_wrap=True)
+    if result.verdict.outcome != "PASS":
+        raise VerdictFailed("; ".join(result.verdict.reasons), where=f"verdict {result.verdict.outcome} for {second}",
+                            hint=f"`lmflows report {result.report.short}` shows it all")

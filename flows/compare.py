@@ -1,0 +1,95 @@
+"""Two models side by side, whatever they are: the second one judged as a candidate beside the first one, with a report of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from artifacts.evidence import Verdict
+from artifacts.manifest import ModelArtifact
+from artifacts.store import LocalStore
+from configs.errors import ConfigError
+from configs.load import load
+from configs.schema import LocalSource, Pipeline
+from flows.quantize_and_deploy import find_config, summarize, tell, times
+from flows.steps import Done, Run, begin_run
+from flows.terminal import resolve, variant_of
+from flows.variants import Examination
+from tasks.download import DownloadRequest, download
+from tasks.gpus import choose, cuda_is_visible
+from tasks.measure import MeasureRequest, hardware, items_files
+from tasks.report import ReportRequest, ReportResult, report
+from tasks.texts import TextsRequest, texts
+
+
+class Compared(BaseModel):
+    """What a comparison has led to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    verdict: Verdict
+    report: ModelArtifact
+    variants: tuple[dict[str, str], ...]
+
+
+@flow(name="compare-models", flow_run_name="{first} and {second}", persist_result=False)
+def compare_models(first: str, second: str, config: str = "configs/demo.yaml", kv: str = "", overrides: dict[str, Any] | None = None) -> Compared:
+    """Measure two models on the same text through the same engine, and judge the second one beside the first.
+
+    Args:
+        first: the yardstick: an artifact's digest, its first digits, or a folder with an unquantized model.
+        second: the candidate, named in the same way.
+        config: a pipeline's YAML file, for its texts, evaluate, engine, benchmark and load sections.
+        kv: the KV cache of both: -kv8, -kv4, or empty.
+        overrides: values that replace the file's, by dotted key path.
+    """
+    pipeline = load(find_config(config), overrides)
+    items = items_files(pipeline.evaluate.tasks)
+    run = begin_run("compare", choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
+    split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
+    yardstick, candidate = (take(run, pipeline, name) for name in (first, second))
+    if yardstick.digest == candidate.digest:
+        raise ConfigError("both are the same artifact", where=f"compare {first} {second}", hint="`lmflows ls` shows what there is")
+    done: list[Done[Any]] = [split]
+    variants = tuple(variant_of(f"{model.kind}{kv}", pipeline.engine) for model in (yardstick, candidate))
+    examination = Examination(run, pipeline, MeasureRequest(
+        variant=variants[0], model=yardstick, texts=split.result.texts, engine=pipeline.engine, config=pipeline.evaluate,
+        benchmark=pipeline.benchmark, part=(0, pipeline.evaluate.documents), items=items, yardstick=None, hardware=hardware(run.gpus),
+        trust_remote_code=runs_code(run.store, yardstick)), pipeline.evaluate, 0, done)
+    parent = examination.parent()
+    outcome, _ = examination.candidate(variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short)
+    outcomes = examination.load_tests([parent, outcome])
+    story = ReportRequest(name=f"{yardstick.short} and {candidate.short}", served=variants[1], variants=tuple(outcomes), config=pipeline.evaluate,
+                          steps=times(done))
+    judged: ReportResult = run.perform(report, story).result
+    tell(story, judged)
+    summarize(story.name, judged).write(run.folder)
+    return Compared(name=story.name, verdict=judged.verdict, report=judged.report, variants=judged.variants)
+
+
+def take(run: Run, pipeline: Pipeline, name: str) -> ModelArtifact:
+    """A model as an artifact of the workspace, where the steps look for it.
+
+    Raises:
+        ArtifactMissing: no artifact, or several, have a digest that starts so.
+        ConfigError: it is something else than a model.
+    """
+    if Path(name).is_dir():
+        source = LocalSource(type="local", path=Path(name).absolute(), trusted_code=getattr(pipeline.source, "trusted_code", {}))
+        return run.perform(download, DownloadRequest(source=source), label=Path(name).name).result.model
+    store, digest = resolve(name)
+    if store.manifest(digest).kind not in ("fp16", "w4a16"):
+        raise ConfigError(f"{digest[:12]} is no model but of kind {store.manifest(digest).kind}", where=f"compare {name}",
+                          hint="`lmflows ls` shows what there is")
+    if store.root != run.store.root:
+        run.store.push(store, digest)
+    return run.store.open(digest)
+
+
+def runs_code(store: LocalStore, model: ModelArtifact) -> bool:
+    """Whether the artifact has Python files that somebody has reviewed; only such are ever in one."""
+    return bool(store.manifest(model.digest).recipe.get("trusted_code"))

@@ -1,0 +1,43 @@
+"""A checkpoint rewritten shard by shard: other tensors under the files, the index and the companions of the one before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.files import safetensors_header
+from tasks import model_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from artifacts.store import Staging
+
+
+def rewrite(source: Path, staging: Staging, config: Mapping[str, Any], shard_of: Callable[[list[str]], dict[str, torch.Tensor]],
+            saw: Callable[[float, str], None]) -> None:
+    """Write a checkpoint into `staging`, with the tokenizer and all that travels with the weights.
+
+    Args:
+        config: the new config.json.
+        shard_of: the new shard's tensors, from the names of the old shard's.
+    """
+    from safetensors.torch import save_file
+
+    weight_map: dict[str, str] = {}
+    tensor_bytes, weights = 0, model_files.weight_files(source)
+    for number, name in enumerate(weights):
+        saw(number / len(weights), f"writing {name}")
+        shard = shard_of(list(safetensors_header(source / name)))
+        save_file(shard, staging.target(name), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+        tensor_bytes += sum(tensor.nbytes for tensor in shard.values())
+    for name in model_files.companions(source):
+        if name != "config.json":
+            staging.copy(source / name, name)
+    if (source / model_files.INDEX).exists():
+        index = {"metadata": {"total_size": tensor_bytes}, "weight_map": weight_map}
+        staging.write(model_files.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    model_files.write_config(staging.path, config)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.checks import CheckResult, ProbeAnswers
 from artifacts.items import ItemOutcome, TaskComparison
+from artifacts.load import Environment
 from artifacts.manifest import Digest
 
 
@@ -64,6 +65,7 @@ class Measurement(_Frozen):
         hardware: the GPUs, or the processor.
         items: outcomes of the task items, in their order.
         probes: answers for the generation checks; None if none were asked.
+        environment: clocks, temperature, power and load while it was timed; None if it was not.
     """
 
     variant: str
@@ -79,6 +81,7 @@ class Measurement(_Frozen):
     speeds: tuple[Speed, ...]
     items: tuple[ItemOutcome, ...] = ()
     probes: ProbeAnswers | None = None
+    environment: Environment | None = None
 
 
 class DocumentScore(_Frozen):

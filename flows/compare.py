@@ -59,7 +59,7 @@ def compare_models(first: str, second: str, config: str = "configs/demo.yaml", k
     examination = Examination(run, pipeline, MeasureRequest(
         variant=variants[0], model=yardstick, texts=split.result.texts, engine=pipeline.engine, config=pipeline.evaluate,
         benchmark=pipeline.benchmark, part=(0, pipeline.evaluate.documents), items=items, yardstick=None, hardware=hardware(run.gpus),
-        trust_remote_code=runs_code(run.store, yardstick)), pipeline.evaluate, 0, done)
+        trust_remote_code=any(runs_code(run.store, model) for model in (yardstick, candidate))), pipeline.evaluate, 0, done)
     parent = examination.parent()
     outcome, _ = examination.candidate(variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short)
     outcomes = examination.load_tests([parent, outcome])

@@ -26,7 +26,7 @@ from tasks import gpus, model_files
 from tasks.engines.base import EngineSpec, Scores
 from tasks.engines.process import EngineProcess
 from tasks.evaluate import compare
-from tasks.measure import batches
+from tasks.measure import score_all
 from tasks.speed import one_round
 from tasks.step import Context, Request, Result, step
 from tasks.texts import read
@@ -35,6 +35,7 @@ T = TypeVar("T")
 RESAMPLES = 10_000
 MARGIN_BYTES = 4_000_000_000  # of each engine beside its weights: context, workspace, a KV cache large enough for the batches
 CONFIDENCE = 0.95
+BATCH = 8  # documents that are scored at once
 
 
 class CompareRuntimesRequest(Request):
@@ -214,9 +215,7 @@ def find_subject(engine: EngineProcess, request: CompareRuntimesRequest) -> Subj
 
 def judge(engine: EngineProcess, subject: Subject, request: CompareRuntimesRequest) -> Quality:
     """Score the documents and answer the prompts."""
-    scores: list[Scores] = []
-    for batch in batches(range(len(subject.sequences)), 8):
-        scores += engine.score([subject.sequences[number] for number in batch], [subject.at[number] for number in batch] if subject.at else None)
+    scores = score_all(engine, subject.sequences, subject.at, BATCH, lambda _: None)
     return Quality(scores, tuple(engine.generate([ids], request.new_tokens)[0].text for ids in subject.prompts))
 
 

@@ -22,6 +22,7 @@ from artifacts.checks import ProbeAnswers
 from artifacts.evidence import Answer, Measurement, Speed
 from artifacts.files import sha256_file
 from artifacts.items import ItemOutcome
+from artifacts.load import Environment
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from configs.errors import SourceError
 from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv
@@ -30,11 +31,13 @@ from tasks.engines.base import EngineSpec, Scores
 from tasks.engines.process import EngineProcess
 from tasks.generation_checks import PROBE_PROMPTS, ask_probes, probe_answer
 from tasks.items import Item, read_items, run_items
+from tasks.load.environment import Watch
 from tasks.speed import speeds
 from tasks.step import Context, Request, Result, step
 from tasks.texts import HELD_OUT, load_records
 
 RECORD, SCORES = "measurement.json", "scores.npz"
+THIS_MACHINE = "http://127.0.0.1"  # where the engine's process runs
 
 
 class ItemsFile(BaseModel):
@@ -90,15 +93,14 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
     with EngineProcess(spec, log=context.scratch("engine.log")) as engine:
         after = gpus.used_bytes()
         sequences, kept = _subject(request, engine)
-        scores: list[Scores] = []
-        for batch in batches(range(len(sequences)), request.config.batch_size):
-            scores += engine.score([sequences[number] for number in batch], [kept[number] for number in batch] if kept else None)
-            context.progress(0.15 + 0.5 * len(scores) / len(sequences), f"scored {len(scores)}/{len(sequences)} documents")
+        scores = score_all(engine, sequences, kept, request.config.batch_size, lambda done: context.progress(
+            0.15 + 0.5 * done / len(sequences), f"scored {done}/{len(sequences)} documents"))
         said = ask(engine, request, context) if request.part[0] == 0 else Said()
     record = Measurement(
         variant=request.variant, engine=request.engine.name, runtime=request.engine.runtime, versions=engine.versions,
         hardware=request.hardware, model=request.model.digest, texts=request.texts.digest, answers=said.answers, items=said.items, probes=said.probes,
-        load_seconds=round(engine.load_seconds, 2), gpu_bytes=after - before if gpus.visible() else None, speeds=said.speeds)
+        load_seconds=round(engine.load_seconds, 2), gpu_bytes=after - before if gpus.visible() else None, speeds=said.speeds,
+        environment=said.environment)
     with context.store.stage() as staging:
         staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
         staging.write(SCORES, _pack(sequences, scores))
@@ -115,6 +117,7 @@ class Said:
     probes: ProbeAnswers | None = None
     items: tuple[ItemOutcome, ...] = ()
     speeds: tuple[Speed, ...] = ()
+    environment: Environment | None = None
 
 
 def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Said:
@@ -134,8 +137,11 @@ def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Sai
     probes = ask_probes(engine, prompts=PROBE_PROMPTS[:config.probes], new_tokens=config.probe_tokens, asked=asked,
                         saw=saw(0.7, 0.05)) if config.probes else None
     items = run_items(engine, items_of(request.items), batch_size=config.batch_size, saw=saw(0.75, 0.1))
-    timed = speeds(engine, request.benchmark, saw(0.85, 0.13)) if request.benchmark else ()
-    return Said(tuple(answers), probes, items, timed)
+    if request.benchmark is None:
+        return Said(tuple(answers), probes, items)
+    with Watch(THIS_MACHINE, engine.versions) as watch:
+        timed = speeds(engine, request.benchmark, saw(0.85, 0.13))
+    return Said(tuple(answers), probes, items, timed, watch.environment())
 
 
 def items_files(paths: Sequence[Path]) -> tuple[ItemsFile, ...]:
@@ -196,6 +202,16 @@ def held_out_ids(engine: EngineProcess, texts: ModelArtifact, part: tuple[int, i
         raise SourceError(f"of the held-out documents {part[0] + 1} to {part[1]} none has two tokens", where="texts.source",
                           hint="give longer documents")
     return sorted(sequences, key=len, reverse=True)  # batches of equal lengths waste no padding
+
+
+def score_all(engine: EngineProcess, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None, batch_size: int,
+              saw: Callable[[int], None]) -> list[Scores]:
+    """Score sequences of token ids in batches; `at` as in `Engine.score`. `saw` hears how many are done."""
+    scores: list[Scores] = []
+    for batch in batches(range(len(sequences)), batch_size):
+        scores += engine.score([sequences[number] for number in batch], [at[number] for number in batch] if at else None)
+        saw(len(scores))
+    return scores
 
 
 def batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -86,7 +86,8 @@ def internlm2_shape(place: Path) -> dict[str, Any]:
     trusted = json.dumps({path.name: sha256_file(path)[1] for path in folder.glob("*.py")})
     result = flow_run("configs/internlm2-chat-1_8b.yaml", "--set", f"source.path={folder}", "--set", f"source.trusted_code={trusted}",
                       "--set", "evaluate.max_perplexity_ratio=10.0", "--set", "evaluate.max_tokens_per_document=256",
-                      "--set", "evaluate.max_parent_perplexity=1e9",  # random weights know nothing, and that is no anomaly here
+                      # random weights know nothing and answer with noise: here that is no anomaly and no defect
+                      "--set", "evaluate.max_parent_perplexity=1000000000.0", "--set", "evaluate.probes=0", "--set", "repair.rungs=[]",
                       "--set", "engine.session_len=4096")
     lmflows("stop", "--all")
     return result | {"limit_seconds": 540}

@@ -142,6 +142,12 @@ def test_each_round_of_the_benchmark_has_its_figure(yardstick: ModelArtifact, ca
     assert read_measurement(candidate).speeds == (), "not asked for"
 
 
+def test_the_machines_state_is_stored_with_what_was_timed(yardstick: ModelArtifact, candidate: ModelArtifact) -> None:
+    state = read_measurement(yardstick).environment
+    assert state is not None and state.fingerprint and state.engine.keys() >= {"torch", "transformers"} and 0 < (state.cpu_share or 0) <= 1
+    assert read_measurement(candidate).environment is None
+
+
 def test_text_without_two_tokens_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / HELD_OUT).write_text('{"text": "a"}\n')
     short = ModelArtifact(digest=DIGEST, kind="texts", path=tmp_path)

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -188,11 +190,13 @@ def start_up(place: Path) -> dict[str, Any]:
     from configs.schema import Deploy, EngineTurbomind
     from tasks import endpoints, supervisor
     from tasks.deploy import DeployRequest, deploy
+    from tasks.evaluate import read_evidence
     from tasks.step import Context
 
     store = LocalStore(paths.workspace())
-    proof = store.open(next(digest for digest in reversed(list(store.digests())) if store.manifest(digest).kind == "evidence"))
-    model = store.open(json.loads((proof.path / "evidence.json").read_text())["candidate"])
+    proofs = (store.open(digest) for digest in reversed(list(store.digests())) if store.manifest(digest).kind == "evidence")
+    proof = next(one for one in proofs if not read_evidence(one).itself)
+    model = store.open(read_evidence(proof).candidate)
     turns: dict[str, list[float]] = {"ours": [], "bare": [], "ours, without tuning": []}
     for name in ("ours, without tuning", "ours", "bare", "bare", "ours", "ours, without tuning"):
         if name == "ours, without tuning":
@@ -211,6 +215,31 @@ def start_up(place: Path) -> dict[str, Any]:
             supervisor.stop(endpoint)
             endpoint.forget()
     return {"command": "deploy step; lmdeploy serve api_server and one completion", "turns": turns, "limit": 1.1}
+
+
+def scoring(place: Path) -> dict[str, Any]:
+    """Tokens per second of scoring through TurboMind and through the transformers engine, by turns, in the same batches."""
+    from configs.schema import EngineTransformers, EngineTurbomind
+    from tasks.engines.base import EngineSpec
+    from tasks.engines.process import EngineProcess
+    from tasks.measure import score_all
+
+    folder, rng = random_model(place, "internlm2-1.9b"), random.Random(0)
+    options = {"turbomind": EngineTurbomind(name="turbomind", cache_max_entry_count=0.2),
+               "transformers": EngineTransformers(name="transformers", dtype="float16")}
+    turns: dict[str, list[float]] = {name: [] for name in options}
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(EngineProcess(EngineSpec(folder=folder, engine=one, trust_remote_code=True)))
+                   for name, one in options.items()}
+        for number in range(-1, 6):  # the first one warms up
+            sequences = [[rng.randrange(engines["turbomind"].vocabulary) for _ in range(512)] for _ in range(64)]
+            for name in options if number % 2 else reversed(options):
+                started = time.monotonic()
+                score_all(engines[name], sequences, None, 16, lambda _: None)
+                if number >= 0:
+                    turns[name].append(64 * 511 / (time.monotonic() - started))
+    print(turns, flush=True)
+    return {"command": "64 x 512 tokens in batches of 16, internlm2-1.9b shape", "turns": turns, "limit": 5}
 
 
 def tune(folder: Path) -> None:
@@ -245,7 +274,7 @@ def bare_server(folder: Path) -> None:
 
 BENCHES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "smollm2": smollm2, "kv_cache": kv_cache, "start_up": start_up, "internlm2_shape": internlm2_shape, "quantization": quantization,
-    "runtimes": runtimes}
+    "scoring": scoring, "runtimes": runtimes}
 
 
 def main() -> None:

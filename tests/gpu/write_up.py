@@ -81,10 +81,19 @@ def start_up(figures: Figures) -> str:
             f"api_server` and one completion). Tuning is TurboMind's choice of GEMM kernels, which the measure step has kept:\n\n{table(rows)}\n")
 
 
+def scoring(figures: Figures) -> str:
+    turns: dict[str, list[float]] = figures["turns"]
+    rows = [{"engine": name, "tokens/s": ", ".join(f"{value:.0f}" for value in values)} for name, values in turns.items()]
+    ratio = statistics.median(one / other for one, other in zip(turns["turbomind"], turns["transformers"], strict=True))
+    return (f"The evaluation's scoring, by turns:\n\n{table(rows)}\n\nTurboMind over transformers: **{ratio:.2f}** "
+            f"(asked: at least {figures['limit']}).\n")
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "smollm2": ("The flow on SmolLM2", smollm2), "internlm2_shape": ("The flow on a 1.9B shape", internlm2_shape),
     "runtimes": ("Engine runtimes on a 7.7B shape", runtimes), "start_up": ("Start-up", start_up),
-    "kv_cache": ("cache_max_entry_count", kv_cache), "quantization": ("Quantization", quantization)}
+    "kv_cache": ("cache_max_entry_count", kv_cache), "quantization": ("Quantization", quantization),
+    "scoring": ("Scoring", scoring)}
 
 
 def read(folder: Path) -> dict[str, Figures]:

@@ -176,7 +176,7 @@ def test_refused_with_status_2(words: list[str], problem: str, home: Path, tiny_
                                capsys: pytest.CaptureFixture[str]) -> None:
     places = {"MODEL": str(tiny_model), "HERE": str(tmp_path), "PYTHON": sys.executable}
     monkeypatch.setattr(sys, "argv", ["lmflows", "engines", *(places.get(word, word) for word in words)])
-    monkeypatch.setattr(cli_engines, "_prefect", lambda: pytest.fail("Prefect was started"))
+    monkeypatch.setattr(cli_engines, "prepare_prefect", lambda: pytest.fail("Prefect was started"))
     with pytest.raises(SystemExit) as caught:
         cli.main()
     said = capsys.readouterr()

@@ -10,7 +10,7 @@ from tasks import runtimes
 from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, Ratio, RuntimeFigures, compare_runtimes
 from tasks.gpus import choose
 from tasks.memory import MemoryRequest, MemoryResult, memory
-from tasks.report import mb
+from tasks.report_markdown import mb
 
 
 @flow(name="compare-engines", flow_run_name="{title}", persist_result=False)

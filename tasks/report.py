@@ -8,11 +8,9 @@ from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from configs.schema import Evaluate, Variant
 from tasks.preflight import PreflightResult
-from tasks.report_markdown import in_order, markdown, mb, one_line, table, variant_rows
+from tasks.report_markdown import markdown, variant_rows
 from tasks.smoke_test import SmokeTestResult
 from tasks.step import Context, Request, Result, step
-
-__all__ = ["Attempt", "Choice", "ReportRequest", "ReportResult", "StepTime", "VariantOutcome", "in_order", "mb", "one_line", "report", "table"]
 
 
 class StepTime(pydantic.BaseModel):

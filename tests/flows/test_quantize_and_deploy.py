@@ -33,6 +33,7 @@ from tests.prefect_server import prefect_server
 MEASURED = ("measure fp16", "evaluate fp16", "measure w4a16", "evaluate w4a16")
 STEPS = ("machine", "texts", "download", "preflight", "capacity", "smoke test", "quantize", *MEASURED, "report", "upload", "promote", "deploy")
 KINDS = {"fp16", "w4a16", "texts", "measurement", "evidence", "report"}
+BENCHMARK = "benchmark={batch_sizes: [1, 3], prompt_tokens: 16, new_tokens: 8, rounds: 2}"
 SEARCH = ("--set", "deploy=null", "--set", "quantize.search_scale=true")
 
 
@@ -224,9 +225,8 @@ def test_with_a_prefect_server_the_run_can_be_watched_there(site: Site, first: s
 @pytest.fixture(scope="module")
 def timed(site: Site, first: str, api: str) -> str:
     """The output of a run that has a benchmark and a load test, so that each variant is measured anew; the last one on the Prefect server."""
-    benchmark = "benchmark={batch_sizes: [1, 3], prompt_tokens: 16, new_tokens: 8, rounds: 2}"
     load = "load={concurrencies: [2], requests: 12, prompt_tokens: 16, new_tokens: 8, max_lag_ms: 2000}"
-    status, output = site.call("run", str(site.config), "--set", benchmark, "--set", load, "--set", "deploy=null", PREFECT_API_URL=api)
+    status, output = site.call("run", str(site.config), "--set", BENCHMARK, "--set", load, "--set", "deploy=null", PREFECT_API_URL=api)
     assert status == 0, output
     return output
 
@@ -250,6 +250,16 @@ def test_a_load_test_puts_each_variant_under_load_and_is_in_the_report(site: Sit
     loads = [read_load(LocalStore(site.home / "workspace").open(path.parent.name)) for path in (site.home / "workspace/trees").glob("*/load.json")]
     assert {item.variant for item in loads} == {"fp16", "w4a16"}
     assert all(result.rows.status == ("ok",) * 12 for item in loads for result in item.results)
+
+
+def test_the_objective_decides_what_is_served_and_says_why(site: Site, timed: str) -> None:
+    """Which of the two is faster here is not the question."""
+    status, output = site.run("--set", BENCHMARK, "--set", "objective=latency")
+    assert status == 0, output
+    winner = re.search(r"served for latency: (fp16|w4a16): [\d.]+ decode tokens/s of the smallest batch, against", output)
+    assert winner and re.search(r"reused +measure fp16", output)
+    store, served = LocalStore(site.home / "store"), json.loads(site.call("status", "--json")[1])[0]["artifact"]
+    assert [store.manifest(digest).kind for digest in store.digests() if digest.startswith(served)] == [winner[1]]
 
 
 def test_without_a_gpu_prefect_is_asked_for_no_slot(site: Site, timed: str, api: str) -> None:

@@ -18,6 +18,8 @@ from artifacts.items import ItemOutcome, TaskComparison
 from artifacts.load import Environment
 from artifacts.manifest import Digest
 
+PAGE = "report.html"  # of a report artifact, for people
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -73,14 +73,12 @@ def run(config: ConfigPath, set_: Overrides = None,
     with out.status("starting Prefect") if out.is_terminal else _nothing():
         from flows.console import ConsoleDisplay, MemoryMeter, print_summary
         from flows.quantize_and_deploy import quantize_and_deploy
-        from flows.steps import DISPLAY
         from tasks import supervisor
     meter = MemoryMeter([process] if (process := supervisor.pid()) else [])
     meter.start()
     failed = None
     with _terminated_raises(KeyboardInterrupt()), ConsoleDisplay(out) as display:
         display.started_at = started
-        token = DISPLAY.set(display)
         try:
             with environment.unreachable_is_an_error():
                 summary = quantize_and_deploy(str(config), overrides)
@@ -90,7 +88,6 @@ def run(config: ConfigPath, set_: Overrides = None,
             out.print("finished steps are kept, and the next run goes on after them")
             raise
         finally:
-            DISPLAY.reset(token)
             meter.watch(supervisor.pid())
     time.sleep(0.6)  # one more sample, with the new server in it
     meter.stop()

@@ -30,15 +30,9 @@ def compare(
     prepare_prefect()
     from flows.compare import compare_models
     from flows.console import ConsoleDisplay
-    from flows.steps import DISPLAY
 
-    with ConsoleDisplay(out) as display:
-        token = DISPLAY.set(display)
-        try:
-            with unreachable_is_an_error():
-                result = compare_models(first, second, str(config), kv, overrides)
-        finally:
-            DISPLAY.reset(token)
+    with ConsoleDisplay(out), unreachable_is_an_error():
+        result = compare_models(first, second, str(config), kv, overrides)
     out.print(f"\n{result.verdict.outcome} {'; '.join(result.verdict.reasons)}\n", markup=False, highlight=False, soft_wrap=True)
     show_rows(list(result.variants), False, "")
     out.print(f"\nreport    {result.report.digest}", highlight=False, soft_wrap=True)

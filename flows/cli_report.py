@@ -15,10 +15,11 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from artifacts.evidence import PAGE
 from artifacts.store import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
-from flows.summary import PAGE, SUMMARY, RunSummary
+from flows.summary import SUMMARY, RunSummary
 from flows.terminal import find, out, resolve, stores
 
 SHORTEST_ID = 6  # characters of a flow run's id, as of a digest

@@ -17,10 +17,10 @@ from configs.schema import LocalSource, Pipeline
 from flows.quantize_and_deploy import find_config, summarize, tell, times
 from flows.steps import Done, Run, begin_run
 from flows.terminal import resolve, variant_of
-from flows.variants import Examination
+from flows.variants import Examination, yardstick_request
 from tasks.download import DownloadRequest, download
 from tasks.gpus import choose, cuda_is_visible
-from tasks.measure import MeasureRequest, hardware, items_files
+from tasks.measure import items_files
 from tasks.report import ReportRequest, ReportResult, report
 from tasks.texts import TextsRequest, texts
 
@@ -56,10 +56,9 @@ def compare_models(first: str, second: str, config: str = "configs/demo.yaml", k
         raise ConfigError("both are the same artifact", where=f"compare {first} {second}", hint="`lmflows ls` shows what there is")
     done: list[Done[Any]] = [split]
     variants = tuple(variant_of(f"{model.kind}{kv}", pipeline.engine) for model in (yardstick, candidate))
-    examination = Examination(run, pipeline, MeasureRequest(
-        variant=variants[0], model=yardstick, texts=split.result.texts, engine=pipeline.engine, config=pipeline.evaluate,
-        benchmark=pipeline.benchmark, part=(0, pipeline.evaluate.documents), items=items, yardstick=None, hardware=hardware(run.gpus),
-        trust_remote_code=any(runs_code(run.store, model) for model in (yardstick, candidate))), pipeline.evaluate, 0, done)
+    trusted = any(runs_code(run.store, model) for model in (yardstick, candidate))
+    first_request = yardstick_request(run, pipeline, yardstick, split.result.texts, items, variant=variants[0], trust_remote_code=trusted)
+    examination = Examination(run, pipeline, first_request, pipeline.evaluate, 0, done)
     parent = examination.parent()
     outcome, _ = examination.candidate(variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short)
     outcomes = examination.load_tests([parent, outcome])

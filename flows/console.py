@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.quantize_and_deploy import Summary
+from flows.steps import DISPLAY
 from flows.terminal import show_rows
 from tasks.capacity import gb
 from tasks.report_markdown import mb, one_line
@@ -22,7 +23,7 @@ PLAIN_SECONDS = 10.0  # between two progress lines where nothing can move, in a 
 
 
 class ConsoleDisplay:
-    """Shows steps as they go. On a terminal the current step moves; elsewhere it prints a line now and then."""
+    """Shows the steps of the runs in its body as they go. On a terminal the current step moves; elsewhere it prints a line now and then."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.started_at = console, time.monotonic()
@@ -30,11 +31,13 @@ class ConsoleDisplay:
         self._live = Live(get_renderable=self._current, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> ConsoleDisplay:
+        self._token = DISPLAY.set(self)
         if self._live:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        DISPLAY.reset(self._token)
         if self._live:
             self._name = ""
             self._live.stop()

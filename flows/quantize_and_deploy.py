@@ -16,7 +16,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
-from artifacts.evidence import Evidence, Verdict
+from artifacts.evidence import PAGE, Evidence, Verdict
 from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.errors import VerdictFailed
@@ -24,8 +24,8 @@ from configs.load import load
 from configs.schema import Pipeline, Variant
 from flows.ladder import Recipes, climb
 from flows.steps import Done, Run, artifact_key, begin_run
-from flows.summary import PAGE, RunSummary
-from flows.variants import Examination
+from flows.summary import RunSummary
+from flows.variants import Examination, yardstick_request
 from tasks import endpoints, supervisor
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
 from tasks.choice import choose
@@ -34,7 +34,7 @@ from tasks.download import DownloadRequest, download
 from tasks.evaluate import read_evidence
 from tasks.gpus import choose as choose_gpus
 from tasks.gpus import cuda_is_visible
-from tasks.measure import MeasureRequest, hardware, items_files
+from tasks.measure import items_files
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, preflight
 from tasks.promote import PromoteRequest, PromoteResult, promote
@@ -103,10 +103,8 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
                         timeout_minutes=pipeline.smoke_test.timeout_minutes, gpu_bytes=needs)
     done += [checked, spoke]
 
-    examination = Examination(run, pipeline, MeasureRequest(
-        variant="fp16", model=model, texts=split.result.texts, engine=pipeline.engine, config=pipeline.evaluate, benchmark=pipeline.benchmark,
-        part=(0, pipeline.evaluate.documents), items=items, yardstick=None, hardware=hardware(run.gpus), trust_remote_code=trusted),
-        pipeline.share, needs, done)
+    first = yardstick_request(run, pipeline, model, split.result.texts, items, trust_remote_code=trusted)
+    examination = Examination(run, pipeline, first, pipeline.share, needs, done)
     parent = examination.parent()
     ladder = climb(run, pipeline, examination, recipes, needs, done)
     variants = examination.load_tests(examination.others(ladder, parent, checked.result.head_dim))

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from artifacts.files import write_atomic
 from artifacts.manifest import Digest, canonical_json
 
-SUMMARY, PAGE = "summary.json", "report.html"
+SUMMARY = "summary.json"
 
 
 class RunSummary(BaseModel):

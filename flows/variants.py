@@ -13,10 +13,18 @@ from configs.schema import Evaluate, Pipeline, Variant, weights_and_kv
 from flows.steps import Done, Run
 from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
 from tasks.load.steps import LoadTestRequest, load_test
-from tasks.measure import MeasureRequest, measure
+from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
 from tasks.preflight import refused
 from tasks.report import Attempt, VariantOutcome
 from tasks.verdict import judge, wants_more
+
+
+def yardstick_request(run: Run, pipeline: Pipeline, model: ModelArtifact, texts: ModelArtifact, items: tuple[ItemsFile, ...], *,
+                      variant: Variant = "fp16", trust_remote_code: bool) -> MeasureRequest:
+    """What the yardstick is asked first, by the pipeline's own words."""
+    return MeasureRequest(
+        variant=variant, model=model, texts=texts, engine=pipeline.engine, config=pipeline.evaluate, benchmark=pipeline.benchmark,
+        part=(0, pipeline.evaluate.documents), items=items, yardstick=None, hardware=hardware(run.gpus), trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,9 @@ class Examination:
             asked = {"variant": variant, "model": model, "yardstick": self.yardstick(look), "part": self._parts[look]}
             measured.append(self._measure(self._request.model_copy(update=asked), attempt))
             evidence = self._evaluate(f"{variant} {attempt}".strip(), self._yardsticks[:look + 1], measured)
-            verdict = judge(read_evidence(evidence), evidence.digest, self._config)
-            if not wants_more(read_evidence(evidence), verdict, self._config):
+            found = read_evidence(evidence)
+            verdict = judge(found, evidence.digest, self._config)
+            if not wants_more(found, verdict, self._config):
                 return VariantOutcome(variant=variant, model=model, model_bytes=model_bytes, measurement=measured[0], evidence=evidence), verdict
 
     def others(self, ladder: Ladder, parent: VariantOutcome, head_dim: int) -> list[VariantOutcome]:

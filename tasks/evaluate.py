@@ -26,6 +26,7 @@ from tasks.texts import CALIBRATION, HELD_OUT, load_records, passages
 
 PROBES = "probes.json"
 Paired = tuple[list[int], Scores, Scores]
+Divergence = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
 
 class EvaluateRequest(Request):
@@ -54,10 +55,11 @@ def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
     """Set a candidate's scores and answers beside its parent's."""
     parent, candidate = read_measurement(request.parents[0]), read_measurement(request.candidates[0])
     paired, unpaired = pair(request.parents, request.candidates)
-    documents = [compare(left, right) for _, left, right in paired]
+    divergences = [divergence(left, right) for _, left, right in paired]
+    documents = [_score(left, right, *found) for (_, left, right), found in zip(paired, divergences, strict=True)]
     evidence = Evidence(
         variant=candidate.variant, engine=candidate.engine, runtime=candidate.runtime, parent=parent.model, candidate=candidate.model,
-        texts=candidate.texts, documents=tuple(documents), kl=summarize_kl(paired), looks=len(request.candidates),
+        texts=candidate.texts, documents=tuple(documents), kl=summarize_kl(divergences), looks=len(request.candidates),
         itself=request.parents == request.candidates, unpaired=unpaired, overlap=overlap(request.texts),
         tasks=compare_items(parent.items, candidate.items),
         checks=check(parent.probes, candidate.probes) if parent.probes and candidate.probes else (), versions=candidate.versions,
@@ -124,28 +126,30 @@ def compare(parent: Scores, candidate: Scores) -> DocumentScore:
 
     The KL divergence is that of the distributions in which all other tokens are one event: a lower bound of the full one.
     """
-    kl, whole = _divergence(parent, candidate)
-    return DocumentScore(
-        tokens=int(whole.sum()), broken=int((~whole).sum()), nll_parent=float(parent.nll[whole].sum()),
-        nll_candidate=float(candidate.nll[whole].sum()), kl=float(kl[whole].sum()),
-        same_top=int((parent.top == candidate.top)[whole].sum()))
+    return _score(parent, candidate, *divergence(parent, candidate))
 
 
-def summarize_kl(paired: Sequence[Paired]) -> KlDivergence:
-    """Mean, median and the tail of the KL divergence over all positions; 0 if all are broken."""
-    parts = [kl[whole] for kl, whole in (_divergence(left, right) for _, left, right in paired)]
-    values = np.concatenate(parts)
+def summarize_kl(divergences: Sequence[Divergence]) -> KlDivergence:
+    """Mean, median and the tail of the KL divergence over all positions of all documents; 0 if all are broken."""
+    values = np.concatenate([kl[whole] for kl, whole in divergences])
     if not len(values):
         return KlDivergence(mean=0.0, median=0.0, p999=0.0, largest=0.0)
     return KlDivergence(mean=float(values.mean()), median=float(np.median(values)), p999=float(np.quantile(values, 0.999)),
                         largest=float(values.max()))
 
 
-def _divergence(parent: Scores, candidate: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def divergence(parent: Scores, candidate: Scores) -> Divergence:
     """KL at each position, and the positions that count: a NaN, or probability 0 for the target or for what the parent finds
     likely, is counted as broken, never averaged in."""
     kl = kl_divergence(parent, candidate)
     return kl, np.isfinite(parent.nll) & np.isfinite(candidate.nll) & np.isfinite(kl)
+
+
+def _score(parent: Scores, candidate: Scores, kl: npt.NDArray[np.float64], whole: npt.NDArray[np.bool_]) -> DocumentScore:
+    return DocumentScore(
+        tokens=int(whole.sum()), broken=int((~whole).sum()), nll_parent=float(parent.nll[whole].sum()),
+        nll_candidate=float(candidate.nll[whole].sum()), kl=float(kl[whole].sum()),
+        same_top=int((parent.top == candidate.top)[whole].sum()))
 
 
 def kl_divergence(parent: Scores, candidate: Scores) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from tasks.plots import Plot
     from tasks.report import ReportRequest, VariantOutcome
 
-PAGE = "report.html"
 WIDEST_CELL = 28  # characters that a cell shows in one line
 SPEEDS = ("prefill tokens/s", "decode tokens/s")  # of the table of variants; the page has a table of its own for them
 LONGEST_TEXT = 4000  # characters of an answer that the page shows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 
-from artifacts.evidence import Verdict
+from artifacts.evidence import PAGE, Verdict
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from configs.schema import Evaluate, Variant
 from tasks.preflight import PreflightResult
@@ -110,7 +110,7 @@ def report(request: ReportRequest, context: Context) -> ReportResult:
         staging.write("verdict.json", canonical_json(verdict.model_dump(mode="json")))
         staging.write("variants.json", canonical_json(rows))
         staging.write("report.md", text.encode())
-        staging.write(page.PAGE, page.render(story).encode())
+        staging.write(PAGE, page.render(story).encode())
         artifact = context.store.commit(staging, "report", parents=[
             Parent(role="candidate", digest=verdict.candidate), Parent(role="parent", digest=story.evidence.parent),
             Parent(role="evidence", digest=verdict.evidence)])

@@ -21,7 +21,7 @@ from tasks.download import DownloadRequest, download
 from tasks.engines.base import Generation, Scores
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import scores
-from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, evaluate, read_evidence, summarize_kl
+from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, divergence, evaluate, read_evidence, summarize_kl
 from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_scores
 from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
 from tasks.step import Context
@@ -165,7 +165,7 @@ def test_the_tail_of_the_divergence_is_that_of_single_positions() -> None:
     """1 position of 1000 differs, by KL = log 2 nats: the mean hides it, the largest value does not."""
     parent = scored([[0.5, 0.5]] * 1000, [0] * 1000)
     candidate = scored([[0.5, 0.5]] * 999 + [[1 / 4 * (2 - 3 ** 0.5), 1 / 4 * (2 + 3 ** 0.5)]], [0] * 1000, at=parent)
-    found = summarize_kl([([], parent, candidate)])
+    found = summarize_kl([divergence(parent, candidate)])
     assert found.largest == pytest.approx(math.log(2), rel=1e-4) and found.median == pytest.approx(0, abs=1e-6)
     assert found.mean == pytest.approx(math.log(2) / 1000, rel=1e-3) and found.median <= found.p999 <= found.largest
 

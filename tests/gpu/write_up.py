@@ -86,7 +86,8 @@ def scoring(figures: Figures) -> str:
     rows = [{"engine": name, "tokens/s": ", ".join(f"{value:.0f}" for value in values)} for name, values in turns.items()]
     ratio = statistics.median(one / other for one, other in zip(turns["turbomind"], turns["transformers"], strict=True))
     return (f"The evaluation's scoring, by turns:\n\n{table(rows)}\n\nTurboMind over transformers: **{ratio:.2f}** "
-            f"(asked: at least {figures['limit']}).\n")
+            f"(asked: at least {figures['limit']}). LMDeploy gives out TurboMind's logits through the host's memory only, a row of the whole "
+            "vocabulary for each position, and that takes most of the time.\n")
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Figures], str]]] = {

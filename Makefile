@@ -14,7 +14,8 @@ help:
 	@echo 'make demo    a real model, from its source to a judged and served 4-bit endpoint'
 	@echo 'make test    the whole test suite'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   what orchestration costs, how fast text is scored, how often a slower server is found: ratios of one run'
+	@echo 'make bench   what orchestration costs, how fast text is scored, how often a slower server is found,'
+	@echo '             and S3 transfers beside the AWS command line: ratios of one run'
 	@echo 'make test-gpu, make bench-gpu    the same on a machine with an NVIDIA GPU'
 	@echo 'make lock    resolve the dependencies again, and those of the engine runtimes'
 
@@ -48,6 +49,7 @@ bench: $(STAMP)
 	$(PY) -m tests.bench
 	$(PY) -m tests.bench_scoring
 	$(PY) -m tests.bench_load
+	$(PY) -m tests.bench_s3
 
 test-gpu: $(STAMP)
 	$(PY) -m pytest tests/gpu

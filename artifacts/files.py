@@ -6,13 +6,18 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import struct
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.errors import DiskFull, SourceError
+
+if TYPE_CHECKING:
+    from artifacts.manifest import FileEntry
 
 CHUNK = 4 << 20
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library; a GGUF file's first bytes read as 14 GB
@@ -99,9 +104,14 @@ def link_or_symlink(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Like `link_or_symlink`, but `target` outlives the path of `source`: across devices it is a copy, read-only."""
+    """Like `link_or_symlink`, but `target` outlives the path of `source`: across devices it is a copy, read-only.
+
+    So it is if `source` is a link: what a store from elsewhere points to is not the store's, and its owner may go on writing to it.
+    """
     try:
-        os.link(source.resolve(), target)
+        if source.is_symlink():
+            raise OSError(errno.EXDEV, "a link")
+        os.link(source, target)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
             raise
@@ -133,3 +143,39 @@ def safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise SourceError(f"the header promises {8 + length + end} bytes, the file has {size}: truncated or damaged",
                           where=str(path), hint=fix)
     return {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}
+
+
+def tree_files(folder: Path) -> list[str]:
+    """Every file below a folder (links included, also those to folders), as sorted POSIX paths relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for base, folders, names in os.walk(folder)
+                  for path in map(Path(base).joinpath, [*folders, *names]) if path.is_symlink() or not path.is_dir())
+
+
+def is_intact(path: Path, entry: FileEntry) -> bool:
+    """Whether a file exists and has the size and sha256 of its entry."""
+    try:
+        return is_plausible(path, entry) and sha256_file(path)[1] == entry.sha256
+    except OSError:
+        return False
+
+
+def is_plausible(path: Path, entry: FileEntry) -> bool:
+    """Whether there is a file of that size: a store from elsewhere may have a link to a device there, which never ends."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself
+            raise
+        return False
+    return stat.S_ISREG(facts.st_mode) and facts.st_size == entry.size
+
+
+def rename_folder(source: Path, target: Path) -> bool:
+    """Rename a folder; False if something else has the name, other than an empty folder."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # the last: a file or a link
+            raise
+        return False
+    return True

@@ -8,19 +8,29 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
+from collections.abc import Collection
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from configs.errors import UnsafeManifest
+from configs.errors import ArtifactMissing, UnsafeManifest
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["fp16", "w4a16", "texts", "measurement", "evidence", "report"]
 MAX_FILES = 100_000
-MAX_FILE_BYTES = 1 << 50  # 1 PiB: a larger size in a manifest is a lie, and would defeat the disk check
+MAX_FILE_BYTES = 1 << 44  # 16 TiB, the most that ext4 takes: a larger size in a manifest is a lie, and would defeat the disk check
+MAX_TOTAL_BYTES = 1 << 46
 MAX_PATH_BYTES = 1024  # PATH_MAX of macOS; Linux has 4096, of which the store's own folder takes a part
+MAX_DEPTH = 32  # folders in each other
+MAX_PARENTS = 10_000
+MAX_BYTES = 64 << 20  # of a manifest; one of 100 000 files with long names has 30 MB
+EMPTY = hashlib.sha256().hexdigest()
+# What Windows cannot hold as a name, or takes for a device whatever follows the dot (a trailing dot or blank it drops: two names, one file).
+DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$|clock\$)( *\..*)?", re.IGNORECASE)
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of what shows as nothing, or turns what is shown around
 
 
 def canonical_json(value: Any) -> bytes:
@@ -35,13 +45,38 @@ def digest_of(value: Any) -> str:
 
 def check_path(path: str) -> str:
     """Return `path` if it stays inside its folder on every system; raise ValueError if it may not."""
-    parts = PurePosixPath(path).parts
-    if not path or path != "/".join(parts) or path.startswith("/") or ".." in parts:
-        raise ValueError(f"path {path!r} is not a plain relative path")
-    too_long = len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > 255 for part in parts)
-    if too_long or re.search(r"[\x00-\x1f\\:]", path):
-        raise ValueError(f"path {path!r} has a character or length that not every file system takes")
+    parts = path.split("/")
+    if {"", ".", ".."} & set(parts):
+        raise ValueError(f"path {_short(path)} is not a plain relative path")
+    unseen = re.search(r'[\x00-\x1f\x7f\\:*?"<>|]', path) or (
+        not path.isascii() and any(unicodedata.category(character) in UNSEEN for character in path))
+    if unseen or len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > 255 for part in parts) or len(parts) > MAX_DEPTH:
+        raise ValueError(f"path {_short(path)} has a character or length that not every file system takes")
+    if any(part[-1] in ". " or DEVICE.fullmatch(part) for part in parts):
+        raise ValueError(f"path {_short(path)} has a name that is another file, or a device, on some systems")
     return path
+
+
+def _short(path: str) -> str:
+    return ascii(path) if len(path) <= 100 else f"{path[:100]!a}..."
+
+
+def same_name(path: str) -> str:
+    """What two paths have in common that are one file where case, or how an accent is spelled, does not count (macOS, Windows)."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+def check_together(paths: Collection[str]) -> None:
+    """Raise ValueError if two of the paths, each once and good by itself, are one file on some system, or a file and a folder."""
+    folders: set[str] = set()
+    for path in paths:
+        while (path := path.rpartition("/")[0]) and path not in folders:
+            folders.add(path)
+    names, spellings = ({same_name(path) for path in one} for one in (paths, folders))
+    if clash := min(spellings & names, default=None):
+        raise ValueError(f"{_short(clash)} is both a file and a folder")
+    if len(names) != len(paths) or len(spellings) != len(folders):
+        raise ValueError("two paths differ only by case, or by how an accent is spelled")
 
 
 class FileEntry(BaseModel):
@@ -61,7 +96,7 @@ class Parent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: str
+    role: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
     digest: Digest
 
 
@@ -74,7 +109,7 @@ class Manifest(BaseModel):
     version: Literal[1] = 1
     kind: Kind
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=MAX_FILES)
-    parents: tuple[Parent, ...] = ()
+    parents: tuple[Parent, ...] = Field(default=(), max_length=MAX_PARENTS)
     recipe: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -82,12 +117,12 @@ class Manifest(BaseModel):
         paths = [entry.path for entry in self.files]
         if paths != sorted(set(paths)):
             raise ValueError("files must be sorted by path, each once")
-        names = {path.casefold() for path in paths}
-        if len(names) != len(paths):
-            raise ValueError("two paths differ only by case")
-        folders = (str(parent) for path in paths for parent in PurePosixPath(path).parents)
-        if clash := next((folder for folder in folders if folder.casefold() in names), None):
-            raise ValueError(f"{clash!r} is both a file and a folder")
+        check_together(paths)
+        sizes: dict[str, int] = {EMPTY: 0}
+        if any(sizes.setdefault(entry.sha256, entry.size) != entry.size for entry in self.files):
+            raise ValueError("the same sha256 stands with two sizes")
+        if self.size > MAX_TOTAL_BYTES:
+            raise ValueError(f"files of {self.size} bytes together are more than anybody has")
         roles = [(parent.role, parent.digest) for parent in self.parents]
         if roles != sorted(set(roles)):
             raise ValueError("parents must be sorted by role, each once")
@@ -103,12 +138,28 @@ class Manifest(BaseModel):
         """Bytes of all files together."""
         return sum(entry.size for entry in self.files)
 
+    def entry(self, path: str) -> FileEntry:
+        """The file of that path.
+
+        Raises:
+            ArtifactMissing: there is none.
+        """
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise ArtifactMissing(f"has no file {path}", where=f"{self.kind} artifact {self.digest[:12]}", hint="look at it with `lmflows show`")
+
     def parent(self, role: str) -> str:
         """The digest of the parent with that role; raises KeyError when there is none."""
         return {parent.role: parent.digest for parent in self.parents}[role]
 
     def to_bytes(self) -> bytes:
-        return canonical_json(self.model_dump(mode="json"))
+        """Canonical JSON; UnsafeManifest if that is longer than anybody would read."""
+        data = canonical_json(self.model_dump(mode="json"))
+        if len(data) > MAX_BYTES:
+            raise UnsafeManifest(f"has {len(data)} bytes, more than {MAX_BYTES}", where=f"manifest of {len(self.files)} files",
+                                 hint="leave files out, or shorten their names")
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
@@ -118,15 +169,17 @@ class Manifest(BaseModel):
             UnsafeManifest: it is not well formed, or not in canonical form: its digest would be that of other bytes.
         """
         try:
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"has {len(data)} bytes, more than {MAX_BYTES}")
             manifest = cls.model_validate_json(data)
             if manifest.to_bytes() != data:
                 raise ValueError("not in canonical form")
-        except ValueError as error:  # pydantic's ValidationError is one
+        except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
             raise UnsafeManifest(_first_problem(error), where=where, hint="do not use this artifact") from error
         return manifest
 
 
-def _first_problem(error: ValueError) -> str:
+def _first_problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors()[0]

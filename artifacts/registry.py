@@ -1,112 +1,195 @@
 """The registry: which artifact each stage of each model points to, with its whole history.
 
-One small file per model and stage, changed only by compare-and-swap: a writer says which version it read, and
-loses if the file has moved since. Locally that is a lock and a rename.
+One small file per model and stage, `refs/<model>/<stage>.json`, changed only by compare-and-swap: a writer says which version
+it read, and loses if the file has moved since. Each entry names the hash of the one before it, so a history with a gap, a fork
+or a changed entry is found when it is read. What may be promoted is `artifacts.promotion`'s business.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from artifacts.files import write_atomic
 from artifacts.manifest import Digest, canonical_json
-from configs.errors import StaleRef
+from artifacts.objects import Objects
+from configs.errors import ArtifactDamaged, StaleRef
 
 Stage = Literal["dev", "staging", "production"]
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+ModelName = Annotated[str, Field(pattern=NAME)]
 
 
-class RefEntry(BaseModel):
-    """One promotion: what a stage was set to, on which verdict, by whom, why and when (UTC)."""
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Served(_Frozen):
+    """What a stage serves: an artifact, how, and the report artifact with the verdict that allows it."""
 
     digest: Digest
     verdict: Digest
+    variant: str
+    engine: str
+
+
+class RefEntry(Served):
+    """One change of a stage.
+
+    Attributes:
+        id: of this change; two people who do the same at the same moment differ by it.
+        why: the reason that was given.
+        when: UTC.
+        forced: the reason for leaving out the stage before; None if it was not.
+        approved_by: who approved it, where a person has to.
+        back_to: of a rollback: the number of the entry that it goes back to.
+        before: hex sha256 of the entry before this one; None for the first.
+    """
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    action: Literal["promote", "rollback"]
     who: str
     why: str
     when: datetime
+    forced: str | None = None
+    approved_by: str | None = None
+    back_to: int | None = Field(default=None, ge=0)
+    before: Digest | None = None
+
+    @property
+    def served(self) -> Served:
+        return Served(digest=self.digest, verdict=self.verdict, variant=self.variant, engine=self.engine)
+
+    @property
+    def hash(self) -> str:
+        """What the next entry names."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
 
-class Ref(BaseModel):
-    """A stage of a model: every entry it ever had, newest last. `entries[-2]` is what a rollback goes back to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Ref(_Frozen):
+    """A stage of a model: every entry it ever had, newest last; an entry's number is its place."""
 
     model: ModelName
     stage: Stage
     entries: tuple[RefEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        before = None
+        for number, entry in enumerate(self.entries):
+            if entry.before != before:
+                raise ValueError(f"entry {number} does not follow entry {number - 1}: the history was changed")
+            if (entry.action == "rollback") != (entry.back_to is not None) or (entry.back_to or 0) > max(0, number - 1):
+                raise ValueError(f"entry {number} goes back to an entry that was not before it")
+            if entry.back_to is not None and self.entries[entry.back_to].served != entry.served:
+                raise ValueError(f"entry {number} is not what entry {entry.back_to}, to which it goes back, was")
+            before = entry.hash
+        return self
 
     @property
     def current(self) -> RefEntry | None:
         return self.entries[-1] if self.entries else None
 
     @property
-    def version(self) -> str:
-        """What compare-and-swap compares: the sha256 of the ref as stored."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+    def previous(self) -> int | None:
+        """The number of the entry that a rollback goes back to: what was served before the last promotion that is in force.
+
+        Rollbacks are like undo: after one, the next goes further back, never forward again to what was taken out.
+        """
+        number = self.origin(len(self.entries) - 1) - 1
+        return self.origin(number) if number >= 0 else None
+
+    def origin(self, number: int) -> int:
+        """The promotion that an entry stands for: itself, or where a rollback went back to; -1 stays -1."""
+        while number >= 0 and (back := self.entries[number].back_to) is not None:
+            number = back
+        return number
+
+    def last(self, digest: str) -> int | None:
+        """The number of the newest entry that points to an artifact."""
+        return next((number for number in reversed(range(len(self.entries))) if self.entries[number].digest == digest), None)
 
     def to_bytes(self) -> bytes:
         return canonical_json(self.model_dump(mode="json"))
 
 
-class LocalRegistry:
-    """The refs of a local store."""
+@dataclass(frozen=True)
+class Seen:
+    """A ref as it was read, and the version that compare-and-swap compares."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root / "refs"
+    ref: Ref
+    version: str | None
 
-    def read(self, model: str, stage: Stage) -> Ref:
-        """The ref of a stage; one without entries if nothing was ever promoted to it."""
-        try:
-            return Ref.model_validate_json(self._path(model, stage).read_bytes())
-        except FileNotFoundError:
-            return Ref(model=model, stage=stage)
+
+class Registry:
+    """The refs of a store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+
+    def read(self, model: str, stage: Stage) -> Seen:
+        """The ref of a stage; one without entries if nothing was ever promoted to it.
+
+        Raises:
+            ArtifactDamaged: it is not a ref, or its history has a gap, a fork or a changed entry.
+        """
+        empty = Ref(model=model, stage=stage)
+        found = self.objects.get(_key(model, stage))
+        return Seen(empty, None) if found is None else Seen(_parse(found[0], model, stage), found[1])
 
     def refs(self) -> list[Ref]:
-        """Every ref there is, by model and stage."""
-        return [Ref.model_validate_json(path.read_bytes()) for path in sorted(self.root.glob("*/*.json"))]
+        """Every ref there is, by model and stage (dev first).
 
-    def set(self, seen: Ref, *, digest: str, verdict: str, who: str, why: str) -> Ref:
-        """Point a stage at an artifact.
+        Raises:
+            ArtifactDamaged: one of them is, or something among them is not named like a ref.
+        """
+        wanted = []
+        for key in self.objects.keys("refs/"):
+            model, _, stage = key.removeprefix("refs/").removesuffix(".json").partition("/")
+            if stage not in STAGES or not re.fullmatch(NAME, model):
+                raise ArtifactDamaged("is not named like a ref, refs/MODEL/STAGE.json", where=key,
+                                      hint="somebody has moved files in the store: put it where it was, or remove it")
+            wanted.append((model, STAGES.index(stage)))
+        return [self.read(model, STAGES[number]).ref for model, number in sorted(wanted)]
+
+    def append(self, seen: Seen, served: Served, *, action: Literal["promote", "rollback"], who: str, why: str, **more: Any) -> Ref:
+        """Point a stage at something, if nobody has moved it since it was read. Decides nothing else.
 
         Args:
-            seen: the ref as the caller read it.
-            digest: the artifact that the stage shall point to.
-            verdict: the report artifact with the verdict that allows it.
+            more: the other fields of `RefEntry`.
 
         Raises:
             StaleRef: the ref is not what the caller saw any more; nothing was written.
         """
-        entry = RefEntry(digest=digest, verdict=verdict, who=who, why=why, when=datetime.now(UTC))
-        wanted = Ref(model=seen.model, stage=seen.stage, entries=(*seen.entries, entry))
-        with self._lock(seen.model, seen.stage):
-            now = self.read(seen.model, seen.stage)
-            if now.version != seen.version:
-                raise StaleRef(f"moved to {now.current.digest[:12] if now.current else 'nothing'} in the meantime",
-                               where=f"{seen.model}/{seen.stage}", hint="look at it and promote again if it still holds")
-            write_atomic(self._path(seen.model, seen.stage), wanted.to_bytes())
+        ref = seen.ref
+        entry = RefEntry(**served.model_dump(), id=uuid.uuid4().hex, action=action, who=who, why=why, when=datetime.now(UTC),
+                         before=ref.entries[-1].hash if ref.entries else None, **more)
+        wanted = Ref(model=ref.model, stage=ref.stage, entries=(*ref.entries, entry))
+        try:
+            self.objects.swap(_key(ref.model, ref.stage), wanted.to_bytes(), seen=seen.version)
+        except StaleRef:
+            now = self.read(ref.model, ref.stage).ref.current
+            raise StaleRef(f"moved to {now.digest[:12] if now else 'nothing'} in the meantime", where=f"{ref.model}/{ref.stage}",
+                           hint="look at it and do it again if it still holds") from None
         return wanted
 
-    def _path(self, model: str, stage: str) -> Path:
-        return self.root / model / f"{stage}.json"
 
-    @contextmanager
-    def _lock(self, model: str, stage: str) -> Iterator[None]:
-        path = self._path(model, stage).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel lets go when the holder dies
-            yield
-        finally:
-            os.close(handle)
+def _key(model: str, stage: str) -> str:
+    return f"refs/{model}/{stage}.json"
+
+
+def _parse(data: bytes, model: str, stage: str) -> Ref:
+    try:
+        ref = Ref.model_validate_json(data)
+    except ValidationError as error:
+        raise ArtifactDamaged(error.errors()[0]["msg"].removeprefix("Value error, "), where=f"ref {model}/{stage}",
+                              hint="put back the file from a backup of the store, or an earlier version of the object") from None
+    if (ref.model, ref.stage) != (model, stage):
+        raise ArtifactDamaged(f"is the ref of {ref.model}/{ref.stage}", where=f"ref {model}/{stage}", hint="somebody has moved files in the store")
+    return ref

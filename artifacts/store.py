@@ -13,70 +13,27 @@ An artifact exists when its manifest does. The order blobs, manifest, tree makes
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from artifacts import files
-from artifacts.manifest import FileEntry, Kind, Manifest, ModelArtifact, Parent, check_path
-from configs.errors import ArtifactDamaged, ArtifactMissing
+from artifacts.manifest import MAX_BYTES, FileEntry, Kind, Manifest, ModelArtifact, Parent
+from artifacts.objects import LocalObjects
+from artifacts.staging import Staging
+from artifacts.stores import Held, Problem, Progress, What, quiet
+from configs.errors import ArtifactDamaged, ArtifactMissing, StoreBusy
 
+GATE_SECONDS = 600.0  # hashing a large artifact takes minutes
 HASH_THREADS = 4  # sha256 releases the GIL; more threads than this wait for the disk
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One way in which an artifact differs from its manifest."""
-
-    what: Literal["changed", "missing", "extra"]
-    path: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.path}"
-
-
-class Staging:
-    """A folder being filled on its way to becoming an artifact. Made by `LocalStore.stage()`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, tuple[int, str]] = {}
-        self.borrowed: set[str] = set()
-
-    def target(self, name: str) -> Path:
-        """The path to write `name` to, with its parent folders made."""
-        target = self.path / check_path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
-
-    def write(self, name: str, data: bytes) -> None:
-        with self.target(name).open("xb") as file:  # never into a borrowed file
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        self.known[name] = (len(data), hashlib.sha256(data).hexdigest())
-
-    def copy(self, source: Path, name: str) -> None:
-        """Copy a file in, hashed on the way."""
-        self.known[name] = files.copy_hashed(source, self.target(name))
-
-    def borrow(self, source: Path, name: str) -> None:
-        """Link a file that belongs to somebody else: no copy is made and its mode is left alone."""
-        files.link_or_symlink(source, self.target(name))
-        self.borrowed.add(name)
-
-    def names(self) -> list[str]:
-        """Every file in the folder, as sorted POSIX paths."""
-        return tree_files(self.path)
 
 
 class LocalStore:
@@ -85,8 +42,21 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
+    @classmethod
+    def holding(cls, artifact: ModelArtifact) -> LocalStore:
+        """The store that an artifact's folder is in."""
+        return cls(artifact.path.parents[1])
+
     def __repr__(self) -> str:
         return f"LocalStore({str(self.root)!r})"
+
+    @property
+    def location(self) -> str:
+        return str(self.root)
+
+    @property
+    def objects(self) -> LocalObjects:
+        return LocalObjects(self.root)
 
     def blob(self, sha256: str) -> Path:
         return self.root / "blobs" / "sha256" / sha256
@@ -99,6 +69,10 @@ class LocalStore:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
+    def has(self, digest: str) -> bool:
+        """Whether the artifact exists."""
+        return self.manifest_path(digest).exists()
+
     def manifest(self, digest: str) -> Manifest:
         """The manifest of an artifact.
 
@@ -108,7 +82,8 @@ class LocalStore:
         """
         path = self.manifest_path(digest)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)  # it may be a link to anything
         except FileNotFoundError:
             raise ArtifactMissing(f"no artifact {digest}", where=str(self.root),
                                   hint="`lmflows ls` shows what there is") from None
@@ -121,21 +96,6 @@ class LocalStore:
         """The digests of all artifacts in the store, oldest first."""
         paths = (self.root / "manifests" / "sha256").glob("*.json")
         return [path.stem for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
-
-    def resolve(self, prefix: str) -> str:
-        """The one digest that starts with `prefix` (at least 6 hex digits).
-
-        Raises:
-            ArtifactMissing: none does, or more than one.
-        """
-        digits = prefix.removeprefix("sha256:")
-        if len(digits) < 6:
-            raise ArtifactMissing(f"{prefix!r} is too short to name an artifact", where=str(self.root), hint="give at least 6 digits")
-        found = [digest for digest in self.digests() if digest.startswith(digits)]
-        if len(found) != 1:
-            what = f"{len(found)} artifacts start with" if found else "no artifact starts with"
-            raise ArtifactMissing(f"{what} {prefix!r}", where=str(self.root), hint="`lmflows ls` shows what there is")
-        return found[0]
 
     def open(self, digest: str) -> ModelArtifact:
         """The artifact as a folder; its tree is rebuilt from the blobs if it is gone.
@@ -154,7 +114,7 @@ class LocalStore:
         manifest = self.manifest(digest)
         tree = self.tree(digest)
         problems = [] if not tree.exists() else [
-            Problem("extra", name) for name in sorted(set(tree_files(tree)) - {entry.path for entry in manifest.files})]
+            Problem("extra", name) for name in sorted(set(files.tree_files(tree)) - {entry.path for entry in manifest.files})]
 
         def check(entry: FileEntry) -> list[Problem]:
             places = [self.blob(entry.sha256)]
@@ -164,12 +124,31 @@ class LocalStore:
                     places.append(in_tree)
             return [Problem("missing" if not place.exists() else "changed",
                             entry.path if place.is_relative_to(tree) or tree.exists() else str(place))
-                    for place in places if not is_intact(place, entry)]
+                    for place in places if not files.is_intact(place, entry)]
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             for found in pool.map(check, manifest.files):
                 problems += [problem for problem in found if problem not in problems]
         return problems
+
+    def absent(self, digest: str) -> list[Problem]:
+        """What `verify` finds by existence and size alone: quick, and blind to a flipped byte."""
+        def check(entry: FileEntry) -> Problem | None:
+            try:
+                return None if self.blob(entry.sha256).stat().st_size == entry.size else Problem("changed", entry.path)
+            except OSError:
+                return Problem("missing", entry.path)
+
+        return [problem for problem in map(check, self.manifest(digest).files) if problem]
+
+    def read(self, digest: str, name: str) -> bytes:
+        """One small file of an artifact, checked against its hash."""
+        entry = self.manifest(digest).entry(name)
+        with _missing_is_damage(self, digest, entry):
+            data = self.blob(entry.sha256).read_bytes() if files.is_plausible(self.blob(entry.sha256), entry) else b""
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise _damaged(self, digest, str(Problem("changed", name)))
+        return data
 
     def require_whole(self, digest: str) -> None:
         """Raise ArtifactDamaged, naming every file, unless `verify` finds nothing."""
@@ -207,35 +186,48 @@ class LocalStore:
     def commit(self, staging: Staging, kind: Kind, *, parents: Iterable[Parent] = (),
                recipe: dict[str, Any] | None = None) -> ModelArtifact:
         """Turn a filled folder into an artifact: hash what is not hashed yet, then blobs, manifest, tree."""
-        with files.disk_full_is_an_error(str(self.root)):
+        with files.disk_full_is_an_error(str(self.root)), self.writing():
             entries = self._hash(staging)
             for entry in entries:
                 self._keep_blob(staging.path / entry.path, entry)
             manifest = Manifest(kind=kind, files=tuple(entries), recipe=recipe or {},
                                 parents=tuple(sorted(parents, key=lambda parent: (parent.role, parent.digest))))
-            files.write_atomic(self.manifest_path(manifest.digest), manifest.to_bytes())
-            self._build_tree(manifest)
+            self.keep_manifest(manifest)
         return ModelArtifact(digest=manifest.digest, kind=kind, path=self.tree(manifest.digest))
 
-    def push(self, source: LocalStore, digest: str) -> Manifest:
-        """Take an artifact over from another store, linked where the file system allows.
+    def push(self, source: LocalStore, digest: str, progress: Progress = quiet) -> int:
+        """Take an artifact over from another store, linked where the file system allows. Returns the bytes that were not there.
 
         Every blob is hashed once where it lies in the end: before it is counted as there already, or after it was
         written and before it gets its name. The manifest is written last, so a half sent artifact is never visible.
         """
-        manifest = source.manifest(digest)
-        with self.stage() as staging:
+        manifest, new, done = source.manifest(digest), 0, 0
+        with self.stage() as staging, self.writing():
             for entry in manifest.files:
-                if not is_intact(self.blob(entry.sha256), entry):
+                progress(done / max(1, manifest.size), entry.path)
+                if not files.is_intact(self.blob(entry.sha256), entry):
                     scratch = staging.path / entry.sha256
                     with _missing_is_damage(source, digest, entry):
+                        if not files.is_plausible(source.blob(entry.sha256), entry):
+                            raise _damaged(source, digest, str(Problem("changed", entry.path)))
                         files.link_or_copy(source.blob(entry.sha256), scratch)
                     if files.sha256_file(scratch) != (entry.size, entry.sha256):
                         raise _damaged(source, digest, str(Problem("changed", entry.path)))
-                    self._move_blob(scratch, entry)
-            files.write_atomic(self.manifest_path(digest), manifest.to_bytes())
-            self._build_tree(manifest)
-        return manifest
+                    self.move_blob(scratch, entry)
+                    new += entry.size
+                done += entry.size
+            self.keep_manifest(manifest)
+        return new
+
+    def pull(self, digest: str, target: LocalStore, progress: Progress = quiet) -> ModelArtifact:
+        """Bring an artifact into another folder."""
+        target.push(self, digest, progress)
+        return target.open(digest)
+
+    def keep_manifest(self, manifest: Manifest) -> None:
+        """Make an artifact visible whose blobs are all here: the last act of whatever brings one in."""
+        files.write_atomic(self.manifest_path(manifest.digest), manifest.to_bytes())
+        self._build_tree(manifest)
 
     def sweep(self) -> None:
         """Remove what processes that are gone left half written."""
@@ -247,6 +239,69 @@ class LocalStore:
                         shutil.rmtree(path, ignore_errors=True)
                 finally:
                     os.close(handle)
+
+    # -- garbage -----------------------------------------------------------------------------------------------
+
+    def touch(self, digest: str) -> None:
+        """Make an artifact and its blobs young again, so that a garbage collection beside us spares them."""
+        for path in (self.manifest_path(digest), *(self.blob(entry.sha256) for entry in self.manifest(digest).files)):
+            with suppress(OSError):  # a borrowed file of somebody else's keeps its time: whose manifest is young is kept
+                os.utime(path, follow_symlinks=False)
+
+    def inventory(self, what: What) -> Iterator[Held]:
+        """All manifests or blobs, in any order."""
+        with suppress(FileNotFoundError), os.scandir(self.root / what / "sha256") as found:
+            for item in found:
+                name = item.name.removesuffix(".json") if what == "manifests" else item.name
+                if len(name) == 64:  # not what `write_atomic` is writing
+                    with suppress(FileNotFoundError):
+                        facts = item.stat(follow_symlinks=False)
+                        yield Held(name=name, size=facts.st_size, modified=facts.st_mtime)
+
+    def discard(self, what: What, name: str, *, unless_after: float) -> bool:
+        """Remove a manifest with its tree, or a blob; False if it was written or touched after that time."""
+        path = self.manifest_path(name) if what == "manifests" else self.blob(name)
+        with suppress(FileNotFoundError):
+            if path.lstat().st_mtime > unless_after:
+                return False
+            path.unlink()
+        if what == "manifests":
+            with self._scratch() as scratch, suppress(FileNotFoundError):
+                os.rename(self.tree(name), scratch / "old")
+        return True
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Nobody else collects, and nobody writes: those who come wait."""
+        with self._gate(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Between the look whether a blob is there and the manifest that names it, nobody collects."""
+        with self._gate(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _gate(self, how: int) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            deadline = time.monotonic() + GATE_SECONDS
+            while not _lock(handle, how):
+                if time.monotonic() > deadline:
+                    raise StoreBusy(f"somebody else uses it for more than {GATE_SECONDS:.0f} s", where=self.location,
+                                    hint="`lmflows registry gc` and what writes to a store wait for each other: try again when it is done")
+                time.sleep(0.05)
+            yield
+        finally:
+            os.close(handle)
+
+    def clear_leftovers(self, *, older_than: float) -> int:
+        """Remove what processes that are gone left half written, however young it is."""
+        before = len(list((self.root / "tmp").glob("*")))
+        self.sweep()
+        return before - len(list((self.root / "tmp").glob("*")))
 
     def _hash(self, staging: Staging) -> list[FileEntry]:
         def sync(name: str) -> None:
@@ -271,16 +326,17 @@ class LocalStore:
 
     def _keep_blob(self, path: Path, entry: FileEntry) -> None:
         blob = self.blob(entry.sha256)
-        if blob.exists() and (blob.samefile(path) or is_intact(blob, entry)):
+        if blob.exists() and (blob.samefile(path) or files.is_intact(blob, entry)):
             return
         scratch = path.with_name(f".{uuid.uuid4().hex}")
         if path.is_symlink():
             os.symlink(path.resolve(), scratch)
         else:
             files.link_or_copy(path, scratch)
-        self._move_blob(scratch, entry)
+        self.move_blob(scratch, entry)
 
-    def _move_blob(self, scratch: Path, entry: FileEntry) -> None:
+    def move_blob(self, scratch: Path, entry: FileEntry) -> None:
+        """Give a file of our scratch folder, complete and checked, its name among the blobs."""
         blob = self.blob(entry.sha256)
         blob.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch, blob)
@@ -298,7 +354,7 @@ class LocalStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with _missing_is_damage(self, manifest.digest, entry):
                     files.link_or_symlink(self.blob(entry.sha256), target)
-            while not _rename_folder(new, tree):  # a tree is there: from an earlier run, or from another process just now
+            while not files.rename_folder(new, tree):  # a tree is there: from an earlier run, or from another process just now
                 with suppress(FileNotFoundError):
                     os.rename(tree, old)
                 shutil.rmtree(old, ignore_errors=True)
@@ -307,24 +363,10 @@ class LocalStore:
     def _is_current(self, tree: Path, manifest: Manifest) -> bool:
         """Whether a tree has the manifest's files and each is its blob; what the bytes are is `verify`'s business."""
         try:
-            return tree_files(tree) == [entry.path for entry in manifest.files] and all(
+            return files.tree_files(tree) == [entry.path for entry in manifest.files] and all(
                 (tree / entry.path).samefile(self.blob(entry.sha256)) for entry in manifest.files)
         except OSError:
             return False
-
-
-def tree_files(folder: Path) -> list[str]:
-    """Every file below a folder (links included, also those to folders), as sorted POSIX paths relative to it."""
-    return sorted(path.relative_to(folder).as_posix() for base, folders, names in os.walk(folder)
-                  for path in map(Path(base).joinpath, [*folders, *names]) if path.is_symlink() or not path.is_dir())
-
-
-def is_intact(path: Path, entry: FileEntry) -> bool:
-    """Whether a file exists and has the size and sha256 of its entry."""
-    try:
-        return path.stat().st_size == entry.size and files.sha256_file(path)[1] == entry.sha256
-    except OSError:
-        return False
 
 
 def _damaged(store: LocalStore, digest: str, what: str) -> ArtifactDamaged:
@@ -340,21 +382,10 @@ def _missing_is_damage(store: LocalStore, digest: str, entry: FileEntry) -> Iter
         raise _damaged(store, digest, str(Problem("missing", entry.path))) from None
 
 
-def _rename_folder(source: Path, target: Path) -> bool:
-    """Rename a folder; False if another one with files in it has the name."""
+def _lock(handle: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock of an open file or folder if nobody has it."""
     try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
-    return True
-
-
-def _lock(handle: int) -> bool:
-    """Take the lock of an open folder if nobody has it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -77,6 +77,26 @@ class DiskFull(LmflowsError):
     """The file system ran out of space while a step was writing; nothing half written is left."""
 
 
+class StoreBusy(LmflowsError):
+    """Somebody else works on a store, and only one can."""
+
+
+class ConditionalWritesIgnored(LmflowsError):
+    """A store that takes If-Match or If-None-Match and writes all the same: a promotion there could be lost in silence."""
+
+
+class PromotionRefused(LmflowsError):
+    """What was asked to be promoted, rolled back or served may not be; the stage is as it was."""
+
+    exit_status = 3
+
+
+class SignatureRefused(LmflowsError):
+    """A signature that the policy asks for is missing, or does not hold."""
+
+    exit_status = 3
+
+
 class StaleRef(LmflowsError):
     """A stage moved between being read and being written: somebody else promoted."""
 

@@ -1,12 +1,16 @@
-"""Read a pipeline config; every mistake becomes one line: file, key path, value, and what is allowed."""
+"""Read a pipeline config; every mistake becomes one line: file, key path, value, and what is allowed.
+
+`read` and `checked` do the same for any other YAML file with a schema (`configs.policy`).
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,7 +18,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from configs.errors import ConfigError
+from configs.location import absolute
 from configs.schema import LocalSource, Pipeline, TextFile
+
+Schema = TypeVar("Schema", bound=BaseModel)
+SECRET = re.compile("password|secret|token$|api_key$")  # an unknown key of such a name may hold one, and messages go to logs
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -50,13 +58,10 @@ def load(path: Path, overrides: dict[str, Any] | None = None, *, check_files: bo
     Raises:
         ConfigError: one line for each mistake.
     """
-    data = _read(path)
+    data = read(path, Pipeline)
     for key, value in (overrides or {}).items():
         _override(data, key, value, path)
-    try:
-        pipeline = _resolve_paths(Pipeline.model_validate(data), path.absolute().parent)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, detail, data) for detail in error.errors())) from None
+    pipeline = _resolve_paths(checked(data, Pipeline, path), path.absolute().parent)
     if check_files:
         _check_files(path, pipeline)
     return pipeline
@@ -80,7 +85,20 @@ def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path) -> dict[str, Any]:
+def checked(data: dict[str, Any], root: type[Schema], path: Path) -> Schema:
+    """The values of a file as its schema has them; ConfigError with one line for each mistake."""
+    try:
+        return root.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(path, detail, data, root) for detail in error.errors())) from None
+
+
+def read(path: Path, root: type[BaseModel]) -> dict[str, Any]:
+    """The mapping in a YAML file, unchecked.
+
+    Raises:
+        ConfigError: it is missing, not YAML, names a key twice, or holds something else.
+    """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
@@ -95,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ConfigError(f"not YAML: {problem}", where=place) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"is {'empty' if data is None else _brief(data)}, and must be a mapping with the keys {', '.join(Pipeline.model_fields)}",
+        raise ConfigError(f"is {'empty' if data is None else _brief(data)}, and must be a mapping with the keys {', '.join(root.model_fields)}",
                           where=str(path))
     return data
 
@@ -122,15 +140,12 @@ def _resolve_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
     if tasks := pipeline.evaluate.tasks:
         changes["evaluate"] = pipeline.evaluate.model_copy(update={"tasks": tuple(_absolute(task, folder) for task in tasks)})
     if store is not None:
-        changes["upload"] = pipeline.upload.model_copy(update={"store": _absolute(store, folder)})
+        changes["upload"] = pipeline.upload.model_copy(update={"store": absolute(store, folder)})
     return pipeline.model_copy(update=changes)
 
 
 def _absolute(path: Path, folder: Path) -> Path:
-    try:
-        return folder / path.expanduser()
-    except RuntimeError:  # `~somebody` who is not a user here: a plain name, as for a shell
-        return folder / path
+    return Path(absolute(str(path), folder))
 
 
 def _check_files(path: Path, pipeline: Pipeline) -> None:
@@ -146,49 +161,55 @@ def _check_files(path: Path, pipeline: Pipeline) -> None:
             raise ConfigError(f"{task} is not a file", where=f"{path}: evaluate.tasks[{number}]", hint="give a .jsonl file of task items")
 
 
-def _explain(path: Path, detail: ErrorDetails, data: Any) -> str:
+def _explain(path: Path, detail: ErrorDetails, data: Any, root: type[BaseModel]) -> str:
     """One line for one of pydantic's errors."""
-    keys = list(_keys(detail["loc"]))
+    keys = list(_keys(detail["loc"], root))
     place = f"{path}: {'.'.join(keys)}" if keys else str(path)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{place}: {message}"
     if detail["type"] == "extra_forbidden":
-        allowed = _allowed_keys(keys[:-1], data)
+        allowed = _allowed_keys(keys[:-1], data, root)
         close = difflib.get_close_matches(keys[-1], allowed, 1)
         meant = f" (did you mean {close[0]}?)" if close else ""
-        return f"{place}: unknown key{meant}, value {_brief(detail['input'])}; allowed keys: {', '.join(allowed)}"
+        value = "" if SECRET.search(keys[-1]) else f", value {_brief(detail['input'])}"
+        return f"{place}: unknown key{meant}{value}; allowed keys: {', '.join(allowed)}"
     if detail["type"] == "missing":
-        return f"{place}: missing; {_describe(keys, data)}"
+        return f"{place}: missing; {_describe(keys, data, root)}"
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tag = detail["ctx"]["discriminator"].strip("'")
         what = f"{_brief(detail['input'][tag])} is not allowed" if tag in detail["input"] else "missing"
-        return f"{place}.{tag}: {what}; one of {', '.join(_tags(keys, tag, data))}"
+        return f"{place}.{tag}: {what}; one of {', '.join(_tags(keys, tag, data, root))}"
     if detail["type"] in ("model_type", "model_attributes_type"):
-        return f"{place}: {_brief(detail['input'])} is not allowed: must be {_describe(keys, data)}"
-    field = _field(keys, data)
+        return f"{place}: {_brief(detail['input'])} is not allowed: must be {_describe(keys, data, root)}"
+    field = _field(keys, data, root)
     reason = f"; {field.description}" if field and field.description else ""
     return f"{place}: {_brief(detail['input'])} is not allowed: {message[0].lower()}{message[1:]}{reason}"
 
 
-def _keys(loc: tuple[int | str, ...]) -> Iterator[str]:
+def _keys(loc: tuple[int | str, ...], root: type[BaseModel]) -> Iterator[str]:
     """The key path as the user wrote it: pydantic's `loc` also has the tag of a union's member, and marks a bad key."""
-    classes: list[type[BaseModel]] = [Pipeline]
-    parts = iter(loc[:-1] if loc[-1:] == ("[key]",) else loc)
-    for part in parts:
+    classes: list[type[BaseModel]] = [root]
+    parts = list(loc[:-1] if loc[-1:] == ("[key]",) else loc)
+    while parts:
+        part = parts.pop(0)
         yield str(part)
-        classes = [found for cls in classes if part in cls.model_fields for found in _classes(cls.model_fields[str(part)].annotation)]
-        if len(classes) > 1:
-            next(parts, None)
+        if isinstance(part, str):  # a number is an item's of a list, which has the classes of the list
+            classes = [found for cls in classes if part in cls.model_fields for found in _classes(cls.model_fields[part].annotation)]
+        if len(classes) > 1 and not isinstance(next(iter(parts), None), int):
+            parts = parts[1:]
 
 
-def _models(keys: list[str], data: Any) -> list[type[BaseModel]]:
+def _models(keys: list[str], data: Any, root: type[BaseModel]) -> list[type[BaseModel]]:
     """The schema classes that may stand at a key path (the one of the union that the data chose)."""
-    models: list[type[BaseModel]] = [Pipeline]
+    models: list[type[BaseModel]] = [root]
     node = data
     for key in keys:
-        node = node.get(key, {}) if isinstance(node, dict) else {}
-        found = [cls for model in models if key in model.model_fields for cls in _classes(model.model_fields[key].annotation)]
+        if isinstance(node, list) and key.isdigit():
+            node, found = node[int(key)], models
+        else:
+            node = node.get(key, {}) if isinstance(node, dict) else {}
+            found = [cls for model in models if key in model.model_fields for cls in _classes(model.model_fields[key].annotation)]
         chosen = [cls for cls in found for tag in ("type", "name")
                   if tag in cls.model_fields and isinstance(node, dict)
                   and node.get(tag) in get_args(cls.model_fields[tag].annotation)]
@@ -199,25 +220,25 @@ def _models(keys: list[str], data: Any) -> list[type[BaseModel]]:
 def _classes(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType) or hasattr(annotation, "__metadata__"):
+    if get_origin(annotation) in (Union, types.UnionType, tuple) or hasattr(annotation, "__metadata__"):
         return [cls for arg in get_args(annotation) for cls in _classes(arg)]
     return []
 
 
-def _allowed_keys(keys: list[str], data: Any) -> list[str]:
-    return sorted({name for model in _models(keys, data) for name in model.model_fields})
+def _allowed_keys(keys: list[str], data: Any, root: type[BaseModel]) -> list[str]:
+    return sorted({name for model in _models(keys, data, root) for name in model.model_fields})
 
 
-def _tags(keys: list[str], tag: str, data: Any) -> list[str]:
-    return [repr(name) for model in _models(keys, data) for name in get_args(model.model_fields[tag].annotation)]
+def _tags(keys: list[str], tag: str, data: Any, root: type[BaseModel]) -> list[str]:
+    return [repr(name) for model in _models(keys, data, root) for name in get_args(model.model_fields[tag].annotation)]
 
 
-def _field(keys: list[str], data: Any) -> FieldInfo | None:
-    return next((model.model_fields[keys[-1]] for model in _models(keys[:-1], data) if keys[-1] in model.model_fields), None)
+def _field(keys: list[str], data: Any, root: type[BaseModel]) -> FieldInfo | None:
+    return next((model.model_fields[keys[-1]] for model in _models(keys[:-1], data, root) if keys[-1] in model.model_fields), None)
 
 
-def _describe(keys: list[str], data: Any) -> str:
-    field = _field(keys, data)
+def _describe(keys: list[str], data: Any, root: type[BaseModel]) -> str:
+    field = _field(keys, data, root)
     if field is None:
         return "required"
     if classes := _classes(field.annotation):

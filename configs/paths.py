@@ -44,20 +44,20 @@ def default_store() -> Path:
     return home() / "store"
 
 
-def known_stores() -> list[Path]:
-    """The folders that runs on this machine have uploaded to, the default one first."""
+def known_stores() -> list[str]:
+    """The stores that runs on this machine have uploaded to, as a config names them (`configs.location`); the default one first."""
     try:
         others = (home() / "stores").read_text().splitlines()
     except FileNotFoundError:
         others = []
-    return [default_store(), *(Path(line) for line in others)]
+    return list(dict.fromkeys([str(default_store()), *others]))
 
 
-def remember_store(folder: Path) -> None:
+def remember_store(location: str) -> None:
     """Note a store that a config names, so that the command line looks there too."""
-    if folder not in known_stores():
+    if location not in known_stores():
         with (home() / "stores").open("a") as file:
-            file.write(f"{folder}\n")
+            file.write(f"{location}\n")
 
 
 def runs() -> Path:

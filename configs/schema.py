@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from configs.load_test import LoadTest
+from configs.location import Location
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Minutes = Annotated[float, Field(gt=0, le=7 * 24 * 60)]
@@ -125,7 +126,7 @@ class Quantize(Section):
     sequence_length: int = Field(default=2048, ge=16, le=131_072, description="tokens")
     batch_size: int = Field(default=1, ge=1)
     keep_layers: int = Field(default=0, ge=0, description=(
-        "this many decoder layers, those that quantization damages most, stay in fp16; needs engine transformers"))
+        "this many decoder layers, those that quantization damages most, stay in fp16; not with engine pytorch"))
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float16", "bfloat16"] = "float16"
@@ -192,7 +193,9 @@ class Evaluate(Section):
 class Upload(Section):
     """Where finished artifacts go."""
 
-    store: Lax[Path] | None = Field(default=None, description="a folder; default: `store` below the home folder")
+    store: Location | None = Field(default=None, description=(
+        "a folder, or s3://BUCKET/PREFIX[?endpoint_url=URL&path_style=true&region=NAME] with credentials by the normal AWS chain; "
+        "default: the policy's, else `store` below the home folder"))
 
 
 class Promote(Section):
@@ -295,9 +298,15 @@ class Pipeline(Section):
         recipes = [self.quantize]
         for rung in self.repair.rungs:
             recipe = rung.apply(recipes[-1])
-            if recipe != recipes[-1] and (recipe.keep_layers == self.quantize.keep_layers or isinstance(self.engine, EngineTransformers)):
+            if recipe != recipes[-1] and (recipe.keep_layers == self.quantize.keep_layers or self.serves_mixed):
                 recipes.append(recipe)
         return tuple(recipes)
+
+    @property
+    def serves_mixed(self) -> bool:
+        """Whether the engine serves a checkpoint with layers of both kinds. TurboMind does, measured on 0.17.0; LMDeploy's PyTorch engine
+        looks for a plain layer's weights under the name of a quantized one's and stops with a KeyError."""
+        return isinstance(self.engine, EngineTransformers) or (isinstance(self.engine, EngineTurbomind) and self.quantize.format == "awq")
 
     @property
     def share(self) -> Evaluate:
@@ -321,9 +330,9 @@ class Pipeline(Section):
                                  "the model's sizes need it), or quantize.format: compressed-tensors with group_size: 32")
         if isinstance(self.engine, EngineTransformers) and (kv := [name for name in self.variants if "-kv" in name]):
             raise ValueError(f"variants {', '.join(kv)} need engine turbomind or pytorch: transformers has no quantized KV cache")
-        if self.quantize.keep_layers and not isinstance(self.engine, EngineTransformers):
-            raise ValueError(f"quantize.keep_layers needs engine transformers: that {self.engine.name} serves a model with layers of both "
-                             "kinds is not known; set keep_layers: 0")
+        if self.quantize.keep_layers and not self.serves_mixed:
+            raise ValueError(f"quantize.keep_layers needs engine transformers, or turbomind with format awq: {self.engine.name} does not load "
+                             f"a model in format {self.quantize.format} with layers of both kinds; set keep_layers: 0")
         if self.objective in ("latency", "throughput") and self.benchmark is None:
             raise ValueError(f"objective {self.objective} needs figures of the speed: add a benchmark section, or set objective: memory")
         if isinstance(self.engine, EnginePytorch) and self.quantize.format != "awq":

@@ -23,7 +23,7 @@ import typer
 
 from configs.errors import ConfigError, EndpointError, LmflowsError, VerdictFailed
 from configs.load import load, overrides_of
-from flows import cli_bench, cli_compare, cli_engines, cli_harness, cli_report
+from flows import cli_bench, cli_compare, cli_engines, cli_harness, cli_registry, cli_report
 from flows.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -31,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_
 config_app = typer.Typer(no_args_is_help=True, help="Pipeline configs.")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_engines.app, name="engines")
+app.add_typer(cli_registry.app, name="registry")
 LOADING_SECONDS = 1800  # the longest that a conversation waits for its model: hundreds of GB come from a slow disk
 
 ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]
@@ -179,12 +180,12 @@ def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min
 @app.command()
 def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the artifacts on this machine, oldest first, and the stages that point to them."""
-    from artifacts.registry import LocalRegistry
+    from artifacts.registry import Registry
     from tasks.report_markdown import mb
 
     stages: dict[str, list[str]] = {}
     for store in stores():
-        for ref in LocalRegistry(store.root).refs():
+        for ref in Registry(store.objects).refs():
             if ref.current:
                 stages.setdefault(ref.current.digest, []).append(f"{ref.model}/{ref.stage}")
     rows = []

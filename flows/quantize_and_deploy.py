@@ -7,10 +7,10 @@ between them is a model artifact.
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
@@ -21,10 +21,14 @@ from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.errors import VerdictFailed
 from configs.load import load
+from configs.location import S3
+from configs.policy import Policy, load_policy
 from configs.schema import Pipeline, Variant
+from flows import model_events as events
 from flows.ladder import Recipes, climb
 from flows.steps import Done, Run, artifact_key, begin_run
 from flows.summary import RunSummary
+from flows.terminal import whoami
 from flows.variants import Examination, yardstick_request
 from tasks import endpoints, supervisor
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
@@ -37,7 +41,7 @@ from tasks.gpus import cuda_is_visible
 from tasks.measure import items_files
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, preflight
-from tasks.promote import PromoteRequest, PromoteResult, promote
+from tasks.promote import PromoteRequest, PromoteResult, SignRequest, promote, sign
 from tasks.quantize import quantize
 from tasks.report import Choice, ReportRequest, ReportResult, StepTime, report
 from tasks.smoke_test import SmokeTestRequest, smoke_test
@@ -78,8 +82,10 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     pipeline = load(find_config(config), overrides)
     items = items_files(pipeline.evaluate.tasks)
     run = begin_run(pipeline.name, choose_gpus(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
-    paths.remember_store(store_folder(pipeline))
-    folders = (paths.workspace(), store_folder(pipeline))
+    policy = load_policy()
+    store = pipeline.upload.store or policy.store or str(paths.default_store())
+    paths.remember_store(store)
+    folders = (paths.workspace(), *(() if store.startswith(S3) else (Path(store),)))
     run.perform(machine, MachineRequest(quantize=pipeline.quantize, engine=pipeline.engine, deploy=pipeline.deploy, gpus=pipeline.gpus,
                                         folders=folders, port_is_ours=port_is_ours(pipeline)))
     split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
@@ -117,10 +123,11 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     summarize(story.name, judged.result).write(run.folder)
     served = story.outcome(story.served)
     assert served.evidence is not None
-    stored = run.perform(upload, UploadRequest(artifacts=(served.model, judged.result.report, served.evidence), store=store_folder(pipeline)))
+    stored = run.perform(upload, UploadRequest(artifacts=(served.model, judged.result.report, served.evidence), store=store))
 
     passed = judged.result.verdict.outcome == "PASS"
-    promoted, deployed = put_into_service(run, pipeline, story.served, stored.result.uploaded, trusted, needs) if passed else (None, None)
+    promoted, deployed = (put_into_service(run, pipeline, story.served, stored.result.uploaded, Place(store, policy), trusted, needs)
+                          if passed else (None, None))
     summary = Summary(name=pipeline.name, served=story.served, verdict=judged.result.verdict, evidence=read_evidence(served.evidence),
                       candidate=served.model, report=judged.result.report, variants=judged.result.variants, attempts=len(ladder.attempts),
                       choice=choice, parent_bytes=parent.model_bytes, candidate_bytes=served.model_bytes, needs=room.result, promoted=promoted,
@@ -139,23 +146,35 @@ def times(done: list[Done[Any]]) -> tuple[StepTime, ...]:
                  for item in done if item.kept)
 
 
-def put_into_service(run: Run, pipeline: Pipeline, served: Variant, uploaded: tuple[ModelArtifact, ...], trusted: bool,
+@dataclass(frozen=True)
+class Place:
+    """Where artifacts are uploaded to, and what holds there."""
+
+    store: str
+    policy: Policy
+
+
+def put_into_service(run: Run, pipeline: Pipeline, served: Variant, uploaded: tuple[ModelArtifact, ...], place: Place, trusted: bool,
                      gpu_bytes: int) -> tuple[PromoteResult, DeployResult | None]:
     """Promote what has passed, and serve it if the pipeline says where.
 
     Args:
         served: the variant that is put into service.
-        uploaded: candidate, report and evidence, as they lie in the store.
+        uploaded: candidate, report and evidence, as folders on this machine.
     """
     candidate, story, evidence = uploaded
+    if place.policy.sign is not None:
+        run.perform(sign, SignRequest(store=place.store, digests=(candidate.digest, story.digest), policy=place.policy))
     promoted = run.perform(promote, PromoteRequest(
-        name=pipeline.name, stage=pipeline.promote.stage, candidate=candidate, report=story, store=store_folder(pipeline),
-        who=f"{psutil.Process().username()}@{socket.gethostname()}", why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
+        model=pipeline.name, what=candidate.digest, to_stage=pipeline.promote.stage, report=story.digest, variant=served, engine=pipeline.engine.name,
+        store=place.store, policy=place.policy, who=whoami(), why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
+    if promoted.moved:
+        events.promoted(promoted, "PASS")
     if pipeline.deploy is None:
         return promoted, None
-    request = DeployRequest(name=pipeline.name, artifact=candidate, evidence=evidence, engine=pipeline.engine,
-                            options=pipeline.deploy.model_copy(update={"variant": served}), gpus=tuple(gpu.uuid for gpu in run.gpus),
-                            trust_remote_code=trusted)
+    request = DeployRequest(name=pipeline.name, artifact=candidate, report=story, evidence=evidence, store=place.store, policy=place.policy,
+                            engine=pipeline.engine, options=pipeline.deploy.model_copy(update={"variant": served}),
+                            gpus=tuple(gpu.uuid for gpu in run.gpus), trust_remote_code=trusted)
     replaces = endpoints.read(pipeline.name) is not None  # the server that it replaces gives its memory back
     return promoted, run.perform(deploy, request, gpu_bytes=0 if replaces else gpu_bytes).result
 
@@ -164,10 +183,6 @@ def find_config(config: str) -> Path:
     """The file, relative to the current folder or, for a worker that runs elsewhere, to the checkout."""
     path = Path(config)
     return path if path.exists() else paths.PROJECT / path
-
-
-def store_folder(pipeline: Pipeline) -> Path:
-    return pipeline.upload.store or paths.default_store()
 
 
 def port_is_ours(pipeline: Pipeline) -> bool:

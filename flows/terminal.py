@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from artifacts.store import LocalStore
+from artifacts.stores import match
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError
+from configs.location import S3
 from configs.schema import Engine, EngineTransformers, Variant, weights_and_kv
 from tasks.model_files import read_config
 
@@ -24,9 +28,15 @@ out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 
 err = Console(stderr=True)
 
 
+def whoami() -> str:
+    """Who does something here, for the history: user@machine."""
+    return f"{psutil.Process().username()}@{socket.gethostname()}"
+
+
 def stores() -> list[LocalStore]:
-    """The workspace, and every store that a run on this machine has uploaded to."""
-    return [LocalStore(paths.workspace()), *(LocalStore(folder) for folder in paths.known_stores())]
+    """The workspace, and every folder that a run on this machine has uploaded to (S3 is `lmflows registry`'s business)."""
+    folders = (Path(location) for location in paths.known_stores() if not location.startswith(S3))
+    return [LocalStore(paths.workspace()), *map(LocalStore, folders)]
 
 
 def find(digest: str) -> LocalStore:
@@ -39,12 +49,8 @@ def find(digest: str) -> LocalStore:
 
 def resolve(prefix: str) -> tuple[LocalStore, str]:
     """The store that has the one artifact whose digest starts with `prefix`, and the digest."""
-    known = {digest for store in stores() for digest in store.digests()}
-    found = [digest for digest in known if digest.startswith(prefix.removeprefix("sha256:"))]
-    if len(found) != 1:
-        what = f"{len(found)} artifacts start with {prefix!r}" if found else f"no artifact starts with {prefix!r}"
-        raise ArtifactMissing(what, where=str(paths.home()), hint="`lmflows ls` shows what there is")
-    return find(found[0]), found[0]
+    found = match(prefix, (digest for store in stores() for digest in store.digests()), where=str(paths.home()))
+    return find(found), found
 
 
 def find_model(model: str) -> tuple[Path, str | None]:

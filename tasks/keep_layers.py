@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from configs.schema import Quantize
-from tasks import model_files
+from tasks import card, model_files
 from tasks.quantize import calibration_rows
 from tasks.shards import rewrite
 from tasks.step import Context, Request, Result, step, versions
@@ -48,7 +48,7 @@ class KeepLayersResult(Result):
     damage: tuple[tuple[int, float], ...]
 
 
-@step(libraries=LIBRARIES)
+@step(libraries=LIBRARIES, revision=2)  # 2: the model card
 def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResult:
     """Find the layers that quantization damages most, and leave them in fp16."""
     from tasks.engines.int4 import Tensors
@@ -64,11 +64,13 @@ def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResul
     quantized, parent, config = Tensors(source), Tensors(request.parent.path), model_files.read_config(source)
     prefix = next(match[1] for name in quantized if (match := LAYER.match(name)))
     marked = {**config["quantization_config"], "modules_to_not_convert": [f"{prefix}{layer}." for layer in kept]}
+    manifest, new = context.store.manifest(request.quantized.digest), config | {"quantization_config": marked}
+    recipe = manifest.recipe | {"keep_layers": kept, "quantized_from": request.quantized.digest,
+                                "kept_with": versions((*LIBRARIES, "huggingface_hub"))}
+    readme = card.card(card.base_of_quantized(source, manifest), new, recipe, model_files.companions(source))
     with context.store.stage() as staging:
-        rewrite(source, staging, config | {"quantization_config": marked}, lambda names: mixed_shard(quantized, parent, names, kept),
+        rewrite(source, staging, new, readme, lambda names: mixed_shard(quantized, parent, names, kept),
                 lambda done, text: context.progress(0.8 + 0.15 * done, text))
-        recipe = context.store.manifest(request.quantized.digest).recipe | {
-            "keep_layers": kept, "quantized_from": request.quantized.digest, "kept_with": versions(LIBRARIES)}
         candidate = context.store.commit(staging, "w4a16", recipe=recipe, parents=[
             Parent(role="quantized", digest=request.quantized.digest), Parent(role="model", digest=request.parent.digest)])
     return KeepLayersResult(candidate=candidate, candidate_bytes=context.store.manifest(candidate.digest).size, damage=tuple(ranked))

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from tasks import model_files
-from tasks.step import Context, Request, Result, step
+from tasks.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
     import torch
 
+LIBRARIES = ("torch", "safetensors")
 # Pre-norm decoders with RMSNorm, rotary attention over whole heads and a gated MLP, and no norm inside the heads.
 PADDABLE = ("llama", "mistral", "qwen2")
 
@@ -33,7 +34,7 @@ class PadResult(Result):
     model: ModelArtifact
 
 
-@step(libraries=("torch", "safetensors"))
+@step(libraries=LIBRARIES, revision=2)  # 2: the versions
 def pad(request: PadRequest, context: Context) -> PadResult:
     """Zero-pad the model's dimensions to a multiple; the function it computes stays the same."""
     from safetensors.torch import load_file, save_file
@@ -54,7 +55,7 @@ def pad(request: PadRequest, context: Context) -> PadResult:
         if (source / model_files.INDEX).exists():
             staging.write(model_files.INDEX, _index(source / model_files.INDEX, staging.path, weights))
         model_files.write_config(staging.path, new)
-        recipe = context.store.manifest(request.model.digest).recipe | {"padded_to_multiple": request.multiple}
+        recipe = context.store.manifest(request.model.digest).recipe | {"padded_to_multiple": request.multiple, "padded_with": versions(LIBRARIES)}
         artifact = context.store.commit(staging, "fp16", parents=[Parent(role="model", digest=request.model.digest)], recipe=recipe)
     return PadResult(model=artifact)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from configs.schema import Quantize
-from tasks import model_files
+from tasks import card, model_files
 from tasks.gpus import cuda_is_visible
 from tasks.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, load_records, token_ids
@@ -49,7 +49,7 @@ class QuantizeResult(Result):
     candidate_bytes: int
 
 
-@step(libraries=LIBRARIES)
+@step(libraries=LIBRARIES, revision=2)  # 2: the model card
 def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     """Quantize the model to 4 bit with LMDeploy's AWQ and the user's calibration text."""
     config, source = request.config, request.model.path
@@ -75,15 +75,17 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
                      calib_seqlen=config.sequence_length, batch_size=config.batch_size, w_bits=config.bits,
                      w_group_size=config.group_size, search_scale=config.search_scale, device=device, dtype=config.dtype,
                      trust_remote_code=request.trust_remote_code)
-        clean(staging.path, source)
+        parent = context.store.manifest(request.model.digest)
         recipe = config.model_dump(mode="json", exclude={"timeout_minutes", "device"}) | {
-            "device": device, "calibration_sha256": _rows_digest(rows), "versions": versions(LIBRARIES),
-            "license": context.store.manifest(request.model.digest).recipe.get("license"),
-            "trusted_code": context.store.manifest(request.model.digest).recipe.get("trusted_code", {})}
+            "device": device, "calibration_sha256": _rows_digest(rows), "versions": versions((*LIBRARIES, "huggingface_hub")),
+            "license": parent.recipe.get("license"), "trusted_code": parent.recipe.get("trusted_code", {})}
+        clean(staging.path, source)
+        base, files = card.base_of(source, parent), model_files.companions(staging.path)
+        (staging.path / card.CARD).write_text(card.card(base, model_files.read_config(staging.path), recipe, files), encoding="utf-8", newline="")
         context.progress(0.98, "hashing")
         candidate = context.store.commit(staging, "w4a16", recipe=recipe, parents=[
             Parent(role="model", digest=request.model.digest), Parent(role="texts", digest=request.texts.digest)])
-    return QuantizeResult(candidate=candidate, parent_bytes=context.store.manifest(request.model.digest).size,
+    return QuantizeResult(candidate=candidate, parent_bytes=parent.size,
                           candidate_bytes=context.store.manifest(candidate.digest).size)
 
 
@@ -112,7 +114,8 @@ def clean(folder: Path, source: Path) -> None:
     config, parent = model_files.read_config(folder), model_files.read_config(source)
     config.pop("use_cache", None)
     model_files.write_config(folder, config | {key: parent[key] for key in ("use_cache",) if key in parent})
-    for name in model_files.companions(source):  # license, card, remote code, and what the tokenizer's save leaves out
+    names = model_files.companions(source)
+    for name in set(names) - set(card.card_files(names)):  # license, remote code, and what the tokenizer's save leaves out
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
-from tasks import model_files
+from tasks import card, model_files
 from tasks.shards import rewrite
-from tasks.step import Context, Request, Result, step
+from tasks.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
     import torch
 
+LIBRARIES = ("torch", "safetensors")
 GROUP_SIZES = (32, 128)  # lmdeploy/turbomind/converter.py, _SUPPORTED_GROUP_SIZES["compressed-tensors"]
 QUANTIZE_AGAIN = "quantize it again: repack takes what the quantize step makes"
 
@@ -35,7 +36,7 @@ class RepackResult(Result):
     candidate_bytes: int
 
 
-@step(libraries=("torch", "safetensors"))
+@step(libraries=LIBRARIES, revision=2)  # 2: the model card, and the versions
 def repack(request: RepackRequest, context: Context) -> RepackResult:
     """Rewrite an AWQ checkpoint in the compressed-tensors format, with the same numbers."""
     from tasks.engines.int4 import Tensors
@@ -45,13 +46,15 @@ def repack(request: RepackRequest, context: Context) -> RepackResult:
     old = awq_group_size(config, where=str(source / "config.json"))
     check_group_size(old, group_size)
     check_layers(facts.tensors, old, group_size, where=str(source))
+    manifest = context.store.manifest(request.model.digest)
+    recipe = manifest.recipe | {"format": "compressed-tensors", "group_size": group_size, "repacked_from": request.model.digest,
+                                "repacked_with": versions((*LIBRARIES, "huggingface_hub"))}
+    new = config | {"quantization_config": quantization_config(group_size, plain_matrices(facts.tensors))}
+    readme = card.card(card.base_of_quantized(source, manifest), new, recipe, model_files.companions(source))
     with context.store.stage() as staging:
         tensors = Tensors(source)
-        rewrite(source, staging, config | {"quantization_config": quantization_config(group_size, plain_matrices(facts.tensors))},
-                lambda names: repacked_shard(tensors, names, group_size), context.progress)
+        rewrite(source, staging, new, readme, lambda names: repacked_shard(tensors, names, group_size), context.progress)
         context.progress(0.95, "hashing")
-        recipe = context.store.manifest(request.model.digest).recipe | {
-            "format": "compressed-tensors", "group_size": group_size, "repacked_from": request.model.digest}
         candidate = context.store.commit(staging, "w4a16", recipe=recipe, parents=[Parent(role="quantized", digest=request.model.digest)])
     return RepackResult(candidate=candidate, candidate_bytes=context.store.manifest(candidate.digest).size)
 

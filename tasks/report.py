@@ -10,7 +10,7 @@ from configs.schema import Evaluate, Variant
 from tasks.preflight import PreflightResult
 from tasks.report_markdown import markdown, variant_rows
 from tasks.smoke_test import SmokeTestResult
-from tasks.step import Context, Request, Result, step
+from tasks.step import Context, Request, Result, step, versions
 
 
 class StepTime(pydantic.BaseModel):
@@ -111,7 +111,7 @@ def report(request: ReportRequest, context: Context) -> ReportResult:
         staging.write("variants.json", canonical_json(rows))
         staging.write("report.md", text.encode())
         staging.write(PAGE, page.render(story).encode())
-        artifact = context.store.commit(staging, "report", parents=[
+        artifact = context.store.commit(staging, "report", recipe={"versions": versions(("scipy", "matplotlib", "jinja2"))}, parents=[
             Parent(role="candidate", digest=verdict.candidate), Parent(role="parent", digest=story.evidence.parent),
             Parent(role="evidence", digest=verdict.evidence)])
     return ReportResult(report=artifact, verdict=verdict, variants=tuple(rows), text=text)

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.files import safetensors_header
-from tasks import model_files
+from tasks import card, model_files
 
 if TYPE_CHECKING:
     import torch
 
-    from artifacts.store import Staging
+    from artifacts.staging import Staging
 
 
-def rewrite(source: Path, staging: Staging, config: Mapping[str, Any], shard_of: Callable[[list[str]], dict[str, torch.Tensor]],
+def rewrite(source: Path, staging: Staging, config: Mapping[str, Any], readme: str, shard_of: Callable[[list[str]], dict[str, torch.Tensor]],
             saw: Callable[[float, str], None]) -> None:
     """Write a checkpoint into `staging`, with the tokenizer and all that travels with the weights.
 
     Args:
         config: the new config.json.
+        readme: the new model card.
         shard_of: the new shard's tensors, from the names of the old shard's.
     """
     from safetensors.torch import save_file
@@ -34,9 +35,11 @@ def rewrite(source: Path, staging: Staging, config: Mapping[str, Any], shard_of:
         save_file(shard, staging.target(name), metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
         tensor_bytes += sum(tensor.nbytes for tensor in shard.values())
-    for name in model_files.companions(source):
-        if name != "config.json":
+    names = model_files.companions(source)
+    for name in names:
+        if name not in ("config.json", *card.card_files(names)):
             staging.copy(source / name, name)
+    staging.write(card.CARD, readme.encode())
     if (source / model_files.INDEX).exists():
         index = {"metadata": {"total_size": tensor_bytes}, "weight_map": weight_map}
         staging.write(model_files.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())

@@ -18,7 +18,7 @@ from pydantic import Field
 from artifacts.manifest import ModelArtifact
 from configs.errors import SourceError
 from configs.schema import HubDataset, PythonDocs, TextFile, Texts
-from tasks.step import Context, Request, Result, step
+from tasks.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,9 @@ def texts(request: TextsRequest, context: Context) -> TextsResult:
         staging.write(CALIBRATION, _jsonl(calibration))
         staging.write(HELD_OUT, _jsonl(held_out))
         artifact = context.store.commit(staging, "texts", recipe={
-            "seed": config.seed, "held_out_documents": config.held_out_documents, "shared_words": SHARED_WORDS})
+            "seed": config.seed, "held_out_documents": config.held_out_documents, "shared_words": SHARED_WORDS,
+            "source": config.source.model_dump(mode="json", exclude={"path"}),  # not where a file lies: the same text is the same artifact
+            "versions": versions(("datasets",) if isinstance(config.source, HubDataset) else ())})
     context.log(f"{len(records)} documents: {len(calibration)} to calibrate with, {len(held_out)} held out")
     return TextsResult(texts=artifact, calibration_documents=len(calibration), held_out_documents=len(held_out))
 

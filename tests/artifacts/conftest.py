@@ -1,4 +1,4 @@
-"""What the tests of files and stores share: a second file system."""
+"""What the tests of files and stores share: a second file system, folders to push from and pull into, a store of each kind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.store import LocalStore
+from tests.artifacts import places
+from tests.s3_server import Server
+
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
@@ -20,3 +24,29 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=shm))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "source")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "target")
+
+
+@pytest.fixture(scope="module", params=["local", "s3"])
+def either(request: pytest.FixtureRequest) -> Iterator[Server | None]:
+    """Where `place` is: in a folder, or on a server of its own."""
+    if request.param == "local":
+        yield None
+    else:
+        with places.bucket() as running:
+            yield running
+
+
+@pytest.fixture
+def place(either: Server | None, tmp_path: Path) -> places.Place:
+    """An empty store, of each kind by turns."""
+    return places.place(either, tmp_path)

@@ -1,142 +1,226 @@
-"""The registry: of those who promote from the same reading exactly one wins, and nothing of the history is lost."""
+"""The registry: of those who write from the same reading exactly one wins, nothing of the history is lost, and no change of it is overlooked."""
 
 from __future__ import annotations
 
-import multiprocessing
-import subprocess
-import sys
-import time
-from multiprocessing.synchronize import Barrier
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from artifacts.registry import LocalRegistry, Ref
-from configs.errors import StaleRef
+from artifacts.manifest import canonical_json
+from artifacts.objects import LocalObjects
+from artifacts.registry import Ref, RefEntry, Registry, Seen, Served
+from configs.errors import ArtifactDamaged, StaleRef
 
-PROJECT = Path(__file__).parents[2]
-RACERS, ROUNDS = 8, 10
 VERDICT = "f" * 64
+KEY = "refs/model/dev.json"
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> LocalRegistry:
-    return LocalRegistry(tmp_path)
+def registry(tmp_path: Path) -> Registry:
+    return Registry(LocalObjects(tmp_path))
 
 
 def digest(number: int) -> str:
     return f"{number:064x}"
 
 
-def promote(registry: LocalRegistry, seen: Ref, number: int) -> Ref:
-    return registry.set(seen, digest=digest(number), verdict=VERDICT, who="me", why="better")
+def served(number: int) -> Served:
+    return Served(digest=digest(number), verdict=VERDICT, variant="w4a16", engine="turbomind")
 
 
-def test_a_stage_that_nobody_promoted_to_is_empty(registry: LocalRegistry) -> None:
-    ref = registry.read("model", "production")
-    assert (ref.model, ref.stage, ref.current) == ("model", "production", None)
+def promoted(registry: Registry, number: int, seen: Seen | None = None) -> Ref:
+    return registry.append(seen or registry.read("model", "dev"), served(number), action="promote", who="me", why="better")
 
 
-def test_what_was_set_is_read_with_its_history(registry: LocalRegistry) -> None:
+def rolled_back(registry: Registry, number: int | None = None) -> Ref:
+    seen = registry.read("model", "dev")
+    target = seen.ref.previous if number is None else number
+    assert target is not None
+    return registry.append(seen, seen.ref.entries[target].served, action="rollback", who="me", why="worse", back_to=target)
+
+
+def current(registry: Registry) -> int:
+    entry = registry.read("model", "dev").ref.current
+    assert entry is not None
+    return int(entry.digest, 16)
+
+
+def test_a_stage_that_nobody_promoted_to_is_empty(registry: Registry) -> None:
+    seen = registry.read("model", "production")
+    assert (seen.ref.model, seen.ref.stage, seen.ref.current, seen.ref.previous, seen.version) == ("model", "production", None, None, None)
+
+
+def test_what_was_written_is_read_with_its_history(registry: Registry) -> None:
     for number in (1, 2, 1):
-        written = promote(registry, registry.read("model", "dev"), number)
-        assert registry.read("model", "dev") == written
-    entries = registry.read("model", "dev").entries
-    assert [entry.digest for entry in entries] == [digest(1), digest(2), digest(1)]
-    assert [(entry.verdict, entry.who, entry.why) for entry in entries] == [(VERDICT, "me", "better")] * 3
+        written = promoted(registry, number)
+        assert registry.read("model", "dev").ref == written
+    entries = registry.read("model", "dev").ref.entries
+    assert [entry.served for entry in entries] == [served(1), served(2), served(1)]
+    assert [(entry.who, entry.why, entry.action) for entry in entries] == [("me", "better", "promote")] * 3
     assert sorted(entry.when for entry in entries) == [entry.when for entry in entries]
+    assert [entry.before for entry in entries] == [None, entries[0].hash, entries[1].hash]
 
 
-def test_a_stale_set_writes_nothing(registry: LocalRegistry) -> None:
+def test_a_stale_write_changes_nothing(registry: Registry) -> None:
     stale = registry.read("model", "dev")
-    promote(registry, stale, 1)
-    files = {path: path.read_bytes() for path in registry.root.rglob("*.json")}
+    promoted(registry, 1, stale)
+    before = registry.objects.get(KEY)
     with pytest.raises(StaleRef, match=f"moved to {digest(1)[:12]}"):
-        promote(registry, stale, 2)
-    assert {path: path.read_bytes() for path in registry.root.rglob("*.json")} == files
+        promoted(registry, 2, stale)
+    assert registry.objects.get(KEY) == before
 
 
-def test_setting_back_to_an_earlier_digest_still_makes_older_readings_stale(registry: LocalRegistry) -> None:
-    seen = promote(registry, registry.read("model", "dev"), 1)
-    promote(registry, promote(registry, seen, 2), 1)
+def test_setting_back_to_an_earlier_digest_still_makes_older_readings_stale(registry: Registry) -> None:
+    promoted(registry, 1)
+    seen = registry.read("model", "dev")
+    promoted(registry, 2)
+    rolled_back(registry)
     with pytest.raises(StaleRef):
-        promote(registry, seen, 3)
+        promoted(registry, 3, seen)
 
 
-def test_stages_and_models_are_independent(registry: LocalRegistry) -> None:
-    dev, production, other = registry.read("a", "dev"), registry.read("a", "production"), registry.read("b", "dev")
-    promote(registry, dev, 1)
-    promote(registry, production, 2)
-    promote(registry, other, 3)
+def test_stages_and_models_are_independent_and_listed_in_order(registry: Registry) -> None:
+    for number, (model, stage) in enumerate([("b", "production"), ("a", "production"), ("a", "dev"), ("a", "staging")]):
+        registry.append(registry.read(model, stage), served(number), action="promote", who="me", why="")  # type: ignore[arg-type]
     assert [(ref.model, ref.stage, ref.current and ref.current.digest) for ref in registry.refs()] == [
-        ("a", "dev", digest(1)), ("a", "production", digest(2)), ("b", "dev", digest(3))]
+        ("a", "dev", digest(2)), ("a", "staging", digest(3)), ("a", "production", digest(1)), ("b", "production", digest(0))]
 
 
-def test_a_model_name_cannot_leave_the_registry(registry: LocalRegistry) -> None:
+def test_a_model_name_cannot_leave_the_registry(registry: Registry) -> None:
     with pytest.raises(ValidationError):
         registry.read("../other", "dev")
 
 
-def test_an_entry_that_names_no_artifact_is_not_written(registry: LocalRegistry) -> None:
+def test_an_entry_that_names_no_artifact_is_not_made(registry: Registry) -> None:
     with pytest.raises(ValidationError):
-        registry.set(registry.read("model", "dev"), digest="latest", verdict=VERDICT, who="me", why="")
-    assert registry.refs() == []
+        Served(digest="latest", verdict=VERDICT, variant="w4a16", engine="turbomind")
 
 
-def race(root: Path, me: int, start: Barrier, outcomes: multiprocessing.Queue[tuple[int, int, bool]]) -> None:
-    registry = LocalRegistry(root)
-    for number in range(ROUNDS):
-        start.wait()
-        seen = registry.read("model", "production")
-        start.wait()  # everybody has read before anybody writes
-        try:
-            promote(registry, seen, 1 + number * RACERS + me)
-            outcomes.put((number, me, True))
-        except StaleRef:
-            outcomes.put((number, me, False))
+# -- the way back ------------------------------------------------------------------------------------------------------
 
 
-def test_of_those_who_promote_from_the_same_reading_exactly_one_wins(registry: LocalRegistry) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    start, outcomes = spawn.Barrier(RACERS, timeout=60), spawn.Queue()
-    racers = [spawn.Process(target=race, args=(registry.root.parent, me, start, outcomes)) for me in range(RACERS)]
-    for racer in racers:
-        racer.start()
-    results = [outcomes.get(timeout=60) for _ in range(RACERS * ROUNDS)]
-    for racer in racers:
-        racer.join(timeout=60)
-    assert [racer.exitcode for racer in racers] == [0] * RACERS
-    winners = sorted((number, me) for number, me, won in results if won)
-    assert [number for number, _ in winners] == list(range(ROUNDS))
-    history = [entry.digest for entry in registry.read("model", "production").entries]
-    assert history == [digest(1 + number * RACERS + me) for number, me in winners]
+def test_rollbacks_are_like_undo(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        promoted(registry, number)
+    rolled_back(registry)
+    assert current(registry) == 2
+    rolled_back(registry)
+    assert current(registry) == 1 and registry.read("model", "dev").ref.previous is None
+    promoted(registry, 4)  # after this, 1 is what was there before, and 3 is forgotten
+    rolled_back(registry)
+    assert current(registry) == 1 and registry.read("model", "dev").ref.previous is None
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from artifacts.registry import LocalRegistry
-registry = LocalRegistry(Path(sys.argv[1]))
-print("ready", flush=True)
-while True:
-    registry.set(registry.read("model", "dev"), digest="a" * 64, verdict="f" * 64, who="me", why="again")
-"""
+def test_a_rollback_to_anything_counts_from_there(registry: Registry) -> None:
+    for number in (1, 2, 3, 4):
+        promoted(registry, number)
+    rolled_back(registry, 1)
+    assert current(registry) == 2
+    rolled_back(registry)
+    assert current(registry) == 1
 
 
-def test_a_killed_writer_leaves_a_whole_history_and_a_free_lock(registry: LocalRegistry) -> None:
-    lengths = [0]
-    for delay in (0.01, 0.03, 0.05):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, registry.root.parent], cwd=PROJECT, stdout=subprocess.PIPE)
-        assert writer.stdout is not None and writer.stdout.readline()
-        while len(registry.read("model", "dev").entries) == lengths[-1] and writer.poll() is None:
-            time.sleep(0.001)
-        time.sleep(delay)
-        writer.kill()
-        writer.wait()
-        writer.stdout.close()
-        promote(registry, registry.read("model", "dev"), 1)
-        [ref] = registry.refs()
-        assert ref.current is not None and ref.current.digest == digest(1)
-        lengths.append(len(ref.entries))
-    assert lengths == sorted(set(lengths))
+@given(st.lists(st.one_of(st.just("back"), st.integers(1, 9)), max_size=25))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_undo_is_a_stack(tmp_path_factory: pytest.TempPathFactory, moves: list[Any]) -> None:
+    """Promotions push, rollbacks pop: the same as a plain list does it."""
+    registry, stack = Registry(LocalObjects(tmp_path_factory.mktemp("undo"))), []
+    for move in moves:
+        if move != "back":
+            promoted(registry, move)
+            stack.append(move)
+        elif len(stack) > 1:
+            rolled_back(registry)
+            stack.pop()
+        else:
+            assert registry.read("model", "dev").ref.previous is None
+        assert not stack or current(registry) == stack[-1]
+
+
+@pytest.mark.parametrize("back_to", [None, 2, 5])
+def test_a_rollback_to_what_was_not_there_is_not_written(registry: Registry, back_to: int | None) -> None:
+    promoted(registry, 1)
+    promoted(registry, 2)
+    before = registry.objects.get(KEY)
+    with pytest.raises(ValidationError):
+        registry.append(registry.read("model", "dev"), served(1), action="rollback", who="me", why="", back_to=back_to)
+    with pytest.raises(ValidationError, match="is not what entry 0"):
+        registry.append(registry.read("model", "dev"), served(2), action="rollback", who="me", why="", back_to=0)
+    assert registry.objects.get(KEY) == before
+
+
+# -- changes behind our back -------------------------------------------------------------------------------------------
+
+
+def history(length: int = 6) -> list[dict[str, Any]]:
+    """A real history, as it lies in the store."""
+    entries: list[RefEntry] = []
+    for number in range(length):
+        back = {"action": "rollback", "back_to": 1} if number == 4 else {"action": "promote"}
+        what = entries[1].served if number == 4 else served(number)
+        entries.append(RefEntry.model_validate({
+            **what.model_dump(), **back, "id": f"{number:032x}", "who": f"me{number}", "why": "better", "when": f"2026-01-0{number + 1}T00:00:00Z",
+            "before": entries[-1].hash if entries else None}))
+    found: list[dict[str, Any]] = json.loads(Ref(model="model", stage="dev", entries=tuple(entries)).to_bytes())["entries"]
+    return found
+
+
+def read_back(entries: list[dict[str, Any]], folder: Path, more: dict[str, Any] | None = None) -> Ref:
+    objects = LocalObjects(folder)
+    objects.swap(KEY, canonical_json({"model": "model", "stage": "dev", "entries": entries} | (more or {})), seen=None)
+    return Registry(objects).read("model", "dev").ref
+
+
+def test_the_history_of_these_tests_is_sound(tmp_path: Path) -> None:
+    assert [entry.who for entry in read_back(history(), tmp_path).entries] == [f"me{number}" for number in range(6)]
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+def test_an_entry_that_was_removed_changed_moved_or_put_in_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Anything but the last entry, which nothing follows: that one can be cut off or rewritten by whoever may write to the store."""
+    entries = history()
+    place = data.draw(st.integers(0, len(entries) - 2), label="place")
+    how = data.draw(st.sampled_from(["remove", "change", "swap", "insert", "repeat"]), label="how")
+    if how == "remove":
+        del entries[place]
+    elif how == "change":
+        field, value = data.draw(st.sampled_from([
+            ("digest", "a" * 64), ("verdict", "b" * 64), ("variant", "fp16"), ("engine", "pytorch"), ("who", "mallory"), ("why", "worse"),
+            ("when", "2030-01-01T00:00:00Z"), ("forced", "hurry"), ("approved_by", "mallory"), ("id", "e" * 32), ("before", "c" * 64)]))
+        entries[place][field] = value
+    elif how == "swap":
+        other = data.draw(st.integers(0, len(entries) - 1).filter(lambda number: number != place), label="other")
+        entries[place], entries[other] = entries[other], entries[place]
+    elif how == "insert":
+        entries.insert(place, {**entries[place], "id": "e" * 32, "action": "promote", "back_to": None})
+    else:
+        entries.insert(place, dict(entries[data.draw(st.integers(0, len(entries) - 1), label="which")]))
+    with pytest.raises(ArtifactDamaged, match="ref model/dev"):
+        read_back(entries, tmp_path_factory.mktemp("changed"))
+
+
+@given(st.binary(max_size=80))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_a_file_that_is_no_ref_is_found(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    objects = LocalObjects(tmp_path_factory.mktemp("bytes"))
+    objects.swap(KEY, content, seen=None)
+    with pytest.raises(ArtifactDamaged):
+        Registry(objects).read("model", "dev")
+
+
+@pytest.mark.parametrize(("model", "stage"), [("other", "dev"), ("model", "production")])
+def test_a_ref_under_another_name_is_found(tmp_path: Path, model: str, stage: str) -> None:
+    with pytest.raises(ArtifactDamaged, match=f"is the ref of {model}/{stage}"):
+        read_back(history(), tmp_path, {"model": model, "stage": stage})
+
+
+@pytest.mark.parametrize("more", [{"extra": 1}, {"entries": "none"}, {"entries": [{}]}, {"stage": "live"}, {"model": "../up"}])
+def test_a_ref_with_more_or_less_than_one_has_is_found(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactDamaged):
+        read_back(history(), tmp_path, more)

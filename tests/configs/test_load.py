@@ -18,7 +18,7 @@ from configs.load import load
 from configs.paths import PROJECT
 from configs.schema import EngineTransformers, Evaluate, LocalSource, TextFile, Variant, weights_and_kv
 
-SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
+SHIPPED = sorted(set((PROJECT / "configs").glob("*.yaml")) - {PROJECT / "configs" / "policy.example.yaml"})  # that is no pipeline
 SMALLEST: dict[str, Any] = {"name": "model", "source": {"type": "local", "path": "model"}, "texts": {"source": {"type": "python_docs"}},
                             "evaluate": {"max_perplexity_ratio": 1.1}, "engine": {"name": "transformers"}}
 TURBOMIND, PYTORCH = {"name": "turbomind"}, {"name": "pytorch"}
@@ -153,7 +153,10 @@ def test_the_ladder_has_the_recipes_that_differ_and_that_the_engine_serves(write
         return [(one.search_scale, one.samples, one.keep_layers) for one in load(config, check_files=False).recipes]
 
     assert changes(quantize_at_samples=8) == [(False, 8, 0), (True, 8, 0), (True, 32, 0), (True, 32, 4)]
-    assert changes(quantize_at_samples=8, engine=TURBOMIND) == [(False, 8, 0), (True, 8, 0), (True, 32, 0)]
+    assert changes(quantize_at_samples=8, engine=TURBOMIND) == [(False, 8, 0), (True, 8, 0), (True, 32, 0), (True, 32, 4)]
+    assert changes(quantize_at_samples=8, engine=PYTORCH) == [(False, 8, 0), (True, 8, 0), (True, 32, 0)]
+    packed = {"quantize_at_format": "compressed-tensors", "quantize_at_samples": 8}
+    assert changes(**packed, engine=TURBOMIND) == [(False, 8, 0), (True, 8, 0), (True, 32, 0)]
     assert changes(quantize_at_samples=8, quantize_at_search_scale=True) == [(True, 8, 0), (True, 32, 0), (True, 32, 4)]
     assert changes(quantize_at_samples=8, repair_at_rungs=[]) == [(False, 8, 0)]
 
@@ -282,7 +285,8 @@ def test_a_trap_that_the_config_shows_is_refused_with_its_reason(write: Write, c
     ({"evaluate.max_documents": 100}, r"evaluate scores up to 100 \(documents 24, max_documents 100\) and texts\.held_out_documents is 48; .*",
      {"texts.held_out_documents": 100}),
     ({"objective": "latency"}, r"objective latency needs figures of the speed: add a benchmark section, .*", {"benchmark": {}}),
-    ({"quantize.keep_layers": 2, "engine": TURBOMIND}, r"quantize\.keep_layers needs engine transformers: .*", {"quantize.keep_layers": 0}),
+    ({"quantize.keep_layers": 2, "engine": PYTORCH}, r"quantize\.keep_layers needs engine transformers, or turbomind with format awq: .*",
+     {"quantize.keep_layers": 0}),
 ], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
 def test_what_does_not_go_together_is_refused_with_a_way_that_works(write: Write, change: dict[str, Any], line: str, cure: dict[str, Any]) -> None:
     [found] = mistakes(write(change))

@@ -21,14 +21,17 @@ import psutil
 import pytest
 import yaml
 
-from artifacts.registry import LocalRegistry
+from artifacts.objects import LocalObjects
+from artifacts.registry import Registry
 from artifacts.store import LocalStore
+from artifacts.stores import open_store
 from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.capacity import port_problem
 from tasks.load.steps import read_load
-from tests import planted_runtime
+from tests import planted_runtime, s3_server
 from tests.prefect_server import prefect_server
+from tests.tasks.test_deploy import key_pair
 
 MEASURED = ("measure fp16", "evaluate fp16", "measure w4a16", "evaluate w4a16")
 STEPS = ("machine", "texts", "download", "preflight", "capacity", "smoke test", "quantize", *MEASURED, "report", "upload", "promote", "deploy")
@@ -137,7 +140,7 @@ def test_everything_is_in_the_store_and_names_its_parents(site: Site, first: str
 
 def test_the_stage_points_to_the_candidate_and_its_verdict(site: Site, first: str) -> None:
     store = LocalStore(site.home / "store")
-    entry = LocalRegistry(store.root).read("tiny", "dev").current
+    entry = Registry(store.objects).read("tiny", "dev").ref.current
     assert entry is not None
     assert store.manifest(entry.digest).kind == "w4a16" and store.manifest(entry.verdict).kind == "report"
     assert store.manifest(entry.verdict).parent("candidate") == entry.digest
@@ -184,15 +187,57 @@ def test_a_damaged_artifact_is_found_and_made_again(site: Site, first: str) -> N
 
 
 def test_a_verdict_that_is_not_pass_ends_with_status_3_and_goes_nowhere(site: Site, first: str) -> None:
-    before = LocalRegistry(site.home / "store").read("tiny", "dev")
+    before = Registry(LocalObjects(site.home / "store")).read("tiny", "dev")
     status, output = site.run("--set", "evaluate.max_perplexity_ratio=1.0001", "--set", "repair.rungs=[]")
     assert status == 3, output
     assert "VerdictFailed" in output and "the interval reaches across the margin" in output and "Traceback" not in output
     assert not re.search(r"done +(promote|deploy)", output)
-    assert LocalRegistry(site.home / "store").read("tiny", "dev") == before
+    assert Registry(LocalObjects(site.home / "store")).read("tiny", "dev") == before
     assert all(re.search(rf"reused +{name}", output) for name in MEASURED)  # another limit is no reason to score again
     report = re.search(r"`lmflows report (\w+)`", output)
     assert report and "# tiny: INCONCLUSIVE" in site.call("show", report[1])[1]
+
+
+def test_on_s3_with_signatures_from_the_upload_to_production_and_back(site: Site, first: str, tmp_path: Path) -> None:
+    """A real S3 server over HTTP; the policy names the store and the keys, the environment the credentials."""
+    private, public = key_pair(tmp_path)
+    policy = {"require_signature": True, "trusted": [{"type": "key", "public_key": str(public)}]}
+    with s3_server.running() as server:
+        policy["store"] = server.location("team")
+        environment = s3_server.ENVIRONMENT | {"LMFLOWS_POLICY": str(tmp_path / "policy.yaml")}
+
+        def call(*words: str, status: int = 0) -> str:
+            found, output = site.call(*words, **environment)
+            assert found == status, output
+            assert s3_server.SECRET not in output
+            return output
+
+        (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
+        assert "SignatureRefused" in call("run", str(site.config), status=3)
+        (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy | {"sign": {"type": "key", "private_key": str(private)}}))
+        output = call("run", str(site.config))
+        assert re.search(r"done\s+sign", output) and "tiny/dev" in output
+        for words in (("dev", "staging"), ("staging", "production", "--yes")):
+            call("registry", "promote", "tiny", *words, "--why", "a test")
+        assert [row["stage"] for row in json.loads(call("registry", "ls", "--json"))] == ["dev", "staging", "production"]
+        assert "PASS" in call("registry", "show", "tiny/production") and "as in their manifests" in call("registry", "verify")
+        digest = json.loads(call("registry", "history", "tiny", "production", "--json"))[0]["digest"]
+        flip(server, digest, "model.safetensors")
+        assert "changed: model.safetensors" in call("registry", "verify", digest, status=1)
+        assert "model.safetensors" in call("registry", "pull", digest, "--to", str(tmp_path / "other"), status=1)
+        assert not LocalStore(tmp_path / "other").has(digest)
+        assert "model.safetensors" in call("registry", "promote", "tiny", "dev", "staging", "--variant", "w4a16", status=3)
+    everything = [path.read_text(errors="replace") for path in site.home.rglob("*") if path.suffix in (".txt", ".json", ".log") and path.is_file()]
+    assert everything and not any(s3_server.SECRET in text for text in everything)
+
+
+def flip(server: s3_server.Server, digest: str, name: str) -> None:
+    """Change one byte of a file of an artifact, as the bucket has it."""
+    from tests.artifacts.places import Place
+
+    with s3_server.credentials():
+        store = open_store(server.location("team"))
+        Place(store, LocalStore(Path("unused"))).spoil("blobs", store.manifest(digest).entry(name).sha256)
 
 
 @pytest.fixture(scope="module")
@@ -274,10 +319,13 @@ def test_without_a_gpu_prefect_is_asked_for_no_slot(site: Site, timed: str, api:
 def test_the_deployments_deploy(site: Site, api: str, tmp_path: Path) -> None:
     environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path)}
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    subprocess.run([*prefect, "work-pool", "create", "gpu", "--type", "process"], env=environment, check=True, capture_output=True)
+    for pool in ("gpu", "control"):
+        subprocess.run([*prefect, "work-pool", "create", pool, "--type", "process"], env=environment, check=True, capture_output=True)
     done = subprocess.run([*prefect, "deploy", "--all"], env=environment, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     deployments = {item["name"]: item for item in ask(f"{api}/deployments/filter")}
+    stages = {deployments.pop(name)["entrypoint"] for name in ("promote", "rollback")}
+    assert stages == {"flows.promote_model:promote_model", "flows.rollback_model:rollback_model"}
     assert deployments.keys() == {"demo", "demo-gpu", "internlm2-chat-1_8b"}
     for item in deployments.values():
         assert item["entrypoint"] == "flows.quantize_and_deploy:quantize_and_deploy"
@@ -288,14 +336,14 @@ def test_the_served_variant_failing_in_its_engine_fails_the_run(site: Site, firs
     """Its engine's process aborts while it loads the quantized model, in a runtime of its own; the fp16 model loads there."""
     monkeypatch.setenv("LMFLOWS_HOME", str(site.home))
     planted_runtime.adopt("breaks", site.folder / "breaks", fails="'quantization_config' in (spec.folder / 'config.json').read_text()")
-    before = LocalRegistry(site.home / "store").read("tiny", "dev")
+    before = Registry(LocalObjects(site.home / "store")).read("tiny", "dev")
     status, output = site.run("--set", "engine.runtime=breaks")
     assert status == 1, output
     assert re.search(r"done +measure fp16", output) and re.search(r"failed +measure w4a16", output)
     assert "EngineCrashed: engine transformers: died with signal SIGABRT while it was asked to load" in output.replace("\n", " ")
     assert "terminate called after throwing" in output and "Traceback" not in output
     assert not re.search(r"start +(evaluate w4a16|report|promote|deploy)", output)
-    assert LocalRegistry(site.home / "store").read("tiny", "dev") == before
+    assert Registry(LocalObjects(site.home / "store")).read("tiny", "dev") == before
     assert json.loads(site.call("status", "--json")[1])[0]["state"] == "RUNNING"  # what was served before still is
 
 

@@ -23,12 +23,16 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact, canonical_json
+from artifacts.signing import sign
 from artifacts.store import LocalStore
 from configs import paths
-from configs.errors import ConfigError, EndpointError
+from configs.errors import ArtifactDamaged, ConfigError, EndpointError, SignatureRefused
+from configs.policy import Policy, SigningKey, TrustedKey
 from configs.schema import Deploy, EngineTransformers, EngineTurbomind
 from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
@@ -54,9 +58,10 @@ class Site:
     hello: str
     port: int
 
-    def deploy(self, artifact: ModelArtifact | None = None, *, name: str = "tiny", **options: Any) -> DeployResult:
+    def deploy(self, artifact: ModelArtifact | None = None, *, name: str = "tiny", policy: Policy | None = None, **options: Any) -> DeployResult:
         engine = EngineTransformers(name="transformers")
-        request = DeployRequest(name=name, artifact=artifact or self.model, evidence=self.evidence, engine=engine, options=Deploy.model_validate(
+        request = DeployRequest(name=name, artifact=artifact or self.model, report=self.evidence, evidence=self.evidence, engine=engine,
+                                store=self.store.location, policy=policy or Policy(), options=Deploy.model_validate(
             {"port": self.port, "api_keys_env": KEYS_VARIABLE, "ready_timeout_minutes": 1} | options))
         return deploy(request, Context(self.store))
 
@@ -190,6 +195,39 @@ def test_changed_keys_are_not_served_by_the_old_server(site: Site, live: Endpoin
 def test_another_artifact_takes_over_the_port(site: Site, running: Endpoint) -> None:
     result = site.deploy(site.sibling)
     assert (result.url, result.reused, endpoints.one("tiny").artifact) == (running.url, False, site.sibling)
+
+
+def key_pair(folder: Path) -> tuple[Path, Path]:
+    """A new key's private and public half, as PEM files."""
+    key, (private, public) = ec.generate_private_key(ec.SECP256R1()), (folder / "private.pem", folder / "public.pem")
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+def test_one_flipped_byte_is_refused_and_the_endpoint_goes_on(site: Site, running: Endpoint) -> None:
+    weights = site.store.open(site.sibling.digest).path / "README.md"
+    before = weights.read_bytes()
+    weights.chmod(0o644)
+    weights.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    try:
+        with pytest.raises(ArtifactDamaged, match=r"changed: README\.md"):
+            site.deploy(site.sibling)
+    finally:
+        weights.write_bytes(before)
+        weights.chmod(0o444)
+    assert endpoints.one("tiny") == running and supervisor.state(running)[0] == "RUNNING"
+
+
+def test_what_nobody_has_signed_is_not_served_if_the_policy_says_so(site: Site, running: Endpoint, tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path)
+    policy = Policy(require_signature=True, trusted=(TrustedKey(type="key", public_key=public),))
+    with pytest.raises(SignatureRefused):
+        site.deploy(policy=policy)
+    assert supervisor.state(running)[0] == "RUNNING"
+    for artifact in (site.model, site.evidence):
+        sign(site.store, artifact.digest, SigningKey(type="key", private_key=private))
+    assert site.deploy(policy=policy).score_difference == 0.0
 
 
 def test_a_server_that_scores_unlike_the_evidence_is_taken_back(site: Site, running: Endpoint) -> None:

@@ -1,0 +1,93 @@
+"""The small mutable files of a store, changed only by compare-and-swap: refs, and what else is not content.
+
+Locally that is a lock and a rename, on S3 a conditional write (`artifacts.s3`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from artifacts.files import write_atomic
+from artifacts.manifest import check_path
+from configs.errors import StaleRef
+
+
+class Objects(Protocol):
+    """Small files by key, a POSIX path relative to the store such as `refs/qwen/dev.json`."""
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        """The content and its version, which `swap` compares; None if there is no such key."""
+        ...
+
+    def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
+        """Write, durably, if the version is still the one that `get` gave (None: there was nothing).
+
+        Of all who swap from the same version exactly one succeeds; a retry after a lost answer counts as the same attempt.
+
+        Raises:
+            StaleRef: it is not; nothing was written.
+            ConditionalWritesIgnored: the store cannot promise that.
+        """
+        ...
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every key that starts with `prefix`, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a key; it need not exist."""
+        ...
+
+
+class LocalObjects:
+    """Small files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        try:
+            data = self._path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data, hashlib.sha256(data).hexdigest()
+
+    def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
+        with self._lock(key):
+            now = self.get(key)
+            if (now[1] if now else None) != seen:
+                raise moved(key)
+            write_atomic(self._path(key), data)
+
+    def keys(self, prefix: str) -> list[str]:
+        folder = self.root / prefix.rpartition("/")[0]
+        found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*.json") if not path.name.startswith("."))
+        return sorted(key for key in found if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_path(key)
+
+    @contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
+        path = self._path(key).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel lets go when the holder dies
+            yield
+        finally:
+            os.close(handle)
+
+
+def moved(key: str) -> StaleRef:
+    """What a lost race looks like."""
+    return StaleRef("was changed by somebody else in the meantime", where=key, hint="look at it, and do it again if it still holds")

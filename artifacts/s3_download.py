@@ -1,0 +1,111 @@
+"""Bringing blobs into a folder: ranges of a large file in parallel, every byte hashed once while the page cache still has it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from pathlib import Path
+
+from artifacts.files import is_intact
+from artifacts.manifest import FileEntry
+from artifacts.s3_transfer import CHUNK, Differs, Team, fetch
+from artifacts.s3_upload import blob_key, fits
+from artifacts.store import LocalStore
+from configs.errors import DiskFull
+
+
+class Download:
+    """Brings blobs into a local store, each if it is not there intact. What has arrived stays, whatever happens to the others."""
+
+    def __init__(self, team: Team, target: LocalStore, scratch: Path) -> None:
+        self.team, self.target, self.scratch = team, target, scratch
+
+    def keep(self, entry: FileEntry) -> bool:
+        """Make sure that the target has the blob; whether it had to be fetched.
+
+        Raises:
+            Differs: the store has none, or another one: it was fetched twice, since a byte may be changed on the way, too.
+            TransferError: it broke off.
+        """
+        if is_intact(self.target.blob(entry.sha256), entry):
+            self.team.moved(entry.size)
+            return False
+        path = self.scratch / entry.sha256
+        for _ in range(2):
+            if self._fetch(path, entry) == entry.sha256:
+                break
+        else:
+            path.unlink()
+            raise Differs("changed")
+        path.chmod(0o444)
+        self.target.move_blob(path, entry)
+        self.team.moved(entry.size)
+        return True
+
+    def _fetch(self, path: Path, entry: FileEntry) -> str:
+        """Fetch a blob, durably; returns its hex sha256."""
+        with path.open("w+b", buffering=0) as file:
+            handle, size = file.fileno(), entry.size
+            os.ftruncate(handle, size)
+            step = self.team.bucket.tuning.part_bytes
+            get = self._and_hash if size <= step else self._in_ranges
+            digest = get(handle, entry, step)
+            os.fsync(handle)
+        return digest
+
+    def _and_hash(self, handle: int, entry: FileEntry, _step: int) -> str:
+        digest = hashlib.sha256()
+
+        def sink(data: bytes, position: int) -> None:
+            digest.update(data)
+            write(handle, data, position)
+
+        fetch(self.team, blob_key(entry.sha256), 0, entry.size, entry.size, sink)
+        return digest.hexdigest()
+
+    def _in_ranges(self, handle: int, entry: FileEntry, step: int) -> str:
+        """Ranges by the team's other threads; this one hashes what has arrived, in order."""
+        digest, failed, buffer = hashlib.sha256(), threading.Event(), bytearray(CHUNK)
+        view, key = memoryview(buffer), blob_key(entry.sha256)
+        # One question first: a wrong size is known before anything is fetched, and a server that hashes a file when it is first asked
+        # for (rclone does) hashes it once, not once for each range.
+        facts = self.team.retrying(lambda: self.team.bucket.head(key))
+        if not fits(facts, entry):
+            raise Differs("changed" if facts else "missing")
+        ranges = [(begin, min(entry.size, begin + step)) for begin in range(0, entry.size, step)]
+        jobs: list[Future[None]] = [self.team.part(partial(fetch, self.team, key, begin, end, entry.size, partial(write, handle)), failed)
+                                    for begin, end in ranges]
+        try:
+            for (begin, end), job in zip(ranges, jobs, strict=True):
+                job.result()
+                while begin < end:
+                    count = os.preadv(handle, [view[:min(CHUNK, end - begin)]], begin)
+                    digest.update(view[:count])
+                    begin += count
+        finally:
+            for job in jobs:  # nobody may write to a handle that will be another file's
+                job.cancel()
+            wait(jobs)
+        return digest.hexdigest()
+
+
+def write(handle: int, data: bytes, position: int) -> None:
+    """All of `data` at a position of an open file."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(handle, view, position)
+        view, position = view[count:], position + count
+
+
+def require_space(target: LocalStore, entries: Sequence[FileEntry]) -> None:
+    """Raise DiskFull, before anything is fetched, if the files that are not there do not fit."""
+    needed = sum(entry.size for entry in entries if not target.blob(entry.sha256).exists())
+    free = shutil.disk_usage(target.root).free
+    if needed > free:
+        raise DiskFull(f"{needed / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free", where=str(target.root),
+                       hint="free some space, or set LMFLOWS_HOME to a larger disk")

@@ -1,0 +1,113 @@
+"""The small mutable files of an S3 store: each change is one conditional write, and only where the server is known to honour them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+import uuid
+
+from botocore import exceptions as aws
+
+from artifacts.manifest import check_path
+from artifacts.objects import moved
+from artifacts.s3_client import ABSENT, Bucket, code_of, status_of
+from configs.errors import ConditionalWritesIgnored, TransferError
+
+CONFLICTS = 20  # AWS answers 409 while another conditional write of the same key is under way
+
+
+class S3Objects:
+    """Small files by key below an S3 prefix. A version is an ETag."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self._probed = False
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        return self.bucket.read(check_path(key))
+
+    def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
+        check_path(key)
+        self.probe()
+        for conflict in range(CONFLICTS):
+            answer = self.bucket.retrying(lambda: self._put(key, data, seen))
+            if answer is None:
+                return
+            if answer == "conflict":
+                self.bucket.wait(min(conflict, 4))
+                continue
+            # Refused. A retry after a lost answer is refused because of its own first attempt: then what is there is what we wrote.
+            now = self.get(key)
+            if now is not None and now[0] == data and now[1] != seen:
+                return
+            raise moved(key)
+        raise TransferError(f"{CONFLICTS} writes of {key} in a row met another one", where=str(self.bucket.location), hint="try again")
+
+    def keys(self, prefix: str) -> list[str]:
+        return self.bucket.retrying(lambda: sorted(self.bucket.relative(item["Key"]) for item in self.bucket.list(prefix)))
+
+    def delete(self, key: str) -> None:
+        self.bucket.delete(check_path(key))
+
+    def probe(self) -> None:
+        """Make sure, once, that the server refuses what If-None-Match and If-Match forbid, and takes what they allow.
+
+        Raises:
+            ConditionalWritesIgnored: it does not: of two promotions at once, one would be lost in silence.
+        """
+        with self._lock:
+            if self._probed:
+                return
+            key = f"probes/{uuid.uuid4().hex}"
+            try:
+                if problem := self._try_conditions(key):
+                    raise ConditionalWritesIgnored(f"the server {problem}", where=str(self.bucket.location),
+                                                   hint="keep the registry on a server with conditional writes (AWS S3, MinIO from 2024-09 on, "
+                                                        "Ceph from Tentacle on, ...) or in a folder; artifacts may stay here")
+            finally:
+                self.delete(key)
+            self._probed = True
+
+    def _try_conditions(self, key: str) -> str | None:
+        """What is wrong with the server's conditional writes, if anything."""
+        def put(data: bytes, seen: str | None) -> str | None:
+            return self.bucket.retrying(lambda: self._put(key, data, seen))
+
+        def content() -> tuple[bytes, str]:
+            return self.get(key) or (b"", "")
+
+        put(b"first", None)  # refused only after a lost answer, and then the object is there all the same
+        first, version = content()
+        if first != b"first":
+            return "refuses If-None-Match: * for a key that is not there"
+        if put(b"second", None) is None or content()[0] != b"first":
+            return "ignores If-None-Match"
+        if put(b"third", f'"{"0" * 32}"') is None or content()[0] != b"first":
+            return "ignores If-Match"
+        put(b"fourth", version)
+        if content()[0] != b"fourth":
+            return "refuses If-Match with the version that it gave"
+        return None
+
+    def _put(self, key: str, data: bytes, seen: str | None) -> str | None:
+        """One conditional write: None if it was taken, else `moved` or `conflict`."""
+        bucket = self.bucket
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        with bucket.explained(f"writing {key}"):
+            try:
+                if seen is None:
+                    bucket.client.put_object(Bucket=bucket.name, Key=bucket.key(key), Body=data, ChecksumSHA256=checksum, IfNoneMatch="*")
+                else:
+                    bucket.client.put_object(Bucket=bucket.name, Key=bucket.key(key), Body=data, ChecksumSHA256=checksum, IfMatch=seen)
+            except aws.ClientError as error:
+                if code_of(error) in ("ConditionalRequestConflict", "OperationAborted") or status_of(error) == 409:
+                    return "conflict"
+                if code_of(error) == "PreconditionFailed" or status_of(error) == 412 or (seen is not None and code_of(error) in ABSENT):
+                    return "moved"
+                if code_of(error) == "NotImplemented" or status_of(error) == 501:
+                    raise ConditionalWritesIgnored("the server knows no conditional writes", where=str(bucket.location),
+                                                   hint="keep the registry on a server that has them, or in a folder") from error
+                raise
+        return None

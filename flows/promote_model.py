@@ -1,0 +1,120 @@
+"""The promotion flow: a model's artifact from one stage to the next. Production waits for a person's word in the Prefect UI.
+
+It waits in a living process (a pause, not a suspension), so that a timeout is told and announced as the rejection that it is; the
+process holds no GPU and no lock, and if it dies nothing was promoted.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefect import flow, pause_flow_run
+from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import FlowPauseTimeout
+from prefect.input import RunInput
+from pydantic import BaseModel, ConfigDict, Field
+
+from artifacts.promotion import NOTHING
+from artifacts.registry import ModelName, Stage
+from artifacts.store import LocalStore
+from configs import paths
+from configs.errors import LmflowsError, PromotionRefused
+from configs.location import Location
+from configs.policy import load_policy
+from flows import model_events as events
+from flows.model_links import link_artifacts
+from flows.steps import artifact_key, begin_run
+from flows.terminal import whoami
+from tasks.promote import CheckedResult, PromoteRequest, PromoteResult, PromotionRequest, check_promotion, promote
+
+POLL_SECONDS = 5
+
+
+class Promotion(BaseModel):
+    """What to promote, and where to: the form in the Prefect UI."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelName = Field(title="Model", description="its name in the registry")
+    artifact: str = Field(min_length=3, title="Artifact", description="dev or staging: what that stage has; or a digest, or its first digits")
+    to_stage: Stage = Field(title="To stage")
+    why: str = Field(min_length=1, title="Why", description="goes into the history")
+    force: str | None = Field(default=None, title="Leave out the stage before", description="the reason; it goes into the history")
+    variant: str | None = Field(default=None, title="Variant", description="that will be served; empty: what the verdict is about")
+    engine: str | None = Field(default=None, title="Engine", description="that will serve it; empty: what the verdict is about")
+    store: Location | None = Field(default=None, title="Store", description="empty: the policy's, else this worker's")
+
+
+class Approval(RunInput):
+    """A person's word on a promotion to production."""
+
+    decision: Literal["approve", "reject"] = Field(title="Decision")
+    who: str = Field(min_length=1, title="Your name", description="goes into the history")
+    reason: str = Field(min_length=1, title="Reason", description="goes into the history")
+
+
+@flow(name="promote-model", flow_run_name="{promotion.model} to {promotion.to_stage}", persist_result=False)
+def promote_model(promotion: Promotion) -> PromoteResult:
+    """Promote a model to a stage: check everything, ask a person if it is production, and write one line of history.
+
+    Raises:
+        PromotionRefused: a check or a person said no, or nobody said anything in time. The stage is as it was.
+    """
+    policy = load_policy()
+    store = promotion.store or policy.store or str(paths.default_store())
+    run = begin_run(f"promote-{promotion.model}", ())
+    request = PromotionRequest(model=promotion.model, what=promotion.artifact, to_stage=promotion.to_stage, store=store, policy=policy,
+                               variant=promotion.variant, engine=promotion.engine, force=promotion.force)
+    checked: CheckedResult | None = None
+    approval: Approval | None = None
+    try:
+        checked = run.perform(check_promotion, request).result
+        tell(promotion, checked, store, run.store)
+        if checked.new and promotion.to_stage == "production":
+            approval = ask(promotion, checked, policy.approval_minutes)
+        # what was approved, and nothing else: the same artifact and report, in the place of what the stage pointed to then
+        agreed = request.model_copy(update={"what": checked.digest, "report": checked.report, "expect": checked.previous or NOTHING})
+        result = run.perform(promote, PromoteRequest(
+            **dict(agreed), who=whoami(), why=f"{promotion.why}; approved: {approval.reason}" if approval else promotion.why,
+            approved_by=approval.who if approval else None)).result
+    except LmflowsError as error:
+        facts = {"digest": checked.digest, "report": checked.report, "previous": checked.previous,
+                 "verdict": checked.verdict.outcome} if checked else {}
+        events.rejected(promotion.model, promotion.to_stage, reason=error.message, **facts)
+        raise
+    if result.moved:
+        events.promoted(result, checked.verdict.outcome, approval.who if approval else None)
+    return result
+
+
+def ask(promotion: Promotion, checked: CheckedResult, minutes: float) -> Approval:
+    """Wait for a person.
+
+    Raises:
+        PromotionRefused: the answer is no, or there is none in time.
+    """
+    where = f"{promotion.model}/{promotion.to_stage}"
+    text = (f"**{where}**: {checked.previous[:12] if checked.previous else 'nothing'} -> **{checked.digest[:12]}** "
+            f"({checked.variant} on {checked.engine})\n\n{checked.verdict.outcome}: {'; '.join(checked.verdict.reasons)}\n\nwhy: {promotion.why}")
+    try:
+        answer = pause_flow_run(wait_for_input=Approval.with_initial_data(description=text), timeout=round(minutes * 60), poll_interval=POLL_SECONDS)
+    except FlowPauseTimeout:
+        raise PromotionRefused(f"nobody approved it within {minutes:g} minutes", where=where,
+                               hint="start the promotion again when somebody can look") from None
+    if answer.decision != "approve":
+        raise PromotionRefused(f"{answer.who} rejected it: {answer.reason}", where=where, hint="the stage is as it was")
+    return answer
+
+
+def tell(promotion: Promotion, checked: CheckedResult, store: str, here: LocalStore) -> None:
+    """What is proposed, with the report, the parent and the child, on the run's page in the Prefect UI."""
+    rows = [("artifact", checked.digest), ("its parent", checked.parent), ("report", checked.report), ("evidence", checked.evidence),
+            ("in place of", checked.previous or "nothing")]
+    table = "\n".join(f"| {role} | `{digest}` |" for role, digest in rows)
+    create_markdown_artifact(
+        f"# {promotion.model} to {promotion.to_stage}\n\n**{checked.verdict.outcome}**: {'; '.join(checked.verdict.reasons)}\n\n"
+        f"{checked.variant} on {checked.engine}, in `{store}`{', **a stage is left out**' if checked.forced else ''}\n\n"
+        f"| | digest |\n|---|---|\n{table}\n\n"
+        f"`lmflows registry show {checked.digest[:12]}` prints what it was made from.",
+        key=artifact_key(f"promotion {promotion.model} {promotion.to_stage}"), description=f"{promotion.model} to {promotion.to_stage}")
+    link_artifacts(promotion.model, promotion.to_stage, store, checked.report, here)

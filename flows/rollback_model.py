@@ -1,0 +1,51 @@
+"""The rollback flow: a stage back to what it had before, in one write. No approval and no new evidence: it is for the night."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel, ConfigDict, Field
+
+from artifacts.registry import ModelName, Stage
+from configs import paths
+from configs.location import Location
+from configs.policy import load_policy
+from flows import model_events as events
+from flows.model_links import link_artifacts
+from flows.steps import artifact_key, begin_run
+from flows.terminal import whoami
+from tasks.promote import PromoteResult, RollbackRequest, roll_back
+
+
+class Rollback(BaseModel):
+    """What to take back: the form in the Prefect UI."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelName = Field(title="Model", description="its name in the registry")
+    stage: Stage = Field(title="Stage")
+    why: str = Field(min_length=1, title="Why", description="goes into the history")
+    to: str | None = Field(default=None, title="To", description="a digest of the stage's history, or its first digits; empty: what it had before")
+    store: Location | None = Field(default=None, title="Store", description="empty: the policy's, else this worker's")
+
+
+@flow(name="rollback-model", flow_run_name="{rollback.model} {rollback.stage} back", persist_result=False)
+def rollback_model(rollback: Rollback) -> PromoteResult:
+    """Point a stage of a model back at what it pointed to before.
+
+    Raises:
+        PromotionRefused: there is nothing whole to go back to. The stage is as it was.
+    """
+    policy = load_policy()
+    store = rollback.store or policy.store or str(paths.default_store())
+    run = begin_run(f"rollback-{rollback.model}", ())
+    result = run.perform(roll_back, RollbackRequest(model=rollback.model, stage=rollback.stage, store=store, policy=policy, to=rollback.to,
+                                                    who=whoami(), why=rollback.why)).result
+    if result.moved:
+        events.rolled_back(result)
+    create_markdown_artifact(
+        f"# {rollback.model}/{rollback.stage} is back\n\n| | digest |\n|---|---|\n| now | `{result.digest}` |\n| its report | `{result.report}` |\n"
+        f"| before | `{result.previous}` |\n\n`lmflows registry history {rollback.model} {rollback.stage}` has it all.",
+        key=artifact_key(f"rollback {rollback.model} {rollback.stage}"), description=f"{rollback.model}/{rollback.stage} is back")
+    link_artifacts(rollback.model, rollback.stage, store, result.report, run.store)
+    return result

@@ -1,0 +1,169 @@
+"""Pushing and pulling through a proxy that breaks what it carries: each ends whole and verified, or with a clear error and nothing visible."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from artifacts.manifest import ModelArtifact
+from artifacts.s3 import S3Store
+from artifacts.store import LocalStore
+from configs.errors import ArtifactDamaged, LmflowsError, TransferError
+from configs.location import parse_s3
+from tests.faulty_proxy import Fault, FaultyProxy, Kind, in_front_of
+from tests.s3_server import BUCKET, SMALL, Server, credentials, running
+
+PART = SMALL.part_bytes
+DICE = random.Random(0)
+CONTENT = {"config.json": b"{}", "empty": b"", "weights/large": DICE.randbytes(4 * PART + 999),
+           **{f"weights/{number}": DICE.randbytes(30_000 + number) for number in range(4)}}
+TIRED = replace(SMALL, attempts=2)  # gives up early
+BROKEN: list[tuple[Kind, int, str]] = [("status", 500, "InternalError"), ("status", 503, "SlowDown"), ("reset upload", 0, ""), ("cut upload", 0, ""),
+                                       ("flip upload", 0, ""), ("reset download", 0, ""), ("cut download", 0, ""), ("flip download", 0, ""),
+                                       ("lose answer", 0, ""), ("flip upload, lose answer", 0, "")]
+UPLOADS = [fault for fault in BROKEN if "download" not in fault[0]]
+DOWNLOADS = [fault for fault in BROKEN if "upload" not in fault[0]]
+
+
+@pytest.fixture(scope="module", params=["checks", "checks nothing"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """One that checks what it gets, as AWS does; and one that stores whatever arrives."""
+    with credentials(), running(checksums=request.param == "checks", smallest_part=1) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[FaultyProxy]:
+    with in_front_of(server.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def artifact(source: LocalStore) -> ModelArtifact:
+    with source.stage() as staging:
+        for name, data in CONTENT.items():
+            staging.write(name, data)
+        return source.commit(staging, "fp16")
+
+
+@pytest.fixture
+def plain(server: Server, tmp_path: Path) -> S3Store:
+    """The store without the proxy."""
+    return S3Store(parse_s3(server.location(tmp_path.name)), SMALL)
+
+
+@pytest.fixture
+def broken(proxy: FaultyProxy, tmp_path: Path) -> S3Store:
+    """The same store through the proxy."""
+    return S3Store(parse_s3(f"s3://{BUCKET}/{tmp_path.name}?endpoint_url={proxy.url}"), SMALL)
+
+
+def test_the_proxy_carries_everything_when_it_is_told_nothing(broken: S3Store, source: LocalStore, target: LocalStore,
+                                                              artifact: ModelArtifact) -> None:
+    assert broken.push(source, artifact.digest) == sum(map(len, CONTENT.values()))
+    broken.pull(artifact.digest, target)
+    assert target.verify(artifact.digest) == broken.verify(artifact.digest) == []
+
+
+@pytest.mark.parametrize(("method", "what", "kind", "status", "code"), [
+    *(("PUT", what, *fault) for what in ("partNumber=2", "blobs/sha256/[0-9a-f]{64}$", "manifests") for fault in UPLOADS),
+    *(("POST", what, *fault) for what in (r"uploads$", r"uploadId=[^&]*$") for fault in UPLOADS if "upload" not in fault[0])])  # no body there
+def test_a_push_survives(method: str, what: str, kind: Kind, status: int, code: str, proxy: FaultyProxy, broken: S3Store, plain: S3Store,
+                         source: LocalStore, artifact: ModelArtifact) -> None:
+    proxy.faults = [Fault(kind, method, what, times=2, status=status, code=code)]
+    broken.push(source, artifact.digest)
+    assert proxy.faults[0].hits
+    assert plain.verify(artifact.digest) == []
+
+
+@pytest.mark.parametrize(("kind", "status", "code"), DOWNLOADS)
+def test_a_pull_survives(kind: Kind, status: int, code: str, proxy: FaultyProxy, broken: S3Store, plain: S3Store, source: LocalStore,
+                         target: LocalStore, artifact: ModelArtifact) -> None:
+    plain.push(source, artifact.digest)
+    times = 1 if kind == "flip download" else 4
+    proxy.faults = [Fault(kind, "GET", "blobs/", times=times, status=status, code=code),
+                    Fault(kind, "GET", "manifests/", times=1, status=status, code=code)]
+    broken.pull(artifact.digest, target)
+    assert [fault.hits for fault in proxy.faults] == [times, 1]
+    assert target.verify(artifact.digest) == []
+
+
+@pytest.mark.parametrize(("kind", "status", "code"), UPLOADS)
+def test_a_push_that_fails_for_good_says_so_and_shows_nothing(kind: Kind, status: int, code: str, proxy: FaultyProxy, broken: S3Store,
+                                                              plain: S3Store, source: LocalStore, artifact: ModelArtifact) -> None:
+    broken.bucket.tuning = TIRED
+    proxy.faults = [Fault(kind, "PUT", "partNumber=3", status=status, code=code)]
+    with pytest.raises(TransferError, match=f"s3://{BUCKET}/.*->"):
+        broken.push(source, artifact.digest)
+    assert plain.digests() == []
+    proxy.faults = []
+    broken.push(source, artifact.digest)
+    assert plain.verify(artifact.digest) == []
+
+
+@pytest.mark.parametrize(("kind", "status", "code"), DOWNLOADS)
+def test_a_pull_that_fails_for_good_says_so_and_shows_nothing(kind: Kind, status: int, code: str, proxy: FaultyProxy, broken: S3Store, plain: S3Store,
+                                                              source: LocalStore, target: LocalStore, artifact: ModelArtifact) -> None:
+    plain.push(source, artifact.digest)
+    broken.bucket.tuning = TIRED
+    proxy.faults = [Fault(kind, "GET", "blobs/", status=status, code=code)]
+    with pytest.raises(ArtifactDamaged if kind == "flip download" else TransferError, match="->"):
+        broken.pull(artifact.digest, target)
+    assert target.digests() == []
+    assert not list((target.root / "tmp").iterdir())
+    proxy.faults = []
+    broken.pull(artifact.digest, target)
+    assert target.verify(artifact.digest) == []
+
+
+def test_files_that_have_arrived_are_not_fetched_again(server: Server, proxy: FaultyProxy, broken: S3Store, plain: S3Store, source: LocalStore,
+                                                       target: LocalStore, artifact: ModelArtifact) -> None:
+    plain.push(source, artifact.digest)
+    large = next(entry for entry in plain.manifest(artifact.digest).files if entry.path == "weights/large")
+    proxy.faults = [Fault("slow", "GET", large.sha256, times=1, rate=1e6), Fault("status", "GET", large.sha256)]
+    with pytest.raises(TransferError):
+        broken.pull(artifact.digest, target)
+    arrived = {path.name for path in (target.root / "blobs" / "sha256").iterdir()}
+    assert arrived
+    server.forget()
+    plain.pull(artifact.digest, target)
+    assert not arrived & {seen.path.rpartition("/")[2] for seen in server.requests("GET", "blobs/")}
+
+
+def test_a_slow_link_is_slow_and_whole(proxy: FaultyProxy, broken: S3Store, source: LocalStore, target: LocalStore, artifact: ModelArtifact) -> None:
+    proxy.faults = [Fault("slow", rate=1e6)]
+    broken.push(source, artifact.digest)
+    broken.pull(artifact.digest, target)
+    assert target.verify(artifact.digest) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm_of_all_faults_at_once(seed: int, server: Server, source: LocalStore, plain: S3Store, target: LocalStore, artifact: ModelArtifact,
+                                       tmp_path: Path) -> None:
+    """One request in six breaks, each in its own way. Whoever gives up shows nothing, and gets there by trying again."""
+    faults = [Fault(kind, chance=0.02, status=status, code=code) for kind, status, code in BROKEN]
+    with in_front_of(server.url, *faults, seed=seed) as proxy:
+        store = S3Store(parse_s3(f"s3://{BUCKET}/{tmp_path.name}?endpoint_url={proxy.url}"), SMALL)
+        for _ in range(10):
+            try:
+                store.push(source, artifact.digest)
+                break
+            except LmflowsError:
+                assert plain.digests() == [] or plain.verify(artifact.digest) == []
+        else:
+            pytest.fail("ten pushes failed")
+        assert plain.verify(artifact.digest) == []
+        for _ in range(10):
+            try:
+                store.pull(artifact.digest, target)
+                break
+            except LmflowsError:
+                assert target.digests() == []
+        else:
+            pytest.fail("ten pulls failed")
+        assert target.verify(artifact.digest) == []
+        assert sum(fault.hits for fault in faults) > 5

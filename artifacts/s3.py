@@ -117,6 +117,7 @@ class S3Store:
             for _ in range(ROUNDS):
                 before = s3_lease.look(self.objects)
                 ordered = sorted(entries, key=lambda entry: -entry.size)
+                upload.expect(len(ordered))
                 counts = team.each(keep, ordered, report)
                 sent += sum(counts)
                 # those that were there already may have been deleted while the others were sent

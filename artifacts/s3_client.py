@@ -168,6 +168,12 @@ class Bucket:
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.key(prefix)):
                 yield from page.get("Contents", ())
 
+    def first_page(self, prefix: str) -> set[str] | None:
+        """The keys below a prefix if one request gives them all (AWS: 1000), else None."""
+        with self.explained(f"listing {prefix}"):
+            page = self.client.list_objects_v2(Bucket=self.name, Prefix=self.key(prefix))
+        return None if page.get("IsTruncated") else {self.relative(item["Key"]) for item in page.get("Contents", ())}
+
     def refresh(self, relative: str) -> bool:
         """Make an object young by copying it onto itself, on the server; False if there is none."""
         source = {"Bucket": self.name, "Key": self.key(relative)}

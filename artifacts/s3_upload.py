@@ -35,6 +35,7 @@ MAX_PARTS = 10_000
 MAX_IN_MEMORY = 32 * MiB  # a larger part (of a file above 312 GiB) is read from the file again while it is sent
 ANEW = ("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "ConditionalRequestConflict", "EntityTooSmall")
 ROUNDS = 3  # of starting over: somebody aborted the upload, completed it, or sent other parts under its id
+FEWEST_TO_LIST = 20  # blobs
 YOUNG_SECONDS = 12 * 3600.0  # a blob older than this is made young when it is needed again: see `Upload.keep`
 
 
@@ -61,6 +62,12 @@ class Upload:
 
     def __init__(self, team: Team) -> None:
         self.team, self.bucket = team, team.bucket
+        self.listed: set[str] | None = None
+
+    def expect(self, count: int) -> None:
+        """Before so many blobs: one list in place of a question for each, if all that the store has fits into one."""
+        if count >= FEWEST_TO_LIST:
+            self.listed = self.team.retrying(lambda: self.bucket.first_page("blobs/sha256/"))
 
     def keep(self, path: Path, entry: FileEntry) -> int:
         """Make sure that the blob is in the store and young; returns the bytes sent.
@@ -72,7 +79,8 @@ class Upload:
             TransferError: it broke off; finished parts are kept.
         """
         key = blob_key(entry.sha256)
-        facts = self.team.retrying(lambda: self.bucket.head(key))
+        is_new = self.listed is not None and key not in self.listed  # who sends it meanwhile sends the same
+        facts = None if is_new else self.team.retrying(lambda: self.bucket.head(key))
         if fits(facts, entry) and (facts.now - facts.modified < YOUNG_SECONDS or self.team.retrying(lambda: self.bucket.refresh(key))):  # type: ignore[union-attr]
             self.team.moved(entry.size)
             return 0

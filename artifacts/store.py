@@ -226,6 +226,7 @@ class LocalStore:
 
     def keep_manifest(self, manifest: Manifest) -> None:
         """Make an artifact visible whose blobs are all here: the last act of whatever brings one in."""
+        files.fsync_folder(self.root / "blobs" / "sha256")
         files.write_atomic(self.manifest_path(manifest.digest), manifest.to_bytes())
         self._build_tree(manifest)
 
@@ -336,11 +337,10 @@ class LocalStore:
         self.move_blob(scratch, entry)
 
     def move_blob(self, scratch: Path, entry: FileEntry) -> None:
-        """Give a file of our scratch folder, complete and checked, its name among the blobs."""
+        """Give a file of our scratch folder, complete, checked and durable, its name among the blobs; `keep_manifest` makes the names durable."""
         blob = self.blob(entry.sha256)
         blob.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch, blob)
-        files.fsync_folder(blob.parent)
 
     def _build_tree(self, manifest: Manifest) -> None:
         tree = self.tree(manifest.digest)

@@ -62,9 +62,11 @@ def newest_pass(store: Store, digest: str, variant: str | None, engine: str | No
         where: the stage that it is wanted for, for messages.
 
     Raises:
-        PromotionRefused: there is none, or there are some for several ways to serve it and none was named.
+        PromotionRefused: there is none; or there are some for several ways to serve it and none was named; or another report of the
+            same artifact, served in the same way, says FAIL or ANOMALOUS.
     """
     passed: list[Case] = []
+    failed: list[Case] = []
     others: list[str] = []
     for other in reversed(store.digests()):
         try:
@@ -75,9 +77,11 @@ def newest_pass(store: Store, digest: str, variant: str | None, engine: str | No
         except (ArtifactDamaged, ArtifactMissing, UnsafeManifest, PromotionRefused) as error:
             others.append(str(error))  # told only if there is no other one
             continue
-        if case.verdict.outcome == "PASS" and variant in (None, case.served.variant) and engine in (None, case.served.engine):
+        is_asked = variant in (None, case.served.variant) and engine in (None, case.served.engine)
+        if case.verdict.outcome == "PASS" and is_asked:
             passed.append(case)
         else:
+            failed += [case] if is_asked and case.verdict.outcome in ("FAIL", "ANOMALOUS") else []
             others.append(f"report {other[:12]} says {case.verdict.outcome} for {case.served.variant} on {case.served.engine}")
     if not passed:
         way = (f" as {variant}" if variant else "") + (f" on {engine}" if engine else "")
@@ -87,6 +91,10 @@ def newest_pass(store: Store, digest: str, variant: str | None, engine: str | No
     if len(ways) > 1:
         raise PromotionRefused(f"{digest[:12]} has passed as {', as '.join(ways)}", where=where,
                                hint="say which, with --variant, --engine or --report")
+    ways_failed = {(case.served.variant, case.served.engine): case.served.verdict for case in failed}
+    if against := ways_failed.get((passed[0].served.variant, passed[0].served.engine)):
+        raise PromotionRefused(f"{digest[:12]} has passed by report {passed[0].served.verdict[:12]} and failed by report {against[:12]}", where=where,
+                               hint="look at both, and say which holds with --report")
     return passed[0]
 
 

@@ -174,7 +174,10 @@ class Registry:
         try:
             self.objects.swap(_key(ref.model, ref.stage), wanted.to_bytes(), seen=seen.version)
         except StaleRef:
-            now = self.read(ref.model, ref.stage).ref.current
+            there = self.read(ref.model, ref.stage).ref
+            if there.entries[:len(wanted.entries)] == wanted.entries:
+                return wanted  # the answer was lost, the write was not, and somebody has gone on from it
+            now = there.current
             raise StaleRef(f"moved to {now.digest[:12] if now else 'nothing'} in the meantime", where=f"{ref.model}/{ref.stage}",
                            hint="look at it and do it again if it still holds") from None
         return wanted

@@ -105,6 +105,16 @@ def test_a_stage_that_moved_on_or_never_had_it_is_no_source(place: Place) -> Non
 
 
 @pytest.mark.parametrize("force", [None, "hurry"])
+@pytest.mark.parametrize("outcome", ["FAIL", "ANOMALOUS"])
+def test_a_report_that_speaks_against_it_makes_somebody_choose(place: Place, outcome: str) -> None:
+    good, bad = place.judged(), place.judged(outcome=outcome)
+    assert good.candidate == bad.candidate
+    with pytest.raises(PromotionRefused, match=r"has passed by report .* and failed by report .*--report"):
+        promote(place.store, "m", good.candidate, "dev", who="me", why="", policy=OPEN)
+    assert promote(place.store, "m", good.candidate, "dev", who="me", why="", policy=OPEN, report=good.report).moved
+    assert promote(place.store, "m", "dev", "staging", who="me", why="", policy=OPEN).now.verdict == good.report
+
+
 @pytest.mark.parametrize("outcome", ["FAIL", "INCONCLUSIVE", "ANOMALOUS"])
 def test_only_a_pass_is_promoted_force_or_not(place: Place, outcome: str, force: str | None) -> None:
     one = place.judged(outcome=outcome)

@@ -224,3 +224,20 @@ def test_a_ref_under_another_name_is_found(tmp_path: Path, model: str, stage: st
 def test_a_ref_with_more_or_less_than_one_has_is_found(tmp_path: Path, more: dict[str, Any]) -> None:
     with pytest.raises(ArtifactDamaged):
         read_back(history(), tmp_path, more)
+
+
+class Deaf(LocalObjects):
+    """Writes, loses the answer, and before the second attempt somebody else has gone on."""
+
+    def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
+        super().swap(key, data, seen=seen)
+        other = Registry(LocalObjects(self.root))
+        other.append(other.read("m", "dev"), served(2), action="promote", who="other", why="next")
+        raise StaleRef("moved", where=key)
+
+
+def test_a_write_whose_answer_was_lost_is_a_success_even_if_somebody_has_gone_on(tmp_path: Path) -> None:
+    registry = Registry(Deaf(tmp_path))
+    written = registry.append(registry.read("m", "dev"), served(1), action="promote", who="me", why="first")
+    assert [entry.who for entry in written.entries] == ["me"]
+    assert [entry.who for entry in registry.read("m", "dev").ref.entries] == ["me", "other"]

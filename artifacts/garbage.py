@@ -79,8 +79,8 @@ def collect(store: Store, *, keep_history: int, min_age_hours: float, endpoints:
             progress: Progress = quiet) -> Collected:
     """Remove what nothing needs; the plan is made anew under the store's lock. Arguments and errors as for `plan`.
 
-    A folder lets nobody write meanwhile, so any age limit is safe there. On S3 an upload beside us is safe because whoever pushes makes
-    young what they need (`artifacts.s3_upload`), which takes a limit above YOUNG_SECONDS plus the time of a push.
+    A folder lets nobody write meanwhile. On S3 an upload beside us looks again when we have ended (`artifacts.s3_lease`), and a promotion makes
+    young what it needs, for which the age limit should not be below the time that it takes.
 
     Raises:
         StoreBusy: somebody else collects.

@@ -36,6 +36,15 @@ class Objects(Protocol):
         """
         ...
 
+    def probe(self) -> None:
+        """Ask the store, once, whether `swap` can be relied on there.
+
+        Raises:
+            ConditionalWritesIgnored: it cannot.
+            ConfigError, TransferError: the store cannot be reached or used.
+        """
+        ...
+
     def keys(self, prefix: str) -> list[str]:
         """Every key that starts with `prefix`, sorted."""
         ...
@@ -64,6 +73,9 @@ class LocalObjects:
             if (now[1] if now else None) != seen:
                 raise moved(key)
             write_atomic(self._path(key), data)
+
+    def probe(self) -> None:
+        """A lock of the kernel's needs no proof."""
 
     def keys(self, prefix: str) -> list[str]:
         folder = self.root / prefix.rpartition("/")[0]

@@ -105,6 +105,14 @@ def require_signed(store: Store, digests: Sequence[str], policy: Policy) -> None
                                hint=problems[0].hint)
 
 
+def require_keys(policy: Policy) -> None:
+    """Raise ConfigError if a key or certificate that the policy names cannot be used: better now than when there is something to sign."""
+    if policy.sign is not None:
+        _private_key(policy.sign)
+    for trusted in policy.trusted if policy.require_signature else ():
+        _require_usable(trusted)
+
+
 def signatures(store: Store, digest: str) -> list[bytes]:
     """Every signature file of an artifact, whoever made it: what `model_signing verify --signature` takes."""
     return [data for key in _keys(store, digest) if (data := _read(store, key))]

@@ -31,7 +31,7 @@ AStage = Annotated[str, typer.Argument(metavar="STAGE", help=", ".join(STAGES))]
 Yes = Annotated[bool, typer.Option("--yes", help="production, too, without being asked")]
 Why = Annotated[str, typer.Option(help="goes into the history")]
 Expect = Annotated[str | None, typer.Option(metavar="DIGEST", help='only if the stage points to this now; "nothing" if to nothing')]
-SAFE_HOURS = 24  # an upload to S3 takes as fresh what is younger than twelve
+SAFE_HOURS = 1  # a promotion makes young what it needs, reads all of it, and only then writes the ref
 
 
 @app.command()
@@ -125,7 +125,7 @@ def gc(delete: Annotated[bool, typer.Option("--delete", help="do it; without, on
     history = policy.keep_history if keep is None else keep
     hours = policy.min_age_hours if min_age_hours is None else min_age_hours
     if place.location.startswith(S3) and hours < SAFE_HOURS:
-        err.print(f"with less than {SAFE_HOURS} hours nobody may push to {place.location} at the same time", markup=False, highlight=False)
+        err.print(f"with less than {SAFE_HOURS} hour nobody may promote in {place.location} at the same time", markup=False, highlight=False)
     serving = [endpoint.artifact.digest for endpoint in endpoints.everyone()]
     plan = garbage.plan(place, keep_history=history, min_age_hours=hours, endpoints=serving)
     done = None

@@ -87,7 +87,7 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     paths.remember_store(store)
     folders = (paths.workspace(), *(() if store.startswith(S3) else (Path(store),)))
     run.perform(machine, MachineRequest(quantize=pipeline.quantize, engine=pipeline.engine, deploy=pipeline.deploy, gpus=pipeline.gpus,
-                                        folders=folders, port_is_ours=port_is_ours(pipeline)))
+                                        folders=folders, store=store, policy=policy, port_is_ours=port_is_ours(pipeline)))
     split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
     source = run.perform(download, DownloadRequest(source=pipeline.source), timeout_minutes=pipeline.source.timeout_minutes)
     model, trusted = source.result.model, bool(getattr(pipeline.source, "trusted_code", None))

@@ -1,6 +1,6 @@
 """Whether this machine can do it, asked on every run.
 
-`machine` comes first of all and asks what needs no model: the port, the GPUs, the folders, the engine's runtime. `capacity`
+`machine` comes first of all and asks what needs no model: the port, the GPUs, the folders, the store, the engine's runtime. `capacity`
 compares what this model and recipe need of disk, host memory and GPU memory with what there is.
 """
 
@@ -15,7 +15,11 @@ from pathlib import Path
 
 import psutil
 
+from artifacts.signing import require_keys
+from artifacts.stores import open_store
 from configs.errors import PreflightError
+from configs.location import Location
+from configs.policy import Policy
 from configs.schema import Deploy, Engine, EngineTransformers, Evaluate, Quantize
 from tasks import runtimes
 from tasks.endpoints import given_keys
@@ -37,6 +41,8 @@ class MachineRequest(Request):
     deploy: Deploy | None
     gpus: tuple[int, ...] | None
     folders: tuple[Path, ...]
+    store: Location
+    policy: Policy = Policy()
     port_is_ours: bool = False
 
 
@@ -46,9 +52,11 @@ class MachineResult(Result):
 
 @step(child=False, cached=False)
 def machine(request: MachineRequest, context: Context) -> MachineResult:
-    """Ask this machine for what needs no model: folders, GPUs, the port, API keys, the engine's runtime."""
+    """Ask this machine for what needs no model: folders, GPUs, the port, API keys, the store, the engine's runtime."""
     gpus = free_bytes()
     raise_all([*_writable(request.folders), *_gpus(len(gpus), request), *_port(request), *_keys(request)])
+    require_keys(request.policy)
+    open_store(request.store).objects.probe()  # a bucket that cannot be promoted in shows here, too
     runtimes.prepare(request.engine.runtime, say=context.log)  # an unknown one shows here, and not after the quantization
     return MachineResult(gpus=len(gpus))
 

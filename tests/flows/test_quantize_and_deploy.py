@@ -213,6 +213,8 @@ def test_on_s3_with_signatures_from_the_upload_to_production_and_back(site: Site
             return output
 
         (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
+        nowhere = call("run", str(site.config), "--set", f"upload.store={server.location('team', bucket='no-such-bucket')}", status=2)
+        assert "no-such-bucket" in nowhere and "texts" not in nowhere  # before anything else
         assert "SignatureRefused" in call("run", str(site.config), status=3)
         (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy | {"sign": {"type": "key", "private_key": str(private)}}))
         output = call("run", str(site.config))

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
 from artifacts.store import LocalStore
-from configs.errors import ConfigError, PreflightError
+from configs.errors import ConditionalWritesIgnored, ConfigError, PreflightError
+from configs.policy import Policy, SigningKey
 from configs.schema import (
     Deploy,
     Engine,
@@ -34,6 +35,7 @@ from tasks.download import DownloadRequest, download
 from tasks.preflight import PreflightRequest, PreflightResult, preflight, refused
 from tasks.step import Context
 from tasks.texts import TextsRequest, texts
+from tests import s3_server
 from tests.tasks.test_gpus import GB, Board, Machine
 from tests.tasks.test_runtimes import interpreter
 
@@ -190,7 +192,8 @@ def demand(parameters: int, folder: Path, **more: Any) -> CapacityRequest:
 
 
 def place(folder: Path, **more: Any) -> MachineRequest:
-    return MachineRequest.model_validate({"quantize": Quantize(), "engine": REFERENCE, "deploy": None, "gpus": None, "folders": (folder,)} | more)
+    return MachineRequest.model_validate({"quantize": Quantize(), "engine": REFERENCE, "deploy": None, "gpus": None, "folders": (folder,),
+                                          "store": str(folder)} | more)
 
 
 def test_needs_grow_with_the_model(tmp_path: Path) -> None:
@@ -270,3 +273,15 @@ def test_the_gpus_that_a_run_may_use_must_have_the_memory(tmp_path: Path, store:
         capacity(demand(10**8, tmp_path, **small | {"engine": EngineTurbomind(name="turbomind", tp=2)}), Context(store))
     with pytest.raises(PreflightError, match=r"3 GPUs are needed, the run may use 2; .* -> allow more GPUs, lower engine\.tp"):
         machine(place(tmp_path, engine=EngineTurbomind(name="turbomind", tp=3)), Context(store))
+
+
+def test_a_bucket_that_would_lose_a_promotion_is_found_before_anything_else(tmp_path: Path, store: LocalStore) -> None:
+    with s3_server.credentials(), s3_server.running(conditions=False) as server, pytest.raises(ConditionalWritesIgnored):
+        machine(place(tmp_path, store=server.location("team")), Context(store))
+
+
+def test_a_key_that_cannot_sign_is_found_before_anything_else(tmp_path: Path, store: LocalStore) -> None:
+    (tmp_path / "key.pem").write_text("no key")
+    policy = Policy(sign=SigningKey(type="key", private_key=tmp_path / "key.pem"))
+    with pytest.raises(ConfigError, match=r"key\.pem: is not a private key"):
+        machine(place(tmp_path, policy=policy), Context(store))

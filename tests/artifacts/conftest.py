@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.s3 import S3Store
 from artifacts.store import LocalStore
+from tests import s3_server
 from tests.artifacts import places
+from tests.artifacts.s3_parts import at
 from tests.s3_server import Server
 
 
@@ -50,3 +53,17 @@ def either(request: pytest.FixtureRequest) -> Iterator[Server | None]:
 def place(either: Server | None, tmp_path: Path) -> places.Place:
     """An empty store, of each kind by turns."""
     return places.place(either, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that takes small parts, with the credentials for it in the environment."""
+    with s3_server.credentials(), s3_server.running(smallest_part=1) as running:
+        yield running
+
+
+@pytest.fixture
+def s3(server: Server, tmp_path: Path) -> S3Store:
+    """An empty store there; what the server has heard before is forgotten."""
+    server.forget()
+    return at(server.location(tmp_path.name))

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.s3 import S3Store
 from artifacts.store import LocalStore
 from configs.location import parse_s3
-from tests.s3_server import SMALL, Server, credentials, running
+from tests.s3_server import SMALL, Server
 
 PROJECT = Path(__file__).parents[2]
 KILLS = 25  # of each, push and pull
@@ -68,12 +67,6 @@ class Child:
         self.process.kill()
         output, _ = self.process.communicate()
         return "done" not in output
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with credentials(), running(smallest_part=1) as server:
-        yield server
 
 
 @pytest.fixture

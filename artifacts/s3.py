@@ -15,9 +15,11 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from botocore import exceptions as aws
+
 from artifacts import s3_lease
 from artifacts.manifest import MAX_BYTES, FileEntry, Manifest, ModelArtifact
-from artifacts.s3_client import Bucket, Tuning
+from artifacts.s3_client import Bucket, Tuning, status_of
 from artifacts.s3_download import Download, require_space
 from artifacts.s3_objects import S3Objects
 from artifacts.s3_transfer import Differs, Team, differs
@@ -197,7 +199,13 @@ class S3Store:
         bucket, count = self.bucket, 0
         with bucket.explained("looking for interrupted uploads"):
             pages = bucket.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name, Prefix=bucket.key("blobs/"))
-            for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+            try:
+                uploads = [upload for page in pages for upload in page.get("Uploads", ())]
+            except aws.ClientError as error:
+                if status_of(error) not in (404, 501):  # not known there, or as rclone says that there are none
+                    raise
+                uploads = []
+            for upload in uploads:
                 if upload["Initiated"].timestamp() < older_than:
                     with suppress(bucket.client.exceptions.NoSuchUpload):
                         bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])

@@ -125,7 +125,8 @@ def gc(delete: Annotated[bool, typer.Option("--delete", help="do it; without, on
     history = policy.keep_history if keep is None else keep
     hours = policy.min_age_hours if min_age_hours is None else min_age_hours
     if place.location.startswith(S3) and hours < SAFE_HOURS:
-        err.print(f"with less than {SAFE_HOURS} hour nobody may promote in {place.location} at the same time", markup=False, highlight=False)
+        err.print(f"with less than {SAFE_HOURS} hour nobody may promote in {place.location} at the same time", markup=False, highlight=False,
+                  soft_wrap=True)
     serving = [endpoint.artifact.digest for endpoint in endpoints.everyone()]
     plan = garbage.plan(place, keep_history=history, min_age_hours=hours, endpoints=serving)
     done = None

@@ -115,9 +115,8 @@ class S3Store:
             def report(done: int) -> None:
                 progress(min(1.0, done / max(1, manifest.size)), f"{done / 1e6:.0f} of {manifest.size / 1e6:.0f} MB")
 
-            data = manifest.to_bytes()
+            data, before = manifest.to_bytes(), s3_lease.look(self.objects)
             for _ in range(ROUNDS):
-                before = s3_lease.look(self.objects)
                 ordered = sorted(entries, key=lambda entry: -entry.size)
                 upload.expect(len(ordered))
                 counts = team.each(keep, ordered, report)
@@ -130,6 +129,7 @@ class S3Store:
                 after = s3_lease.wait(self.objects, lambda who: progress(1.0, f"waiting: {who} is collecting garbage"))
                 if before is not None and after == before:
                     return sent
+                before = after
                 if not (entries := self._gone(team, _distinct(manifest))) and self.has(digest):
                     return sent
         raise StoreBusy(f"blobs of artifact {digest[:12]} vanish as they are sent", where=self.location, hint="is somebody deleting there?")

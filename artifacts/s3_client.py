@@ -21,6 +21,7 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 from botocore.config import Config
+from urllib3.exceptions import HTTPError as ConnectionBroken
 
 from configs.errors import ConfigError, LmflowsError, TransferError
 from configs.location import S3Location
@@ -116,7 +117,7 @@ class Bucket:
         """Turn what boto3 raises into an error that names the location, what was being done, and the remedy."""
         try:
             yield
-        except (aws.BotoCoreError, aws.ClientError, aws.HTTPClientError) as error:
+        except (aws.BotoCoreError, aws.ClientError, aws.HTTPClientError, ConnectionBroken) as error:
             raise explain(error, str(self.location), what) from error
 
     def head(self, relative: str) -> Facts | None:
@@ -252,7 +253,8 @@ def explain(error: Exception, where: str, what: str = "") -> LmflowsError:
     if isinstance(error, aws.SSLError):
         return ConfigError(f"no trusted TLS connection ({error}){doing}", where=where,
                            hint="set AWS_CA_BUNDLE to the server's CA certificate, or write http:// if the server speaks no TLS")
-    if isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, aws.ReadTimeoutError)):
+    # botocore lets urllib3's own errors through if an answer breaks off that is an error itself
+    if isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, aws.ReadTimeoutError, ConnectionBroken)):
         return TransferError(f"the connection failed ({error}){doing}", where=where,
                              hint="check that the server is up and the endpoint right, then run again: what has been transferred is kept")
     return ConfigError(f"the request could not be made ({error}){doing}", where=where, hint="check the location, the region and ~/.aws/config")

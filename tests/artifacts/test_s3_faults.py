@@ -80,6 +80,16 @@ def test_a_push_survives(method: str, what: str, kind: Kind, status: int, code: 
     assert plain.verify(artifact.digest) == []
 
 
+@pytest.mark.parametrize("kind", ["reset download", "cut download"])
+def test_an_answer_that_is_an_error_may_break_off_too(kind: Kind, proxy: FaultyProxy, broken: S3Store, plain: S3Store, source: LocalStore,
+                                                      artifact: ModelArtifact) -> None:
+    """The lease of a garbage collection is asked for and mostly is not there: a 404 with a body."""
+    proxy.faults = [Fault(kind, "GET", r"gc\.json", times=2)]
+    broken.push(source, artifact.digest)
+    assert proxy.faults[0].hits == 2
+    assert plain.verify(artifact.digest) == []
+
+
 @pytest.mark.parametrize(("kind", "status", "code"), DOWNLOADS)
 def test_a_pull_survives(kind: Kind, status: int, code: str, proxy: FaultyProxy, broken: S3Store, plain: S3Store, source: LocalStore,
                          target: LocalStore, artifact: ModelArtifact) -> None:

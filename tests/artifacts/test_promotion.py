@@ -104,7 +104,6 @@ def test_a_stage_that_moved_on_or_never_had_it_is_no_source(place: Place) -> Non
     assert up(place, "dev", "staging").now.digest == two.candidate
 
 
-@pytest.mark.parametrize("force", [None, "hurry"])
 @pytest.mark.parametrize("outcome", ["FAIL", "ANOMALOUS"])
 def test_a_report_that_speaks_against_it_makes_somebody_choose(place: Place, outcome: str) -> None:
     good, bad = place.judged(), place.judged(outcome=outcome)
@@ -115,6 +114,7 @@ def test_a_report_that_speaks_against_it_makes_somebody_choose(place: Place, out
     assert promote(place.store, "m", "dev", "staging", who="me", why="", policy=OPEN).now.verdict == good.report
 
 
+@pytest.mark.parametrize("force", [None, "hurry"])
 @pytest.mark.parametrize("outcome", ["FAIL", "INCONCLUSIVE", "ANOMALOUS"])
 def test_only_a_pass_is_promoted_force_or_not(place: Place, outcome: str, force: str | None) -> None:
     one = place.judged(outcome=outcome)

@@ -90,6 +90,10 @@ class Policy(Section):
             raise ValueError("require_signature without anybody in `trusted` would refuse everything; name a public key or a root certificate there")
         return self
 
+    def store_for(self, named: str | None) -> str:
+        """The store that is meant: the one that somebody has named, else this policy's, else this machine's."""
+        return named or self.store or str(paths.default_store())
+
 
 def load_policy() -> Policy:
     """The policy of this place.

@@ -224,9 +224,8 @@ def opened(location: str | None, *, new: bool = False) -> Store:
     Raises:
         ConfigError: it cannot be one, or there is no such folder.
     """
-    policy = load_policy()
     try:
-        where = normal(location or policy.store or str(paths.default_store()))
+        where = normal(load_policy().store_for(location))
     except ValueError as error:
         raise ConfigError(str(error), where=f"--store {location}", hint="for example /srv/models or s3://bucket/models") from None
     if location and not new and not where.startswith(S3) and not Path(where).is_dir():

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from artifacts.promotion import NOTHING
 from artifacts.registry import ModelName, Stage
 from artifacts.store import LocalStore
-from configs import paths
 from configs.errors import LmflowsError, PromotionRefused
 from configs.location import Location
 from configs.policy import load_policy
@@ -61,7 +60,7 @@ def promote_model(promotion: Promotion) -> PromoteResult:
         PromotionRefused: a check or a person said no, or nobody said anything in time. The stage is as it was.
     """
     policy = load_policy()
-    store = promotion.store or policy.store or str(paths.default_store())
+    store = policy.store_for(promotion.store)
     run = begin_run(f"promote-{promotion.model}", ())
     request = PromotionRequest(model=promotion.model, what=promotion.artifact, to_stage=promotion.to_stage, store=store, policy=policy,
                                variant=promotion.variant, engine=promotion.engine, force=promotion.force)

@@ -83,7 +83,7 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
     items = items_files(pipeline.evaluate.tasks)
     run = begin_run(pipeline.name, choose_gpus(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
     policy = load_policy()
-    store = pipeline.upload.store or policy.store or str(paths.default_store())
+    store = policy.store_for(pipeline.upload.store)
     paths.remember_store(store)
     folders = (paths.workspace(), *(() if store.startswith(S3) else (Path(store),)))
     run.perform(machine, MachineRequest(quantize=pipeline.quantize, engine=pipeline.engine, deploy=pipeline.deploy, gpus=pipeline.gpus,

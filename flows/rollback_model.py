@@ -7,7 +7,6 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.registry import ModelName, Stage
-from configs import paths
 from configs.location import Location
 from configs.policy import load_policy
 from flows import model_events as events
@@ -37,7 +36,7 @@ def rollback_model(rollback: Rollback) -> PromoteResult:
         PromotionRefused: there is nothing whole to go back to. The stage is as it was.
     """
     policy = load_policy()
-    store = rollback.store or policy.store or str(paths.default_store())
+    store = policy.store_for(rollback.store)
     run = begin_run(f"rollback-{rollback.model}", ())
     result = run.perform(roll_back, RollbackRequest(model=rollback.model, stage=rollback.stage, store=store, policy=policy, to=rollback.to,
                                                     who=whoami(), why=rollback.why)).result

@@ -14,6 +14,7 @@ from artifacts.s3 import S3Store
 from artifacts.store import LocalStore
 from configs.errors import ArtifactDamaged, LmflowsError, TransferError
 from configs.location import parse_s3
+from tests.artifacts.s3_parts import commit
 from tests.faulty_proxy import Fault, FaultyProxy, Kind, in_front_of
 from tests.s3_server import BUCKET, SMALL, Server, credentials, running
 
@@ -44,10 +45,7 @@ def proxy(server: Server) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def artifact(source: LocalStore) -> ModelArtifact:
-    with source.stage() as staging:
-        for name, data in CONTENT.items():
-            staging.write(name, data)
-        return source.commit(staging, "fp16")
+    return commit(source, CONTENT)
 
 
 @pytest.fixture

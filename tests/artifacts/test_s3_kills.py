@@ -14,6 +14,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.s3 import S3Store
 from artifacts.store import LocalStore
 from configs.location import parse_s3
+from tests.artifacts.s3_parts import commit
 from tests.s3_server import SMALL, Server
 
 PROJECT = Path(__file__).parents[2]
@@ -71,10 +72,7 @@ class Child:
 
 @pytest.fixture
 def artifact(source: LocalStore) -> ModelArtifact:
-    with source.stage() as staging:
-        for name, data in CONTENT.items():
-            staging.write(name, data)
-        return source.commit(staging, "fp16")
+    return commit(source, CONTENT)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from botocore import exceptions as aws
 
@@ -180,10 +181,10 @@ class S3Store:
             team.each(lambda entry: team.retrying(lambda: self.bucket.refresh(blob_key(entry.sha256))), _distinct(manifest))
 
     def inventory(self, what: What) -> Iterator[Held]:
-        for item in self.bucket.retrying(lambda: list(self.bucket.list(f"{what}/sha256/"))):
-            name = item["Key"].rpartition("/")[2].removesuffix(".json" if what == "manifests" else "")
+        for item in self.bucket.below(f"{what}/sha256/"):
+            name = item.key.rpartition("/")[2].removesuffix(".json" if what == "manifests" else "")
             if len(name) == 64:
-                yield Held(name=name, size=item["Size"], modified=item["LastModified"].timestamp())
+                yield Held(name=name, size=item.size, modified=item.modified)
 
     def discard(self, what: What, name: str, *, unless_after: float) -> bool:
         key = manifest_key(name) if what == "manifests" else blob_key(name)
@@ -196,21 +197,26 @@ class S3Store:
         return True
 
     def clear_leftovers(self, *, older_than: float) -> int:
-        bucket, count = self.bucket, 0
-        with bucket.explained("looking for interrupted uploads"):
-            pages = bucket.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name, Prefix=bucket.key("blobs/"))
-            try:
-                uploads = [upload for page in pages for upload in page.get("Uploads", ())]
-            except aws.ClientError as error:
-                if status_of(error) not in (404, 501):  # not known there, or as rclone says that there are none
-                    raise
-                uploads = []
-            for upload in uploads:
-                if upload["Initiated"].timestamp() < older_than:
-                    with suppress(bucket.client.exceptions.NoSuchUpload):
-                        bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
-                        count += 1
-        return count
+        bucket = self.bucket
+
+        def abandoned() -> list[tuple[str, str]]:
+            with bucket.explained("looking for interrupted uploads"):
+                pages = bucket.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name, Prefix=bucket.key("blobs/"))
+                try:
+                    return [(upload["Key"], upload["UploadId"]) for page in pages for upload in page.get("Uploads", ())
+                            if upload["Initiated"].timestamp() < older_than]
+                except aws.ClientError as error:
+                    if status_of(error) not in (404, 501):  # not known there, or as rclone says that there are none
+                        raise
+                    return []
+
+        def abort(key: str, upload: str) -> int:
+            with bucket.explained(f"removing an interrupted upload of {key}"), suppress(bucket.client.exceptions.NoSuchUpload):
+                bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=key, UploadId=upload)
+                return 1
+            return 0
+
+        return sum(bucket.retrying(partial(abort, *upload)) for upload in bucket.retrying(abandoned))
 
     @contextmanager
     def collecting(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as ConnectionBroken
 
 from configs.errors import ConfigError, LmflowsError, TransferError
@@ -28,7 +29,7 @@ from configs.location import S3Location
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectTypeDef, ResponseMetadataTypeDef
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ResponseMetadataTypeDef
 
 T = TypeVar("T")
 MiB = 1 << 20
@@ -43,6 +44,8 @@ TRY_AGAIN = ("SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "Serv
 # One request up to 1 GiB: a server must read and write all of it before it answers. More than 5 GiB no server copies in one.
 COPY = TransferConfig(multipart_threshold=1024 * MiB, multipart_chunksize=512 * MiB, use_threads=True)
 ABSENT = ("NoSuchKey", "404", "NotFound")
+# What botocore's parsers raise, and we on missing fields, when a byte of an answer's XML was changed on the way: they trust it to be whole.
+UNREADABLE = (ResponseParserError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Bucket:
         """Turn what boto3 raises into an error that names the location, what was being done, and the remedy."""
         try:
             yield
-        except (aws.BotoCoreError, aws.ClientError, aws.HTTPClientError, ConnectionBroken) as error:
+        except (aws.BotoCoreError, aws.ClientError, aws.HTTPClientError, ConnectionBroken, *UNREADABLE) as error:
             raise explain(error, str(self.location), what) from error
 
     def head(self, relative: str) -> Facts | None:
@@ -153,7 +156,7 @@ class Bucket:
         def once() -> tuple[bytes, str] | None:
             with self.explained(f"reading {relative}"):
                 try:
-                    answer = self.client.get_object(Bucket=self.name, Key=self.key(relative))
+                    answer = self.client.get_object(Bucket=self.name, Key=self.key(relative), ChecksumMode="ENABLED")
                     with closing(answer["Body"]) as body:
                         return body.read(limit), answer["ETag"]
                 except aws.ClientError as error:
@@ -163,17 +166,23 @@ class Bucket:
 
         return self.retrying(once)
 
-    def list(self, prefix: str) -> Iterator[ObjectTypeDef]:
-        """What is stored below a prefix; `Key`s are whole."""
-        with self.explained(f"listing {prefix}"):
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.key(prefix)):
-                yield from page.get("Contents", ())
+    def below(self, prefix: str) -> list[Listed]:
+        """What is stored below a prefix."""
+        def once() -> list[Listed]:
+            with self.explained(f"listing {prefix}"):
+                pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.key(prefix))
+                return [item for page in pages for item in self._listed(page)]
 
-    def first_page(self, prefix: str) -> set[str] | None:
-        """The keys below a prefix if one request gives them all (AWS: 1000), else None."""
+        return self.retrying(once)
+
+    def first_page(self, prefix: str) -> list[Listed] | None:
+        """What is stored below a prefix if one request tells all of it (AWS: 1000 objects), else None."""
         with self.explained(f"listing {prefix}"):
             page = self.client.list_objects_v2(Bucket=self.name, Prefix=self.key(prefix))
-        return None if page.get("IsTruncated") else {self.relative(item["Key"]) for item in page.get("Contents", ())}
+            return None if page.get("IsTruncated") else self._listed(page)
+
+    def _listed(self, page: ListObjectsV2OutputTypeDef) -> list[Listed]:
+        return [Listed(self.relative(item["Key"]), item["Size"], item["LastModified"].timestamp()) for item in page.get("Contents", ())]
 
     def refresh(self, relative: str) -> bool:
         """Make an object young by copying it onto itself, on the server; False if there is none."""
@@ -220,6 +229,15 @@ class Facts:
     sha256: str | None
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What a list tells of an object: its key relative to the prefix, bytes, and Unix time of the last write by the server's clock."""
+
+    key: str
+    size: int
+    modified: float
+
+
 def _date(metadata: ResponseMetadataTypeDef) -> float:
     try:
         return parsedate_to_datetime(metadata["HTTPHeaders"]["date"]).timestamp()
@@ -253,6 +271,9 @@ def explain(error: Exception, where: str, what: str = "") -> LmflowsError:
     if isinstance(error, aws.SSLError):
         return ConfigError(f"no trusted TLS connection ({error}){doing}", where=where,
                            hint="set AWS_CA_BUNDLE to the server's CA certificate, or write http:// if the server speaks no TLS")
+    if isinstance(error, (*UNREADABLE, aws.FlexibleChecksumError)) and not isinstance(error, aws.ValidationError):
+        return TransferError(f"the server's answer cannot be read or was changed on the way ({error}){doing}", where=where,
+                             hint="run again: what has been transferred is kept; if it stays, this is no S3 server, or a proxy changes answers")
     # botocore lets urllib3's own errors through if an answer breaks off that is an error itself
     if isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, aws.ReadTimeoutError, ConnectionBroken)):
         return TransferError(f"the connection failed ({error}){doing}", where=where,

@@ -46,7 +46,7 @@ class S3Objects:
         raise TransferError(f"{CONFLICTS} writes of {key} in a row met another one", where=str(self.bucket.location), hint="try again")
 
     def keys(self, prefix: str) -> list[str]:
-        return self.bucket.retrying(lambda: sorted(self.bucket.relative(item["Key"]) for item in self.bucket.list(prefix)))
+        return sorted(item.key for item in self.bucket.below(prefix))
 
     def delete(self, key: str) -> None:
         self.bucket.delete(check_path(key))

@@ -67,7 +67,8 @@ class Upload:
     def expect(self, count: int) -> None:
         """Before so many blobs: one list in place of a question for each, if all that the store has fits into one."""
         if count >= FEWEST_TO_LIST:
-            self.listed = self.team.retrying(lambda: self.bucket.first_page("blobs/sha256/"))
+            listed = self.team.retrying(lambda: self.bucket.first_page("blobs/sha256/"))
+            self.listed = None if listed is None else {item.key for item in listed}
 
     def keep(self, path: Path, entry: FileEntry) -> int:
         """Make sure that the blob is in the store and young; returns the bytes sent.

@@ -77,6 +77,11 @@ class FaultyProxy:
                     return fault
         return None
 
+    def _bit(self, length: int) -> int:
+        """One of a body's bits."""
+        with self._lock:
+            return self._dice.randrange(8 * max(1, length))
+
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError, EOFError), socket.create_connection(self.upstream) as server:
             for end in (client, server):
@@ -124,7 +129,8 @@ class FaultyProxy:
             headers["content-length"] = str(length // 2)
         server.socket.sendall("\r\n".join([head, *(f"{name}: {value}" for name, value in headers.items())]).encode() + b"\r\n\r\n")
         kept = length // 2 if kind == "cut upload" else length
-        client.copy(server, kept, flip="flip upload" in (kind or ""), rate=fault.rate if fault and kind == "slow" else None)
+        flip = self._bit(length) if "flip upload" in (kind or "") else None
+        client.copy(server, kept, flip=flip, rate=fault.rate if fault and kind == "slow" else None)
         client.copy(None, length - kept)
         return True
 
@@ -139,7 +145,8 @@ class FaultyProxy:
         if kind in ("reset download", "cut download"):
             server.copy(client, length // 2)
             return client.reset() if kind == "reset download" else False
-        server.copy(client, length, flip=kind == "flip download", rate=fault.rate if fault and kind == "slow" else None)
+        flip = self._bit(length) if kind == "flip download" else None
+        server.copy(client, length, flip=flip, rate=fault.rate if fault and kind == "slow" else None)
         return headers.get("connection", "").lower() != "close"
 
 
@@ -161,16 +168,16 @@ class Stream:
         first, *lines = data.decode("latin-1").rstrip("\r\n").split("\r\n")
         return first, {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
-    def copy(self, target: Stream | None, length: int, *, flip: bool = False, rate: float | None = None) -> None:
-        """So many bytes from here to there, or to nowhere."""
-        middle, done = length // 2, 0
+    def copy(self, target: Stream | None, length: int, *, flip: int | None = None, rate: float | None = None) -> None:
+        """So many bytes from here to there, or to nowhere; `flip` is the number of a bit."""
+        done = 0
         while done < length:
             data = self.socket.recv(min(BLOCK, length - done))
             if not data:
                 raise EOFError
-            if flip and done <= middle < done + len(data):
+            if flip is not None and done <= flip // 8 < done + len(data):
                 data = bytearray(data)  # type: ignore[assignment]
-                data[middle - done] ^= 1  # type: ignore[index]
+                data[flip // 8 - done] ^= 1 << flip % 8  # type: ignore[index]
             done += len(data)
             if rate:
                 time.sleep(len(data) / rate)

@@ -271,6 +271,8 @@ class Strict:
                 buffer.flush()
         headers = [("Content-Length", str(end - begin)), ("ETag", found.etag), ("Last-Modified", found.last_modified_RFC1123),
                    ("Accept-Ranges", "bytes"), ("Content-Type", "binary/octet-stream")]
+        if found.checksum_value and found.multipart is None and self.checksums and "HTTP_X_AMZ_CHECKSUM_MODE" in environ:
+            headers.append((f"x-amz-checksum-{str(found.checksum_algorithm).lower()}", found.checksum_value))
         if status.startswith("206"):
             headers.append(("Content-Range", f"bytes {begin}-{end - 1}/{found.size}"))
         start(status, headers)

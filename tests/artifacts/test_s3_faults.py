@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,3 +177,43 @@ def test_a_storm_of_all_faults_at_once(seed: int, server: Server, source: LocalS
             pytest.fail("ten pulls failed")
         assert target.verify(artifact.digest) == []
         assert sum(fault.hits for fault in faults) > 5
+
+
+def everything(store: S3Store, source: LocalStore, target: LocalStore, digest: str) -> list[Callable[[], object]]:
+    """What one can do with a store, as often as one likes."""
+    return [lambda: store.push(source, digest), lambda: store.pull(digest, target), lambda: store.verify(digest), store.digests,
+            lambda: list(store.inventory("blobs")), lambda: store.clear_leftovers(older_than=0), lambda: store.touch(digest),
+            lambda: store.objects.swap(f"refs/{uuid.uuid4().hex}", b"{}", seen=None), lambda: store.objects.keys("refs/")]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_flipped_bit_of_an_answer_ends_in_anything_but_a_clear_error(seed: int, server: Server, source: LocalStore, plain: S3Store,
+                                                                        target: LocalStore, artifact: ModelArtifact, tmp_path: Path) -> None:
+    """Lists, dates, sizes, error codes, XML that is none: nothing that cannot be read comes out as a parser's error, or is believed."""
+    with in_front_of(server.url, Fault("status", "PUT", "partNumber=3")) as proxy:
+        store = S3Store(parse_s3(f"s3://{BUCKET}/{tmp_path.name}?endpoint_url={proxy.url}"), TIRED)
+        with pytest.raises(TransferError):
+            store.push(source, artifact.digest)  # there is an upload to go on with
+    flips, done = Fault("flip download", chance=0.25), 0
+    with in_front_of(server.url, flips, seed=seed) as proxy:
+        for _ in range(8):
+            store = S3Store(parse_s3(f"s3://{BUCKET}/{tmp_path.name}?endpoint_url={proxy.url}"), TIRED)
+            for step in everything(store, source, target, artifact.digest):
+                with suppress(LmflowsError):
+                    step()
+                    done += 1
+    assert flips.hits > 50 and done > 20
+    assert plain.digests() in ([], [artifact.digest])
+    assert all(plain.verify(digest) == [] for digest in plain.digests())
+    assert all(target.verify(digest) == [] for digest in target.digests())
+
+
+def test_a_small_file_that_was_changed_on_the_way_is_asked_for_again(proxy: FaultyProxy, broken: S3Store, plain: S3Store, server: Server) -> None:
+    """A ref, a signature or a lease says by no name what it should be, so the server's checksum is compared."""
+    plain.objects.swap("refs/model/dev", b'{"some": "entry"}', seen=None)
+    proxy.faults = [Fault("flip download", "GET", "refs/", times=2)]
+    keeps_checksums = plain.bucket.head("refs/model/dev").sha256 is not None  # type: ignore[union-attr]
+    found = broken.objects.get("refs/model/dev")
+    assert found is not None
+    assert (found[0] == b'{"some": "entry"}') == keeps_checksums
+    assert proxy.faults[0].hits == (2 if keeps_checksums else 1)

@@ -1,6 +1,6 @@
 """Garbage collection: what nothing needs any more goes, and in doubt nothing does.
 
-Kept is what a ref points to, has pointed to (as far back as the policy says) or would be rolled back to; what an endpoint of this
+Kept is what a ref points to, has pointed to (as far back as the policy says) or would be rolled back to; what an endpoint of any
 machine serves, with what is said about it; everything young; and all that these come from. The order of deletion makes a kill at any
 moment harmless: descendants before what they come from, manifests before blobs, so whatever is left is whole.
 """
@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 
+from artifacts import serving
 from artifacts.manifest import Manifest
 from artifacts.registry import Ref, Registry, Served
-from artifacts.stores import Held, Progress, Store, quiet
+from artifacts.stores import SIGNATURES, Held, Progress, Store, quiet
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, UnsafeManifest
 
 BATCH = 16  # manifests that are removed between two looks at the refs
-SIGNATURES = "signatures/"
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,24 @@ class Collected:
     spared: list[str] = field(default_factory=list)
 
 
-def plan(store: Store, *, keep_history: int, min_age_hours: float, endpoints: Iterable[str] = (), now: float | None = None) -> Plan:
+def plan(store: Store, *, keep_history: int, min_age_hours: float, forget: Sequence[str] = (), now: float | None = None) -> Plan:
     """What `collect` would remove at this moment. Changes nothing.
 
     Args:
         keep_history: entries of each stage's history, before the current one, whose artifacts are kept; and as many rollbacks.
         min_age_hours: what was written or touched since is kept: an upload may still be on its way.
-        endpoints: digests of what is served on this machine.
+        forget: endpoints, each MACHINE/ENDPOINT, that somebody knows to be gone: what they have announced counts no more.
         now: Unix time.
 
     Raises:
-        ArtifactDamaged, UnsafeManifest, ArtifactMissing: a ref, or a manifest that one needs, cannot be read: what it needs cannot be known.
-        ConfigError: a number that is none.
+        ArtifactDamaged, UnsafeManifest, ArtifactMissing: a ref, an announcement, or a manifest that one needs, cannot be read: what it needs
+            cannot be known.
+        ConfigError: a number that is none, or nobody to forget.
     """
-    return _Collection(store, keep_history, min_age_hours, tuple(endpoints), now).plan()
+    return _Collection(store, keep_history, min_age_hours, {one.key for one in serving.named(store, forget)}, now).plan()
 
 
-def collect(store: Store, *, keep_history: int, min_age_hours: float, endpoints: Iterable[str] = (), now: float | None = None,
+def collect(store: Store, *, keep_history: int, min_age_hours: float, forget: Sequence[str] = (), now: float | None = None,
             progress: Progress = quiet) -> Collected:
     """Remove what nothing needs; the plan is made anew under the store's lock. Arguments and errors as for `plan`.
 
@@ -86,17 +87,20 @@ def collect(store: Store, *, keep_history: int, min_age_hours: float, endpoints:
         StoreBusy: somebody else collects.
     """
     with store.collecting():
-        return _Collection(store, keep_history, min_age_hours, tuple(endpoints), now).carry_out(progress)
+        collection = _Collection(store, keep_history, min_age_hours, set(), now)
+        for gone in serving.named(store, forget):
+            store.objects.delete(gone.key)
+        return collection.carry_out(progress)
 
 
 class _Collection:
     """One look at a store, and what follows from it."""
 
-    def __init__(self, store: Store, keep_history: int, min_age_hours: float, endpoints: Sequence[str], now: float | None) -> None:
+    def __init__(self, store: Store, keep_history: int, min_age_hours: float, forgotten: set[str], now: float | None) -> None:
         if not (keep_history >= 0 and 0 <= min_age_hours < math.inf):  # NaN neither: nothing is younger than that
             raise ConfigError(f"keep_history {keep_history}, min_age_hours {min_age_hours}", where="garbage collection",
                               hint="both are finite and not negative")
-        self.store, self.keep_history, self.endpoints = store, keep_history, endpoints
+        self.store, self.keep_history, self.forgotten = store, keep_history, forgotten
         self.limit = (time.time() if now is None else now) - min_age_hours * 3600
         self.known: dict[str, Manifest] = {}  # manifests do not change
         self.held: dict[str, Held] = {}
@@ -118,7 +122,7 @@ class _Collection:
         spared: set[str] = set()
         for start in range(0, len(wanted.manifests), BATCH):
             progress(0.5 * start / len(wanted.manifests), "manifests")
-            needed = set(self._kept_by_refs())  # somebody may have promoted one of them since the plan was made
+            needed = {*self._kept_by_refs(), *self._kept_by_endpoints()}  # somebody may need one of them since the plan was made
             for held in wanted.manifests[start:start + BATCH]:
                 if held.name in needed or held.name in spared:
                     done.spared.append(held.name)
@@ -149,11 +153,8 @@ class _Collection:
     def _kept(self) -> dict[str, str]:
         """Every digest that must stay, with the reason."""
         kept = self._kept_by_refs()
-        served = [digest for digest in self.endpoints if digest in self.held]
-        speaking = [digest for digest in self.held if served and (manifest := self._readable(digest)) and manifest.kind in ("evidence", "report")
-                    and any(parent.role == "candidate" and parent.digest in served for parent in manifest.parents)]
-        for digest in self._closure([*served, *speaking], strict=True):
-            kept.setdefault(digest, "an endpoint of this machine")
+        for digest, why in self._kept_by_endpoints().items():
+            kept.setdefault(digest, why)
         for digest in self._closure([held.name for held in self.held.values() if held.modified > self.limit], strict=False):
             kept.setdefault(digest, "young, or what something young comes from")
         return kept
@@ -170,6 +171,18 @@ class _Collection:
             for digests, why in ((current, name), (earlier, f"the history of {name}")):
                 for digest in self._closure(digests, strict=True):
                     kept.setdefault(digest, why)
+        return kept
+
+    def _kept_by_endpoints(self) -> dict[str, str]:
+        """What is served at this moment, with what is said of it."""
+        kept: dict[str, str] = {}
+        for one in serving.everywhere(self.store):
+            if one.key in self.forgotten or not self._has(one.digest):
+                continue
+            speaking = [digest for digest in self.held if (manifest := self._readable(digest)) and manifest.kind in ("evidence", "report")
+                        and any(parent.role == "candidate" and parent.digest == one.digest for parent in manifest.parents)]
+            for digest in self._closure([one.digest, *speaking], strict=True):
+                kept.setdefault(digest, f"endpoint {one.endpoint} on {one.machine}")
         return kept
 
     def _closure(self, digests: Iterable[str], *, strict: bool) -> set[str]:

@@ -36,6 +36,10 @@ class Objects(Protocol):
         """
         ...
 
+    def put(self, key: str, data: bytes) -> None:
+        """Write, durably, whatever is there: for what only one writes, or whose name is its content."""
+        ...
+
     def probe(self) -> None:
         """Ask the store, once, whether `swap` can be relied on there.
 
@@ -73,6 +77,9 @@ class LocalObjects:
             if (now[1] if now else None) != seen:
                 raise moved(key)
             write_atomic(self._path(key), data)
+
+    def put(self, key: str, data: bytes) -> None:
+        write_atomic(self._path(key), data)
 
     def probe(self) -> None:
         """A lock of the kernel's needs no proof."""

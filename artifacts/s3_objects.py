@@ -6,6 +6,7 @@ import base64
 import hashlib
 import threading
 import uuid
+from typing import Any
 
 from botocore import exceptions as aws
 
@@ -44,6 +45,14 @@ class S3Objects:
                 return
             raise moved(key)
         raise TransferError(f"{CONFLICTS} writes of {key} in a row met another one", where=str(self.bucket.location), hint="try again")
+
+    def put(self, key: str, data: bytes) -> None:
+        def once() -> None:
+            with self.bucket.explained(f"writing {key}"):
+                self._write(key, data)
+
+        check_path(key)
+        self.bucket.retrying(once)
 
     def keys(self, prefix: str) -> list[str]:
         return sorted(item.key for item in self.bucket.below(prefix))
@@ -94,13 +103,9 @@ class S3Objects:
     def _put(self, key: str, data: bytes, seen: str | None) -> str | None:
         """One conditional write: None if it was taken, else `moved` or `conflict`."""
         bucket = self.bucket
-        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
         with bucket.explained(f"writing {key}"):
             try:
-                if seen is None:
-                    bucket.client.put_object(Bucket=bucket.name, Key=bucket.key(key), Body=data, ChecksumSHA256=checksum, IfNoneMatch="*")
-                else:
-                    bucket.client.put_object(Bucket=bucket.name, Key=bucket.key(key), Body=data, ChecksumSHA256=checksum, IfMatch=seen)
+                self._write(key, data, **({"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen}))
             except aws.ClientError as error:
                 if code_of(error) in ("ConditionalRequestConflict", "OperationAborted") or status_of(error) == 409:
                     return "conflict"
@@ -111,3 +116,7 @@ class S3Objects:
                                                    hint="keep the registry on a server that has them, or in a folder") from error
                 raise
         return None
+
+    def _write(self, key: str, data: bytes, **condition: Any) -> None:
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.bucket.key(key), Body=data, ChecksumSHA256=checksum, **condition)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import Manifest
-from artifacts.stores import Store
-from configs.errors import ConfigError, LmflowsError, SignatureRefused, StaleRef
+from artifacts.stores import Store, signatures_of
+from configs.errors import ConfigError, LmflowsError, SignatureRefused
 from configs.policy import Policy, Signer, SigningCertificate, Trusted, TrustedCertificate
 
 if TYPE_CHECKING:
@@ -57,9 +57,8 @@ def sign(store: Store, digest: str, signer: Signer) -> str:
     for key in _keys(store, digest):
         if _is_ours(_read(store, key), data, private_key):
             return key
-    key = f"signatures/{digest}/{hashlib.sha256(data).hexdigest()}.json"
-    with contextlib.suppress(StaleRef):  # equal bytes are there: somebody was faster
-        store.objects.swap(key, data, seen=None)
+    key = f"{signatures_of(digest)}{hashlib.sha256(data).hexdigest()}.json"
+    store.objects.put(key, data)
     return key
 
 
@@ -119,7 +118,7 @@ def signatures(store: Store, digest: str) -> list[bytes]:
 
 
 def _keys(store: Store, digest: str) -> list[str]:
-    return store.objects.keys(f"signatures/{digest}/")
+    return store.objects.keys(signatures_of(digest))
 
 
 def _read(store: Store, key: str) -> bytes:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from artifacts.store import LocalStore
 
 Progress = Callable[[float, str], None]  # a fraction in [0, 1] and a few words
+SIGNATURES = "signatures/"
 What = Literal["manifests", "blobs"]
 
 
@@ -183,7 +184,7 @@ def lineage(store: Store, digests: Iterable[str]) -> list[str]:
 
 
 def push_lineage(source: LocalStore, target: Store, digests: Iterable[str], progress: Progress = quiet) -> tuple[list[str], int]:
-    """Push artifacts and all their ancestors, these first: nothing in the target ever names what is not there.
+    """Push artifacts and all their ancestors, these first, with their signatures: nothing in the target ever names what is not there.
 
     Returns their digests in that order, and the bytes that were sent.
     """
@@ -195,4 +196,18 @@ def push_lineage(source: LocalStore, target: Store, digests: Iterable[str], prog
             progress((number + fraction) / len(order), what)
 
         sent += target.push(source, digest, tell)
+        carry_signatures(source, target, digest)
     return order, sent
+
+
+def carry_signatures(source: Store, target: Store, digest: str) -> None:
+    """Copy the signatures of an artifact that both stores have; whether one holds is asked when it matters (`artifacts.signing.check`)."""
+    there = set(target.objects.keys(signatures_of(digest))) if (keys := source.objects.keys(signatures_of(digest))) else set()
+    for key in keys:
+        if key not in there and (found := source.objects.get(key)):
+            target.objects.put(key, found[0])  # its name is its hash
+
+
+def signatures_of(digest: str) -> str:
+    """What the keys of an artifact's signatures start with; the rest is the sha256 of the signature file."""
+    return f"{SIGNATURES}{digest}/"

@@ -162,6 +162,9 @@ def stop(name: EndpointName = None, every: Annotated[bool, typer.Option("--all",
 
     for endpoint in endpoints.everyone() if every else [endpoints.one(name)]:
         supervisor.stop(endpoint)
+        for problem in endpoint.withdraw():
+            err.print(f"a store believes that {endpoint.name} still runs, until `lmflows registry gc --forget` says that it does not: {problem}",
+                      markup=False, highlight=False, soft_wrap=True)
         endpoint.forget()
         out.print(f"stopped {endpoint.name}; port {endpoint.options.port} is free", highlight=False)
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from artifacts.registry import STAGES, Ref, RefEntry, Registry, Stage
 from artifacts.store import LocalStore
-from artifacts.stores import Progress, Store, lineage, open_store, push_lineage, quiet
+from artifacts.stores import Progress, Store, carry_signatures, lineage, open_store, push_lineage, quiet
 from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, UnsafeManifest
 from configs.location import S3, normal
@@ -115,11 +115,11 @@ def rollback(model: Model, stage: AStage,
 def gc(delete: Annotated[bool, typer.Option("--delete", help="do it; without, only say what would go")] = False,
        keep: Annotated[int | None, typer.Option(min=0, metavar="N", help="entries of each stage's history to keep; else the policy's")] = None,
        min_age_hours: Annotated[float | None, typer.Option(min=0, help="leave alone what is younger; else the policy's")] = None,
+       forget: Annotated[list[str] | None, typer.Option(metavar="MACHINE/ENDPOINT", help="is gone for good with its machine")] = None,
        store: StoreAt = None, as_json: AsJson = False) -> None:
-    """Remove artifacts that no stage, no history and no endpoint of this machine needs. Without --delete nothing is removed."""
+    """Remove artifacts that no stage, no history and no endpoint on any machine needs. Without --delete nothing is removed."""
     from artifacts import garbage
     from flows import registry_tables
-    from tasks import endpoints
 
     place, policy = opened(store), load_policy()
     history = policy.keep_history if keep is None else keep
@@ -127,12 +127,11 @@ def gc(delete: Annotated[bool, typer.Option("--delete", help="do it; without, on
     if place.location.startswith(S3) and hours < SAFE_HOURS:
         err.print(f"with less than {SAFE_HOURS} hour nobody may promote in {place.location} at the same time", markup=False, highlight=False,
                   soft_wrap=True)
-    serving = [endpoint.artifact.digest for endpoint in endpoints.everyone()]
-    plan = garbage.plan(place, keep_history=history, min_age_hours=hours, endpoints=serving)
+    plan = garbage.plan(place, keep_history=history, min_age_hours=hours, forget=forget or ())
     done = None
     if delete:
         with progress_of("collecting") as tell:
-            done = garbage.collect(place, keep_history=history, min_age_hours=hours, endpoints=serving, progress=tell)
+            done = garbage.collect(place, keep_history=history, min_age_hours=hours, forget=forget or (), progress=tell)
     registry_tables.print_collection(place, plan, done, as_json)
 
 
@@ -146,6 +145,7 @@ def pull(what: Annotated[str, typer.Argument(metavar="DIGEST|MODEL/STAGE")],
     target = LocalStore(to or paths.workspace())
     with progress_of(f"pulling {digest[:12]}") as tell:
         artifact = place.pull(digest, target, tell)
+        carry_signatures(place, target, digest)
     if as_json:
         print(json.dumps({"digest": digest, "kind": artifact.kind, "path": str(artifact.path)}))
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.tree import Tree
 
+from artifacts import serving
 from artifacts.evidence import Verdict
 from artifacts.garbage import Collected, Plan
 from artifacts.lineage import VERDICT, about, tree
@@ -100,7 +101,18 @@ def served(store: Store, ref: Ref) -> dict[str, Any]:
         told |= {"outcome": verdict.outcome, "reasons": list(verdict.reasons)}
     else:
         told |= {"outcome": None, "reasons": [f"report {entry.verdict[:12]} cannot be read: {verdict}"]}
+    told |= {"endpoints": endpoints_of(store, entry.digest)}
     return told | lineage_of(store, entry.verdict, mentions=False, otherwise=entry.digest)
+
+
+def endpoints_of(store: Store, digest: str) -> list[dict[str, str]]:
+    """Which endpoints have announced that they serve an artifact; if that cannot be read, standard error says why."""
+    try:
+        found = serving.everywhere(store)
+    except LmflowsError as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return []
+    return [one.model_dump(mode="json", exclude={"digest"}) for one in found if one.digest == digest]
 
 
 def lineage_of(store: Store, digest: str, *, mentions: bool = True, otherwise: str | None = None) -> dict[str, Any]:
@@ -116,7 +128,9 @@ def lineage_of(store: Store, digest: str, *, mentions: bool = True, otherwise: s
         except LmflowsError as other:
             err.print(str(other), markup=False, highlight=False, soft_wrap=True)
             return {"lineage": None}
-    return {"lineage": found} | ({"about": [mention.to_dict() for mention in about(store, digest)]} if mentions else {})
+    if not mentions:
+        return {"lineage": found}
+    return {"lineage": found, "endpoints": endpoints_of(store, digest), "about": [mention.to_dict() for mention in about(store, digest)]}
 
 
 def print_told(told: list[dict[str, Any]] | dict[str, Any]) -> None:
@@ -126,6 +140,8 @@ def print_told(told: list[dict[str, Any]] | dict[str, Any]) -> None:
             out.print()
         if "stage" in one:
             _print_served(one)
+        elif one.get("endpoints"):
+            out.print(_endpoints(one), highlight=False, soft_wrap=True)
         if one["lineage"]:
             out.print(_branch(one["lineage"]), highlight=False)
         if mentions := one.get("about"):
@@ -143,7 +159,12 @@ def _print_served(one: dict[str, Any]) -> None:
     lines += [f"  {label}: {escape(str(one[key]))}" for label, key in (("forced", "forced"), ("approved by", "approved_by")) if one[key]]
     lines.append(f"  verdict {one['outcome'] or 'unreadable'}: {escape('; '.join(one['reasons']))}")
     lines.append(f"  a rollback goes to {one['rollback_to'][:12] if one['rollback_to'] else 'nothing: it had nothing before'}")
-    out.print("\n".join(lines), highlight=False, soft_wrap=True)
+    out.print("\n".join([*lines, f"  {_endpoints(one)}"]), highlight=False, soft_wrap=True)
+
+
+def _endpoints(one: dict[str, Any]) -> str:
+    found = [f"{end['endpoint']} on {end['machine']} since {end['since'][:16].replace('T', ' ')} UTC" for end in one["endpoints"]]
+    return f"served by endpoint {escape(', '.join(found))}" if found else "no endpoint serves it"
 
 
 def _branch(node: dict[str, Any]) -> Tree:

@@ -95,11 +95,12 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
     old = endpoints.read(request.name)
     old_keys = old.keys() if old is not None else []
     new = Endpoint(name=request.name, model_name=request.options.model_name or request.name, artifact=request.artifact,
-                   engine=request.engine, options=request.options, gpus=request.gpus,
+                   engine=request.engine, options=request.options, stores=_stores(request), gpus=request.gpus,
                    trust_remote_code=request.trust_remote_code, since=datetime.now(UTC))
     reused = new.same_service(old) and old_keys == keys and supervisor.state(new)[0] == "RUNNING"
     if old is None or old.options.port != new.options.port:
         _require_free_port(new)
+    new.announce()  # from now on no collection of garbage takes it, wherever that runs
     try:
         if not reused:
             _replace(old, new, keys, context)
@@ -109,9 +110,21 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
     except BaseException:
         if not reused:
             _put_back(old, old_keys, new)
+        _withdraw(new, but=old, context=context)
         raise
+    for one in (new, old) if old is not None else (new,):
+        _withdraw(one, but=new, context=context)
     return DeployResult(url=new.url, model_name=new.model_name, reused=reused, first_words=words, score_difference=difference,
                         first_words_seconds=round(spoke, 2), ready_seconds=round(time.monotonic() - started, 2))
+
+
+def _stores(request: DeployRequest) -> tuple[Location, ...]:
+    return tuple(dict.fromkeys([request.store, LocalStore.holding(request.artifact).location]))
+
+
+def _withdraw(endpoint: Endpoint, but: Endpoint | None, context: Context) -> None:
+    for problem in endpoint.withdraw(but=but):
+        context.log(f"a store believes that another artifact is still served as {endpoint.name}: {problem}")
 
 
 def _replace(old: Endpoint | None, new: Endpoint, keys: list[str], context: Context) -> None:

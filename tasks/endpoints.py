@@ -18,11 +18,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from artifacts import serving
 from artifacts.files import write_atomic
 from artifacts.manifest import ModelArtifact
 from artifacts.registry import ModelName
+from artifacts.stores import open_store
 from configs import paths
-from configs.errors import EndpointError
+from configs.errors import EndpointError, LmflowsError
+from configs.location import Location
 from configs.schema import Deploy, Engine
 
 RECORD, KEYS, LOG, PROGRAM = "endpoint.json", "api_keys", "server.log", "program.conf"
@@ -31,7 +34,12 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Endpoint(BaseModel):
-    """A served variant: where it listens, what it serves, and the options it was started with. `gpus`: their UUIDs."""
+    """A served variant: where it listens, what it serves, and the options it was started with.
+
+    Attributes:
+        stores: that were told of it (`artifacts.serving`): the one that the artifact was uploaded to, and the one that its folder is in.
+        gpus: their UUIDs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +48,7 @@ class Endpoint(BaseModel):
     artifact: ModelArtifact
     engine: Engine
     options: Deploy
+    stores: tuple[Location, ...] = ()
     gpus: tuple[str, ...] = ()
     trust_remote_code: bool = False
     since: datetime
@@ -80,6 +89,25 @@ class Endpoint(BaseModel):
                 (self.folder / name).unlink(missing_ok=True)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def announce(self) -> None:
+        """Tell its stores what it is about to serve."""
+        for location in self.stores:
+            serving.announce(open_store(location), self.name, self.artifact.digest)
+
+    def withdraw(self, *, but: Endpoint | None = None) -> list[LmflowsError]:
+        """Take back what its stores were told, except of `but`, which serves in its place; returns what kept some of them from hearing it.
+
+        A store that still believes in an endpoint keeps more than it must, and no less.
+        """
+        problems = []
+        for location in self.stores:
+            serves = but is not None and location in but.stores
+            try:
+                serving.withdraw(open_store(location), self.name, but=but.artifact.digest if but and serves else None)
+            except LmflowsError as error:
+                problems.append(error)
+        return problems
 
     def call(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> Any:
         """One JSON request; EndpointError with the server's own words if it fails."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from artifacts import garbage, serving
 from artifacts.garbage import Collected, Plan, collect, needed_by, plan
 from artifacts.promotion import promote, rollback
 from artifacts.registry import Registry
@@ -155,9 +157,57 @@ def test_where_a_rollback_would_lead_stays_whatever_was_rolled_back(here: Place)
 
 def test_what_an_endpoint_serves_stays_with_what_is_said_of_it(place: Place) -> None:
     served, unused = place.judged("served"), place.judged("unused")
-    collected(place, endpoints=[served.candidate, "0" * 64])  # the other one is served from another store
+    for name, digest in (("chat", served.candidate), ("other", "0" * 64)):  # of the other one this store has nothing any more
+        serving.announce(place.store, name, digest)
+    assert planned(place).kept[served.report] == f"endpoint chat on {serving.this_machine()}"
+    collected(place)
     require_whole(place, *served.all)
     assert unused.candidate not in left(place)
+    serving.withdraw(place.store, "chat")
+    assert collected(place).manifests == len(served.all)
+
+
+def test_an_endpoint_of_another_machine_counts_until_somebody_says_that_it_is_gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = place.judged("served")
+    monkeypatch.setattr(socket, "gethostname", lambda: "far-away")
+    serving.announce(place.store, "chat", served.candidate)
+    [far] = serving.everywhere(place.store)
+    monkeypatch.undo()
+    serving.withdraw(place.store, "chat")  # ours: there is none
+    assert collected(place).manifests == 0
+    with pytest.raises(ConfigError, match=f"it is one of {far.name}"):
+        collected(place, forget=["far-away/chat"])
+    assert len(planned(place, forget=[far.name]).manifests) == len(served.all)
+    assert serving.everywhere(place.store) == [far]  # a plan changes nothing
+    assert collected(place, forget=[far.name]).manifests == len(served.all)
+    assert serving.everywhere(place.store) == []
+
+
+def test_an_endpoint_that_begins_while_a_collection_is_under_way_is_spared(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = place.judged()
+    plan_ = garbage._Collection.plan
+
+    def planned_and_then_announced(self: Any) -> Plan:
+        found = plan_(self)
+        serving.announce(place.store, "chat", one.candidate)
+        return found
+
+    monkeypatch.setattr(garbage._Collection, "plan", planned_and_then_announced)
+    assert set(collected(place).spared) == set(one.all)
+    require_whole(place, *one.all)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"another"])
+def test_an_announcement_that_cannot_be_read_lets_nothing_go(here: Place, content: bytes) -> None:
+    one = here.judged()
+    serving.announce(here.store, "chat", one.candidate)
+    [key] = here.store.objects.keys("serving/")
+    if content == b"another":
+        content = here.bytes_of(key).replace(b'"chat"', b'"tahc"')  # type: ignore[union-attr]
+    here.store.objects.put(key, content)
+    with pytest.raises(ArtifactDamaged, match=f"{key}.*->"):
+        collected(here)
+    require_whole(here, *one.all)
 
 
 def test_signatures_of_what_is_gone_go_and_others_stay(place: Place) -> None:

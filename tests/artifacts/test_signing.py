@@ -7,13 +7,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,71 +20,13 @@ from hypothesis import strategies as st
 from artifacts.manifest import ModelArtifact, Parent
 from artifacts.signing import check, require_signed, sign, signatures
 from artifacts.store import LocalStore
+from artifacts.stores import carry_signatures, open_store, push_lineage
 from configs.errors import ArtifactMissing, ConfigError, SignatureRefused
 from configs.policy import Policy, SigningCertificate, SigningKey, TrustedCertificate, TrustedKey
 from tests.artifacts import places
+from tests.artifacts.keys import NOW, Keys, private_pem, public_pem
 
-NOW = datetime.now(UTC)
 PASSWORD = "correct horse"
-TWO_DAYS = timedelta(days=2)
-
-
-def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, password: str | None = None) -> bytes:
-    how = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
-
-
-def public_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
-    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-class Keys:
-    """Key pairs and certificates as files of a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def write(self, name: str, data: bytes) -> Path:
-        (self.folder / name).write_bytes(data)
-        return self.folder / name
-
-    def pair(self, name: str, curve: ec.EllipticCurve | None = None, password: str | None = None) -> tuple[SigningKey, TrustedKey]:
-        key = ec.generate_private_key(curve or ec.SECP256R1())
-        private = self.write(f"{name}.pem", private_pem(key, password))
-        return (SigningKey(type="key", private_key=private, password_env="KEY_PASSWORD" if password else None),
-                TrustedKey(type="key", public_key=self.write(f"{name}.pub", public_pem(key))))
-
-    def authority(self, name: str = "root", above: Authority | None = None, **dates: datetime) -> Authority:
-        return Authority(self, name, above, **dates)
-
-
-class Authority:
-    """A certificate authority: a root, or one below another."""
-
-    def __init__(self, keys: Keys, name: str, above: Authority | None, **dates: datetime) -> None:
-        self.keys, self.name, self.key = keys, name, ec.generate_private_key(ec.SECP256R1())
-        self.certificate = (above or self).certify(name, self.key, authority=True, **dates)
-        self.path = keys.write(f"{name}.crt", self.certificate.public_bytes(serialization.Encoding.PEM))
-
-    @property
-    def trusted(self) -> TrustedCertificate:
-        return TrustedCertificate(type="certificate", certificate=self.path)
-
-    def certify(self, name: str, key: ec.EllipticCurvePrivateKey, *, authority: bool = False, since: datetime = NOW - TWO_DAYS,
-                until: datetime = NOW + TWO_DAYS, may_sign: bool = True) -> x509.Certificate:
-        subject, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, one)]) for one in (name, self.name))
-        usage = x509.KeyUsage(digital_signature=may_sign, key_cert_sign=authority, crl_sign=authority, content_commitment=False,
-                              key_encipherment=not may_sign, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False)
-        return (x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
-                .serial_number(x509.random_serial_number()).not_valid_before(since).not_valid_after(until)
-                .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True).add_extension(usage, critical=True)
-                .sign(self.key, hashes.SHA256()))
-
-    def signer(self, name: str = "bot", chain: tuple[Path, ...] = (), **how: Any) -> SigningCertificate:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self.certify(name, key, **how).public_bytes(serialization.Encoding.PEM)
-        return SigningCertificate(type="certificate", private_key=self.keys.write(f"{name}.key", private_pem(key)),
-                                  certificate=self.keys.write(f"{name}.crt", certificate), chain=chain)
 
 
 @pytest.fixture
@@ -226,6 +167,24 @@ def test_on_s3_it_is_the_same(keys: Keys, tmp_path: Path) -> None:
         assert check(place.store, digest, [trusted]).who == "key team.pub" and len(signatures(place.store, digest)) == 1
         with pytest.raises(SignatureRefused, match="Key mismatch"):
             check(place.store, digest, [keys.pair("other")[1]])
+
+
+def test_signatures_travel_with_what_they_sign(store: LocalStore, artifact: ModelArtifact, keys: Keys, tmp_path: Path) -> None:
+    """From a folder to S3 and to another folder, of the parents too; a second push brings a signature that has come since."""
+    signers, trusted = zip(*(keys.pair(name) for name in ("one", "two")), strict=True)
+    child = committed(store, b"other weights", parents=(Parent(role="parent", digest=artifact.digest),))
+    for made in (artifact, child):
+        sign(store, made.digest, signers[0])
+    with places.bucket() as server:
+        there, here = open_store(server.location("team")), LocalStore(tmp_path / "here")
+        push_lineage(store, there, [child.digest])
+        assert [check(there, made.digest, trusted).who for made in (artifact, child)] == ["key one.pub"] * 2
+        sign(store, child.digest, signers[1])
+        push_lineage(store, there, [child.digest])
+        assert set(signatures(there, child.digest)) == set(signatures(store, child.digest)) and len(signatures(there, child.digest)) == 2
+        there.pull(child.digest, here)
+        carry_signatures(there, here, child.digest)
+    assert check(here, child.digest, trusted[1:]).who == "key two.pub"
 
 
 # -- what does not ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
+from artifacts import serving
 from artifacts.manifest import ModelArtifact, canonical_json
 from artifacts.signing import sign
 from artifacts.store import LocalStore
@@ -41,6 +42,7 @@ from tasks.endpoints import KEYS, LOG, RECORD, Endpoint
 from tasks.engines.reference import ReferenceEngine
 from tasks.evaluate import PROBES
 from tasks.step import Context
+from tests import s3_server
 
 KEYS_VARIABLE = "LMFLOWS_TEST_KEYS"
 
@@ -197,6 +199,49 @@ def test_another_artifact_takes_over_the_port(site: Site, running: Endpoint) -> 
     assert (result.url, result.reused, endpoints.one("tiny").artifact) == (running.url, False, site.sibling)
 
 
+def announced(site: Site, name: str = "tiny") -> list[str]:
+    return [one.digest for one in serving.everywhere(site.store) if one.endpoint == name]
+
+
+def test_the_store_is_told_what_is_served_and_by_whom(site: Site, running: Endpoint) -> None:
+    [one] = [one for one in serving.everywhere(site.store) if one.endpoint == "tiny"]
+    assert (one.digest, one.machine) == (running.artifact.digest, serving.this_machine())
+    other = site.model if running.artifact == site.sibling else site.sibling
+    site.deploy(other)
+    assert announced(site) == [other.digest]  # and not the one before, which nobody serves
+    with pytest.raises(EndpointError, match="nats a token off the evidence"):
+        site.deploy(site.noisy)
+    assert announced(site) == [other.digest]
+
+
+def test_while_a_server_takes_over_both_artifacts_are_announced(site: Site, running: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill at any moment of it leaves a store that keeps what still runs and what may run already."""
+    other, seen = site.model if running.artifact == site.sibling else site.sibling, list[set[str]]()
+    start = supervisor.start
+
+    def looked(endpoint: Endpoint) -> None:
+        seen.append(set(announced(site)))
+        start(endpoint)
+
+    monkeypatch.setattr(supervisor, "start", looked)
+    site.deploy(other)
+    assert seen == [{running.artifact.digest, other.digest}] and announced(site) == [other.digest]
+
+
+def test_one_store_that_cannot_be_told_does_not_keep_the_others_from_hearing_it(site: Site, running: Endpoint,
+                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    elsewhere = running.model_copy(update={"stores": ("s3://models/team", *running.stores)})
+    try:
+        [problem] = elsewhere.withdraw()
+        assert "no usable AWS credentials" in str(problem) and announced(site) == []
+    finally:
+        running.announce()
+
+
 def key_pair(folder: Path) -> tuple[Path, Path]:
     """A new key's private and public half, as PEM files."""
     key, (private, public) = ec.generate_private_key(ec.SECP256R1()), (folder / "private.pem", folder / "public.pem")
@@ -245,6 +290,7 @@ def test_without_an_old_server_a_failed_one_leaves_nothing_but_its_log(site: Sit
     assert str(log) in caught.value.hint
     assert "Traceback" in log.read_text()
     assert time.monotonic() - started < 55  # it did not wait for the whole minute
+    assert announced(site, "damaged") == []
     assert (endpoints.read("damaged"), port_problem("127.0.0.1", free_port)) == (None, None)
     record = str(paths.endpoints() / "damaged" / RECORD)
     assert [process.pid for process in psutil.process_iter(["cmdline"]) if record in (process.info["cmdline"] or [])] == []

@@ -1,0 +1,95 @@
+"""Who serves what of a store: an announcement by each endpoint, on whatever machine, so that a collection anywhere spares what it serves.
+
+    serving/<machine>/<endpoint>/<digest>.json
+
+It is written before a server starts and removed after it has stopped; in between there may be two, for a server that is being replaced.
+A machine that is gone for good leaves its announcements behind: somebody who knows that has to say so (`lmflows registry gc --forget`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from artifacts.stores import Store
+from configs import paths
+from configs.errors import ArtifactDamaged, ConfigError
+
+PREFIX = "serving/"
+
+
+class Serving(BaseModel):
+    """One endpoint and the artifact that it serves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    endpoint: str
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    since: datetime
+
+    @property
+    def name(self) -> str:
+        return f"{self.machine}/{self.endpoint}"
+
+    @property
+    def key(self) -> str:
+        return f"{PREFIX}{self.name}/{self.digest}.json"
+
+
+def this_machine() -> str:
+    """The host's name and a few digits of the folder that endpoints are kept in: two such folders on one host are two machines."""
+    return f"{socket.gethostname() or 'host'}-{hashlib.sha256(str(paths.home().resolve()).encode()).hexdigest()[:6]}"
+
+
+def announce(store: Store, endpoint: str, digest: str) -> None:
+    """Say that this machine is about to serve an artifact of the store."""
+    one = Serving(machine=this_machine(), endpoint=endpoint, digest=digest, since=datetime.now(UTC))
+    if store.objects.get(one.key) is None:
+        store.objects.put(one.key, one.model_dump_json().encode())
+
+
+def withdraw(store: Store, endpoint: str, *, but: str | None = None) -> None:
+    """Take back what this machine has announced for an endpoint, except the artifact that it serves now."""
+    for key in store.objects.keys(f"{PREFIX}{this_machine()}/{endpoint}/"):
+        if not key.endswith(f"/{but}.json"):
+            store.objects.delete(key)
+
+
+def everywhere(store: Store) -> list[Serving]:
+    """All endpoints that have announced themselves, on any machine.
+
+    Raises:
+        ArtifactDamaged: an announcement cannot be read: what it needs cannot be known.
+    """
+    found = []
+    for key in store.objects.keys(PREFIX):
+        if (data := store.objects.get(key)) is None:
+            continue  # withdrawn meanwhile
+        try:
+            one = Serving.model_validate_json(data[0])
+        except ValidationError as error:
+            raise ArtifactDamaged(f"the announcement of an endpoint cannot be read ({error.errors()[0]['msg']})", where=f"{key} in {store.location}",
+                                  hint="remove it if nothing serves this artifact, else deploy that endpoint again") from None
+        if one.key != key:
+            raise ArtifactDamaged("the announcement of an endpoint is another one's", where=f"{key} in {store.location}", hint="remove it")
+        found.append(one)
+    return found
+
+
+def named(store: Store, names: Sequence[str]) -> list[Serving]:
+    """The announcements of these endpoints, each MACHINE/ENDPOINT.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = everywhere(store) if names else []
+    for name in names:
+        if not any(one.name == name for one in known):
+            raise ConfigError(f"no endpoint {name!r} serves anything of {store.location}", where="endpoints",
+                              hint=f"it is one of {', '.join(sorted({one.name for one in known})) or 'none'}")
+    return [one for one in known if one.name in names]

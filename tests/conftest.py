@@ -59,6 +59,15 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a Prefect server for all tests of this process: a run without one starts its own, which takes six seconds."""
+    from tests.prefect_server import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on just now."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,60 +13,45 @@ from artifacts.manifest import ModelArtifact
 from artifacts.s3 import S3Store
 from artifacts.store import LocalStore
 from configs.location import parse_s3
+from tests.artifacts.kills import FORK, kill_after
 from tests.artifacts.s3_parts import commit
 from tests.s3_server import SMALL, Server
 
-PROJECT = Path(__file__).parents[2]
-KILLS = 25  # of each, push and pull
+KILLS = 50  # of each, push and pull
 DICE = random.Random(0)
 CONTENT = {"config.json": b"{}", "weights/large": DICE.randbytes(24 * SMALL.part_bytes + 5),
            **{f"weights/{number}": DICE.randbytes(60_000 + number) for number in range(12)}}
 
-# A warm process for each kill: it says when it begins, so that the moments fall into the transfer and not into imports.
-CHILD = """
-import sys
-from pathlib import Path
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
-from configs.location import parse_s3
-from tests.s3_server import SMALL
-what, folder, location, digest = sys.argv[1:]
-store, local = S3Store(parse_s3(location), SMALL), LocalStore(Path(folder))
-store.has(digest)
-print("ready", flush=True)
-sys.stdin.readline()
-store.push(local, digest) if what == "push" else store.pull(digest, local)
-print("done", flush=True)
-"""
+BEGUN = FORK.Event()
 
 
-class Child:
-    def __init__(self, what: str, folder: Path, location: str, digest: str) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", CHILD, what, folder, location, digest], cwd=PROJECT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdout and self.process.stdout.readline() == "ready\n"
+def work(what: str, folder: Path, location: str, digest: str) -> None:
+    """It says when it begins, so that the moments fall into the transfer and not into the first connection."""
+    store, local = S3Store(parse_s3(location), SMALL), LocalStore(folder)
+    store.has(digest)
+    BEGUN.set()
+    if what == "push":
+        store.push(local, digest)
+    else:
+        store.pull(digest, local)
 
-    def begin(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
 
-    def seconds(self) -> float:
-        """Of the whole operation, undisturbed."""
-        started = time.monotonic()
-        self.begin()
-        assert self.process.stdout and self.process.stdout.readline() == "done\n"
-        seconds = time.monotonic() - started
-        self.process.wait()
-        return seconds
+def killed(seconds: float, what: str, folder: Path, location: str, digest: str) -> bool:
+    """Whether it was killed so long after it began, before it was done."""
+    BEGUN.clear()
+    return kill_after(seconds, partial(work, what, folder, location, digest), BEGUN)
 
-    def killed_after(self, seconds: float) -> bool:
-        """Whether it was killed before it was done."""
-        self.begin()
-        time.sleep(seconds)
-        self.process.kill()
-        output, _ = self.process.communicate()
-        return "done" not in output
+
+def duration_of(what: str, folder: Path, location: str, digest: str) -> float:
+    """Seconds of the whole operation, undisturbed."""
+    BEGUN.clear()
+    process = FORK.Process(target=work, args=(what, folder, location, digest))
+    process.start()
+    assert BEGUN.wait(60)
+    started = time.monotonic()
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - started
 
 
 @pytest.fixture
@@ -78,11 +62,11 @@ def artifact(source: LocalStore) -> ModelArtifact:
 @pytest.mark.slow
 def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(server: Server, source: LocalStore, artifact: ModelArtifact) -> None:
     moments, place = random.Random(1), 0
-    duration = Child("push", source.root, server.location("measured"), artifact.digest).seconds()
+    duration = duration_of("push", source.root, server.location("measured"), artifact.digest)
     interrupted = finished = 0
     while interrupted < KILLS:
         location = server.location(f"kill-{place}")
-        if Child("push", source.root, location, artifact.digest).killed_after(moments.uniform(0, duration)):
+        if killed(moments.uniform(0, duration), "push", source.root, location, artifact.digest):
             interrupted += 1
         else:  # it was faster than the one that was measured, or went on where another was killed: it is no kill
             finished, duration = finished + 1, 0.9 * duration
@@ -103,11 +87,11 @@ def test_a_pull_that_is_killed_shows_nothing_and_can_be_repeated(server: Server,
     moments, place = random.Random(2), 0
     store = S3Store(parse_s3(server.location("pulled")), SMALL)
     store.push(source, artifact.digest)
-    duration = Child("pull", tmp_path / "measured", store.location, artifact.digest).seconds()
+    duration = duration_of("pull", tmp_path / "measured", store.location, artifact.digest)
     interrupted = finished = 0
     while interrupted < KILLS:
         target = LocalStore(tmp_path / f"kill-{place}")
-        if Child("pull", target.root, store.location, artifact.digest).killed_after(moments.uniform(0, duration)):
+        if killed(moments.uniform(0, duration), "pull", target.root, store.location, artifact.digest):
             interrupted += 1
         else:
             finished, duration = finished + 1, 0.9 * duration

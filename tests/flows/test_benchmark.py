@@ -33,9 +33,9 @@ except LmflowsError as error:
 """
 
 
-def call(home: Path, *words: str) -> tuple[int, str, str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    environment |= {"LMFLOWS_HOME": str(home), "HOME": str(home), "COLUMNS": "200", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+def call(home: Path, api: str, *words: str) -> tuple[int, str, str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")} | {"PREFECT_API_URL": api}
+    environment |= {"LMFLOWS_HOME": str(home), "HOME": str(home), "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-c", COMMANDS, *words], capture_output=True, text=True, cwd=PROJECT, timeout=240, env=environment)
     return done.returncode, done.stdout, done.stderr
 
@@ -43,11 +43,11 @@ def call(home: Path, *words: str) -> tuple[int, str, str]:
 SMALL = ("--prompt-tokens", "16", "--new-tokens", "8", "--max-lag-ms", "500")
 
 
-def test_a_sweep_of_a_url(tmp_path: Path) -> None:
+def test_a_sweep_of_a_url(tmp_path: Path, prefect_api: str) -> None:
     (tmp_path / "home").mkdir()
     with running(ttft=0.03, tpot=0.005) as url:
-        status, output, errors = call(tmp_path / "home", "bench", "--url", url, "--concurrency", "1,4", "--rate", "20", "--requests", "16",
-                                      "--slo-ttft-ms", "1000", *SMALL, "--json", str(tmp_path / "figures.json"))
+        status, output, errors = call(tmp_path / "home", prefect_api, "bench", "--url", url, "--concurrency", "1,4", "--rate", "20", "--requests",
+                                      "16", "--slo-ttft-ms", "1000", *SMALL, "--json", str(tmp_path / "figures.json"))
     assert status == 0, errors
     assert all(text in output for text in ("concurrency 1", "concurrency 4", "20 requests/s", "within SLO", "TTFT", "inter-token")), output
     assert "INVALID" not in output
@@ -56,10 +56,10 @@ def test_a_sweep_of_a_url(tmp_path: Path) -> None:
     assert "p99" in errors and "are needed" in errors  # 16 requests have none
 
 
-def test_a_slower_server_has_an_exit_status(tmp_path: Path) -> None:
+def test_a_slower_server_has_an_exit_status(tmp_path: Path, prefect_api: str) -> None:
     (tmp_path / "home").mkdir()
     with running(ttft=0.01, tpot=0.003) as one, running(ttft=0.01, tpot=0.003, slowdown=1.6) as other:
-        status, output, errors = call(tmp_path / "home", "bench-compare", one, other, "--requests", "8", "--rounds", "6", *SMALL,
+        status, output, errors = call(tmp_path / "home", prefect_api, "bench-compare", one, other, "--requests", "8", "--rounds", "6", *SMALL,
                                       "--json", str(tmp_path / "figures.json"))
     assert status == 3, (output, errors)
     assert "is slower than" in errors and "end to end (decides)" in output
@@ -67,10 +67,10 @@ def test_a_slower_server_has_an_exit_status(tmp_path: Path) -> None:
     assert comparison.outcome == "slower" and 1.3 < comparison.ratio("e2e").median < 1.9
 
 
-def test_an_invalid_run_says_so_and_is_no_success(tmp_path: Path) -> None:
+def test_an_invalid_run_says_so_and_is_no_success(tmp_path: Path, prefect_api: str) -> None:
     (tmp_path / "home").mkdir()
     with running(ttft=0.01, tpot=0.001, fail=0.5, seed=2) as url:
-        status, output, errors = call(tmp_path / "home", "bench", "--url", url, "--concurrency", "2", "--requests", "20", *SMALL)
+        status, output, errors = call(tmp_path / "home", prefect_api, "bench", "--url", url, "--concurrency", "2", "--requests", "20", *SMALL)
     assert status == 1 and "INVALID" in output and "requests failed" in errors, (output, errors)
 
 

@@ -17,7 +17,7 @@ SHORT = ("--set", "evaluate.probes=0", "--set", "evaluate.max_perplexity_ratio=1
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Site:
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_api: str) -> Site:
     """The small model, and one that is like it but for noise in one matrix."""
     folder = tmp_path_factory.mktemp("compare")
     for name, factor in (("good", 0.999), ("bad", 0.3)):
@@ -25,7 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Site:
         tensors = load_file(folder / name / "model.safetensors")
         tensors["model.layers.1.mlp.down_proj.weight"] *= factor
         save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
-    return Site(folder, tiny_model, 9)  # nothing is served
+    return Site(folder, tiny_model, 9, prefect_api)  # nothing is served
 
 
 def compare(site: Site, first: Path | str, second: Path | str, *more: str) -> tuple[int, str]:

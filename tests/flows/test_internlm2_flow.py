@@ -18,13 +18,13 @@ from tests.internlm2 import CODE, convert, remote_code
 
 
 @pytest.fixture
-def site(tmp_path: Path, tiny_model: Path, free_port: int, request: pytest.FixtureRequest) -> Site:
+def site(tmp_path: Path, tiny_model: Path, free_port: int, prefect_api: str, request: pytest.FixtureRequest) -> Site:
     try:
         code = remote_code(request.config.cache.mkdir("internlm2_code"))  # type: ignore[union-attr]
     except TransferError as error:
         pytest.skip(f"InternLM2's Python files are not here and cannot be fetched: {error}")
     convert(tiny_model, tmp_path / "internlm2", code)
-    return Site(tmp_path, tmp_path / "internlm2", free_port)
+    return Site(tmp_path, tmp_path / "internlm2", free_port, prefect_api)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ SETTINGS = ("--set", "repair.rungs=[{samples_times: 64}, {search_scale: true}, {
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Site:
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_api: str) -> Site:
     folder = tmp_path_factory.mktemp("ladder")
     shutil.copytree(tiny_model, folder / "model")
     tensors = load_file(folder / "model/model.safetensors")
@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Site:
     for head in (0, 1):  # both read the same values
         tensors[name.format("o")][:, head * HEAD + COLUMN] *= FACTOR
     save_file(tensors, folder / "model/model.safetensors", metadata={"format": "pt"})
-    return Site(folder, folder / "model", 0)
+    return Site(folder, folder / "model", 0, prefect_api)
 
 
 @pytest.fixture(scope="module")

@@ -37,14 +37,15 @@ MEASURED = ("measure fp16", "evaluate fp16", "measure w4a16", "evaluate w4a16")
 STEPS = ("machine", "texts", "download", "preflight", "capacity", "smoke test", "quantize", *MEASURED, "report", "upload", "promote", "deploy")
 KINDS = {"fp16", "w4a16", "texts", "measurement", "evidence", "report"}
 BENCHMARK = "benchmark={batch_sizes: [1, 3], prompt_tokens: 16, new_tokens: 8, rounds: 2}"
+ALONE = {"PREFECT_API_URL": ""}  # with a Prefect server of the run's own, as on a new machine
 SEARCH = ("--set", "deploy=null", "--set", "quantize.search_scale=true")
 
 
 class Site:
-    """A home folder, a config in it, and the command line."""
+    """A home folder, a config in it, and the command line. `api`: of the Prefect server that runs use, unless they are given another."""
 
-    def __init__(self, folder: Path, model: Path, port: int) -> None:
-        self.folder, self.home, self.port = folder, folder / "home", port
+    def __init__(self, folder: Path, model: Path, port: int, api: str) -> None:
+        self.folder, self.home, self.port, self.api = folder, folder / "home", port, api
         self.config = folder / "pipeline.yaml"
         self.config.write_text(yaml.safe_dump({
             "name": "tiny", "source": {"type": "local", "path": str(model)},
@@ -57,7 +58,9 @@ class Site:
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        environment |= {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder)} | more
+        environment |= {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder), "PREFECT_API_URL": self.api} | more
+        if not environment["PREFECT_API_URL"]:
+            del environment["PREFECT_API_URL"]
         # tests that run in the background of a script inherit an ignored SIGINT; a person's terminal does not
         return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT,
                                 env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -75,18 +78,18 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_api: str) -> Iterator[Site]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    site = Site(tmp_path_factory.mktemp("site"), tiny_model, port)
+    site = Site(tmp_path_factory.mktemp("site"), tiny_model, port, prefect_api)
     yield site
     site.call("stop", "--all")
 
 
 @pytest.fixture(scope="module")
 def first(site: Site) -> str:
-    status, output = site.run()
+    status, output = site.call("run", str(site.config), **ALONE)
     assert status == 0, output
     return output
 
@@ -360,7 +363,7 @@ def test_stop_frees_the_port_and_leaves_no_process(site: Site, first: str) -> No
 def test_interrupted_in_the_middle_it_leaves_no_orphan_and_no_half_artifact(site: Site, first: str, how: signal.Signals, expected: int) -> None:
     """Another recipe, so that the quantization has to run; interrupted in it, the next run goes on after the smoke test."""
     done = len(site.logs("quantize"))
-    process = site.start("run", str(site.config), "--set", f"quantize.seed={how.value}", *SEARCH)
+    process = site.start("run", str(site.config), "--set", f"quantize.seed={how.value}", *SEARCH, **ALONE)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (len(site.logs("quantize")) > done and "Move model" in site.logs("quantize")[-1].read_text()):
         time.sleep(0.05)

@@ -1,0 +1,32 @@
+"""Work in a process of its own that is killed in the middle."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+
+FORK = multiprocessing.get_context("fork")  # an import of everything for each of fifty kills would take minutes
+
+
+def kill_after(seconds: float, work: Callable[[], None], since: Event | None = None) -> bool:
+    """Do the work in a process of its own, and kill that so long after its start, or after it has set `since`; whether it was still at work.
+
+    No connection outlives a fork: `work` opens its own stores.
+    """
+    ready = since or FORK.Event()
+
+    def begin() -> None:
+        if since is None:
+            ready.set()
+        work()
+
+    process = FORK.Process(target=begin)
+    process.start()
+    assert ready.wait(60)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -9), "it failed before it was killed"
+    return process.exitcode == -9

@@ -6,7 +6,9 @@ header. So the body itself is not signed once more: botocore would hash every by
 
 from __future__ import annotations
 
+import os
 import random
+import ssl
 import threading
 import time
 from base64 import b64decode
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -43,6 +45,7 @@ TRY_AGAIN = ("SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "Serv
              "XAmzContentSHA256Mismatch", "OperationAborted", "ConditionalRequestConflict", "XMinioServerNotInitialized")
 # One request up to 1 GiB: a server must read and write all of it before it answers. More than 5 GiB no server copies in one.
 COPY = TransferConfig(multipart_threshold=1024 * MiB, multipart_chunksize=512 * MiB, use_threads=True)
+EXPIRED = "the refreshed credentials are still expired"  # botocore's words, in a mere RuntimeError
 ABSENT = ("NoSuchKey", "404", "NotFound")
 # What botocore's parsers raise, and we on missing fields, when a byte of an answer's XML was changed on the way: they trust it to be whole.
 UNREADABLE = (ResponseParserError, ValueError, KeyError)
@@ -89,7 +92,13 @@ class Bucket:
         with self._lock:
             if self._client is None:
                 with self.explained():
-                    self._client = self._connect()
+                    try:
+                        self._client = self._connect()
+                    except (OSError, ValueError) as error:  # a credential_process that is not there or prints no JSON, an endpoint that is none
+                        if isinstance(error, aws.BotoCoreError):
+                            raise
+                        raise ConfigError(f"no client can be made ({error})", where=str(self.location),
+                                          hint="check the endpoint, and credential_process in ~/.aws/config") from error
             return self._client
 
     def _connect(self) -> S3Client:
@@ -98,7 +107,7 @@ class Bucket:
         Unless the URL says otherwise, an endpoint that is not Amazon's is addressed path style: few S3-compatible servers have a
         host name for each bucket, and all of them answer to a path.
         """
-        session = boto3.Session()
+        session = boto3.Session(region_name=os.environ.get("AWS_REGION") or None)  # which boto3 does not read
         tuning, style = self.tuning, self.location.path_style
 
         def client(addressing: Literal["auto", "path", "virtual"]) -> S3Client:
@@ -106,7 +115,9 @@ class Bucket:
                             connect_timeout=tuning.connect_seconds, read_timeout=tuning.read_seconds, tcp_keepalive=True,
                             request_checksum_calculation="when_required", response_checksum_validation="when_required",
                             s3={"addressing_style": addressing, "payload_signing_enabled": False})
-            return session.client("s3", endpoint_url=self.location.endpoint_url, region_name=self.location.region, config=config)
+            made = session.client("s3", endpoint_url=self.location.endpoint_url, region_name=self.location.region, config=config)
+            made.meta.events.register_first("needs-retry.s3.HeadBucket", _stop_at_redirect)
+            return made
 
         if style is not None:
             return client("path" if style else "virtual")
@@ -122,6 +133,10 @@ class Bucket:
             yield
         except (aws.BotoCoreError, aws.ClientError, aws.HTTPClientError, ConnectionBroken, *UNREADABLE) as error:
             raise explain(error, str(self.location), what) from error
+        except RuntimeError as error:
+            if EXPIRED not in str(error):
+                raise
+            raise explain(aws.CredentialRetrievalError(provider="the AWS chain", error_msg=str(error)), str(self.location), what) from error
 
     def head(self, relative: str) -> Facts | None:
         """What is known of an object; None if there is none."""
@@ -238,6 +253,14 @@ class Listed:
     modified: float
 
 
+def _stop_at_redirect(response: tuple[Any, Any] | None, **_: Any) -> None:
+    """Make an error of a HeadBucket that is sent elsewhere and not told to which region: botocore would ask by HeadBucket, without end."""
+    if response is None or response[0].status_code not in (301, 302, 307):
+        return
+    if "x-amz-bucket-region" not in response[1]["ResponseMetadata"]["HTTPHeaders"]:
+        raise aws.ClientError(response[1], "HeadBucket")
+
+
 def _date(metadata: ResponseMetadataTypeDef) -> float:
     try:
         return parsedate_to_datetime(metadata["HTTPHeaders"]["date"]).timestamp()
@@ -259,6 +282,12 @@ def may_pass(error: aws.ClientError) -> bool:
     return code_of(error) in TRY_AGAIN or (status >= 500 and status != 501) or status in (408, 429)
 
 
+def _broke_off(error: BaseException) -> bool:
+    """Whether TLS ended because the connection did: nothing that a certificate or a setting would cure."""
+    cause = error.__cause__ or error.__context__
+    return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) or (cause is not None and _broke_off(cause))
+
+
 def explain(error: Exception, where: str, what: str = "") -> LmflowsError:
     """The error that a user can act on. TransferError is what trying again may cure."""
     doing = f", {what}" if what else ""
@@ -266,9 +295,9 @@ def explain(error: Exception, where: str, what: str = "") -> LmflowsError:
         return _refused(error, where, doing)
     if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError, aws.ProfileNotFound,
                           aws.SSOError, aws.TokenRetrievalError, aws.RefreshWithMFAUnsupportedError)):
-        return ConfigError(f"no usable AWS credentials ({error}){doing}", where=where,
+        return ConfigError(f"no usable AWS credentials ({' '.join(str(error).split())}){doing}", where=where,  # a process's words have line ends
                            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, fill ~/.aws, or run where there is an instance role")
-    if isinstance(error, aws.SSLError):
+    if isinstance(error, aws.SSLError) and not _broke_off(error):
         return ConfigError(f"no trusted TLS connection ({error}){doing}", where=where,
                            hint="set AWS_CA_BUNDLE to the server's CA certificate, or write http:// if the server speaks no TLS")
     if isinstance(error, (*UNREADABLE, aws.FlexibleChecksumError)) and not isinstance(error, aws.ValidationError):
@@ -290,7 +319,8 @@ def _refused(error: aws.ClientError, where: str, doing: str) -> LmflowsError:
         return ConfigError(f"the server refuses the credentials ({said})", where=where,
                            hint="renew or correct them (environment, ~/.aws or role), and check this machine's clock")
     if code in WRONG_REGION:
-        return ConfigError(f"the bucket is in another region ({said})", where=where, hint="append ?region=REGION to the location, or set AWS_REGION")
+        return ConfigError(f"the bucket is in another region ({said})", where=where,
+                           hint="append ?region=REGION to the location, or set AWS_REGION; if the endpoint redirects, name where to (https://...)")
     if may_pass(error):
         return TransferError(f"the server failed or is overloaded ({said})", where=where,
                              hint="run again: what has been transferred is kept")
@@ -298,5 +328,8 @@ def _refused(error: aws.ClientError, where: str, doing: str) -> LmflowsError:
         return ConfigError(f"the server refuses access ({said})", where=where,
                            hint="the role needs s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload and "
                                 "s3:ListMultipartUploadParts below the prefix, s3:ListBucket and s3:ListBucketMultipartUploads on the bucket")
+    if code == "400":  # to a HEAD there is no answer that says why
+        return ConfigError(f"the server refuses the request without a reason ({said})", where=where,
+                           hint="mostly the credentials have expired: renew them; or the bucket is in another region: append ?region=REGION")
     return ConfigError(f"the server refuses the request ({said})", where=where,
                        hint="check the location; if it is right, this server does not speak enough of S3")

@@ -24,6 +24,7 @@ class S3Objects:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self._probed = False
+        self._bare = False  # the server takes an ETag in If-Match only without its quotes, as Ceph 16 does
         self._lock = threading.Lock()
 
     def get(self, key: str) -> tuple[bytes, str] | None:
@@ -96,16 +97,22 @@ class S3Objects:
         if put(b"third", f'"{"0" * 32}"') is None or content()[0] != b"first":
             return "ignores If-Match"
         put(b"fourth", version)
-        if content()[0] != b"fourth":
+        if content()[0] == b"fourth":
+            return None
+        self._bare = True
+        if put(b"fifth", f'"{"0" * 32}"') is None or content()[0] != b"first":
+            return "ignores If-Match without quotes, and refuses it with them"
+        put(b"sixth", version)
+        if content()[0] != b"sixth":
             return "refuses If-Match with the version that it gave"
-        return None
+        return "ignores If-Match" if put(b"seventh", version) is None or content()[0] != b"sixth" else None
 
     def _put(self, key: str, data: bytes, seen: str | None) -> str | None:
         """One conditional write: None if it was taken, else `moved` or `conflict`."""
         bucket = self.bucket
         with bucket.explained(f"writing {key}"):
             try:
-                self._write(key, data, **({"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen}))
+                self._write(key, data, **({"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen.strip('"') if self._bare else seen}))
             except aws.ClientError as error:
                 if code_of(error) in ("ConditionalRequestConflict", "OperationAborted") or status_of(error) == 409:
                     return "conflict"

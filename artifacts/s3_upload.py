@@ -134,10 +134,11 @@ class Upload:
 
     def _in_parts(self, path: Path, entry: FileEntry, key: str, damaged: bool) -> bool:
         """Send a file in parts; whether it is certain that the server has it."""
+        count = -(-entry.size // part_bytes(entry.size, self.bucket.tuning.part_bytes))
         for _ in range(ROUNDS):
             parts: list[Part] = []
             try:
-                upload, finished = self.team.retrying(lambda: self._resume(key))
+                upload, finished = self.team.retrying(lambda: self._resume(key, count))
                 parts = self._send_parts(path, entry, key, upload, finished)
                 is_ours = self.team.retrying(partial(self._complete, key, entry, upload, parts, damaged))
                 return all(part.checked or (part.proved and is_ours) for part in parts)
@@ -147,8 +148,8 @@ class Upload:
                     return bool(parts) and all(part.checked for part in parts)
         raise TransferError(f"the upload of {key} was ended by somebody else {ROUNDS} times", where=str(self.bucket.location), hint="run again")
 
-    def _resume(self, key: str) -> tuple[str, dict[int, Any]]:
-        """The upload to go on with, and its finished parts by number: of several, the one with most; a new one if there is none."""
+    def _resume(self, key: str, count: int) -> tuple[str, dict[int, Any]]:
+        """The upload of so many parts to go on with, and those that are finished, by number: of several, the one with most, or a new one."""
         client, where = self.bucket.client, dict[str, Any]({"Bucket": self.bucket.name, "Key": self.bucket.key(key)})
         best: tuple[str, dict[int, Any]] | None = None
         with self.bucket.explained(f"sending {key}"):
@@ -164,9 +165,11 @@ class Upload:
                     listed = client.get_paginator("list_parts").paginate(**where, UploadId=upload)
                     parts = {item["PartNumber"]: item for page in listed for item in page.get("Parts", ())}
                 except aws.ClientError as error:
-                    if code_of(error) != "NoSuchUpload":
+                    if status_of(error) != 404:  # ended since it was listed: NoSuchUpload, on Ceph NoSuchKey
                         raise
                     continue
+                if max(parts, default=0) > count:
+                    continue  # begun with smaller parts, and some servers complete an upload only with all that it has
                 if best is None or len(parts) > len(best[1]):
                     best = upload, parts
             return best or (client.create_multipart_upload(**where, ChecksumAlgorithm="CRC32")["UploadId"], {})

@@ -97,14 +97,18 @@ class Server:
 
 
 @contextmanager
-def running(*, checksums: bool = True, conditions: bool = True, ignores: Sequence[str] = (), opaque_etags: bool = False,
+def running(*, checksums: bool = True, conditions: bool = True, ignores: Sequence[str] = (), opaque_etags: bool = False, ceph: bool = False,
             smallest_part: int = 5 << 20) -> Iterator[Server]:
-    """A server on a free port with an empty bucket `models`."""
+    """A server on a free port with an empty bucket `models`.
+
+    `ceph`: what Ceph 16.2 was seen to do. If-Match holds for an ETag without quotes alone; the parts of an upload that has ended are
+    NoSuchKey; an upload is completed only with all the parts that it has.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "requests"
         log.touch()
         command = [sys.executable, "-m", "tests.s3_server", "--log", str(log), "--smallest-part", str(smallest_part)]
-        command += ["--no-checksums"] * (not checksums) + ["--opaque-etags"] * opaque_etags
+        command += ["--no-checksums"] * (not checksums) + ["--opaque-etags"] * opaque_etags + ["--ceph"] * ceph
         command += ["--ignores", *(ignores if conditions else ("If-Match", "If-None-Match"))]
         environment = os.environ | ENVIRONMENT | {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 20), "TMPDIR": folder}
         with (Path(folder) / "errors").open("w+") as errors:
@@ -125,8 +129,8 @@ def running(*, checksums: bool = True, conditions: bool = True, ignores: Sequenc
 class Strict:
     """The middleware. `environ`, `start` and the answer are WSGI's."""
 
-    def __init__(self, app: Any, log: Path, *, checksums: bool, ignores: Sequence[str], opaque_etags: bool) -> None:
-        self.app, self.checksums, self.opaque_etags = app, checksums, opaque_etags
+    def __init__(self, app: Any, log: Path, *, checksums: bool, ignores: Sequence[str], opaque_etags: bool, ceph: bool) -> None:
+        self.app, self.checksums, self.opaque_etags, self.ceph = app, checksums, opaque_etags, ceph
         self.ignores = ["HTTP_" + name.upper().replace("-", "_") for name in ignores]
         self.log = log.open("a", buffering=1)
         self.writes: dict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -147,6 +151,13 @@ class Strict:
             environ.pop(name, None)
         if self.opaque_etags and "HTTP_IF_MATCH" in environ:
             environ["HTTP_IF_MATCH"] = turned(environ["HTTP_IF_MATCH"])
+        if self.ceph and method == "PUT" and "HTTP_IF_MATCH" in environ:
+            if environ["HTTP_IF_MATCH"].startswith('"'):
+                environ["wsgi.input"].read(size)
+                return refused(logged, "PreconditionFailed", "412 Precondition Failed")
+            environ["HTTP_IF_MATCH"] = f'"{environ["HTTP_IF_MATCH"]}"'
+        if self.ceph and method == "GET" and self.is_unknown_upload(environ):
+            return refused(logged, "NoSuchKey", "404 Not Found")
         if method == "GET" and (answer := self.stored(environ, logged)) is not None:
             return answer
         if method not in ("PUT", "POST", "DELETE"):
@@ -161,6 +172,8 @@ class Strict:
                 return refused(logged, problem)
             if method in ("PUT", "POST") and self.is_unknown_upload(environ):
                 return refused(logged, "NoSuchUpload", "404 Not Found")
+            if self.ceph and method == "POST" and self.is_partial(environ, body):
+                return refused(logged, "InvalidPart")
             if "partNumber" in query:
                 status, headers, data = self.ask(environ)
             else:
@@ -213,6 +226,14 @@ class Strict:
         backend = s3_backends[ACCOUNT]["aws"]
         completed = (found := backend.get_object(name, key)) is not None and found.multipart is not None and found.multipart.id == upload
         return upload not in backend.buckets[name].multiparts and not (completed and environ["REQUEST_METHOD"] == "POST")
+
+    def is_partial(self, environ: dict[str, Any], body: bytes) -> bool:
+        """Whether an upload is to be completed with fewer parts than it has."""
+        from moto.s3.models import s3_backends
+
+        [upload] = parse_qs(environ.get("QUERY_STRING", "")).get("uploadId", [""])
+        under_way = s3_backends[ACCOUNT]["aws"].buckets[environ["PATH_INFO"].lstrip("/").partition("/")[0]].multiparts
+        return upload in under_way and len(under_way[upload].parts) != body.count(b"<PartNumber>")
 
     def corrected(self, environ: dict[str, Any], status: str, headers: list[tuple[str, str]], data: bytes) -> bytes:
         """The answer as AWS would give it."""
@@ -307,6 +328,7 @@ def main() -> None:
     parser.add_argument("--no-checksums", action="store_true")
     parser.add_argument("--ignores", nargs="*", default=[], help="headers")
     parser.add_argument("--opaque-etags", action="store_true")
+    parser.add_argument("--ceph", action="store_true")
     options = parser.parse_args()
 
     import moto.s3.models
@@ -320,7 +342,7 @@ def main() -> None:
     moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = options.smallest_part  # type: ignore[attr-defined]
     moto.s3.models.s3_backends[ACCOUNT]["aws"].create_bucket(BUCKET, "us-east-1")
     app = Strict(DomainDispatcherApplication(create_backend_app), options.log, checksums=not options.no_checksums,
-                 ignores=options.ignores, opaque_etags=options.opaque_etags)
+                 ignores=options.ignores, opaque_etags=options.opaque_etags, ceph=options.ceph)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     Quiet.protocol_version = "HTTP/1.1"
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +18,15 @@ from tests.s3_server import SMALL, Server, credentials, running
 KEY = "refs/qwen/dev.json"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with credentials(), running() as server:
+@pytest.fixture(scope="module", params=[False, True], ids=["as AWS", "as Ceph"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with credentials(), running(ceph=request.param) as server:
         yield server
 
 
 @pytest.fixture
 def objects(server: Server, request: pytest.FixtureRequest) -> S3Objects:
-    return at(server.location(request.node.name.replace("[", "_").replace("]", "")))
+    return at(server.location(re.sub(r"\W", "_", request.node.name)))
 
 
 def at(location: str) -> S3Objects:

@@ -256,6 +256,40 @@ def test_a_part_that_somebody_else_sent_with_other_bytes_is_sent_again(s3: S3Sto
     assert s3.verify(digest) == []
 
 
+@pytest.mark.parametrize("ceph", [False, True])
+def test_an_upload_that_ends_after_it_was_listed_is_no_obstacle(ceph: bool, source: LocalStore, tmp_path: Path) -> None:
+    """Another pusher has completed it, or a collection has ended it."""
+    digest = commit(source).digest
+    with running(ceph=ceph, smallest_part=1) as server:
+        s3 = at(server.location(tmp_path.name))
+        bucket = s3.bucket
+        where = {"Bucket": bucket.name, "Key": bucket.key(blob_key(sha256(LARGE)))}
+        uploads = [bucket.client.create_multipart_upload(**where)["UploadId"] for _ in range(2)]  # type: ignore[arg-type]
+
+        def end(**_: object) -> None:
+            if uploads:
+                at(s3.location).bucket.client.abort_multipart_upload(**where, UploadId=uploads.pop())  # type: ignore[arg-type]
+
+        bucket.client.meta.events.register("before-send.s3.ListParts", end)
+        s3.push(source, digest)
+        assert not uploads and s3.verify(digest) == []
+
+
+@pytest.mark.parametrize("ceph", [False, True])
+def test_an_upload_that_was_begun_with_smaller_parts_is_no_obstacle(ceph: bool, source: LocalStore, tmp_path: Path) -> None:
+    digest = commit(source).digest
+    with running(ceph=ceph, smallest_part=1) as server:
+        s3 = at(server.location(tmp_path.name))
+        bucket = s3.bucket
+        where = {"Bucket": bucket.name, "Key": bucket.key(blob_key(sha256(LARGE)))}
+        upload = bucket.client.create_multipart_upload(**where)["UploadId"]  # type: ignore[arg-type]
+        for number in range(1, 10):
+            bucket.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=b"small")  # type: ignore[arg-type]
+        s3.push(source, digest)
+        assert s3.verify(digest) == []
+        assert s3.clear_leftovers(older_than=time.time() + 60) == 1
+
+
 def test_an_upload_that_is_aborted_under_our_hands_starts_anew(server: Server, source: LocalStore, tmp_path: Path) -> None:
     digest = commit(source).digest
     with in_front_of(server.url, Fault("slow", "PUT", "partNumber", rate=5e5)) as proxy:

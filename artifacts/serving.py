@@ -9,12 +9,14 @@ A machine that is gone for good leaves its announcements behind: somebody who kn
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from artifacts.files import write_atomic
 from artifacts.stores import Store
 from configs import paths
 from configs.errors import ArtifactDamaged, ConfigError
@@ -42,8 +44,16 @@ class Serving(BaseModel):
 
 
 def this_machine() -> str:
-    """The host's name and a few digits of the folder that endpoints are kept in: two such folders on one host are two machines."""
-    return f"{socket.gethostname() or 'host'}-{hashlib.sha256(str(paths.home().resolve()).encode()).hexdigest()[:6]}"
+    """The name of the folder that endpoints are kept in: the host's when it was first asked for, and a few digits.
+
+    It is kept there, for a container that comes back with the same volume has another host name.
+    """
+    kept = paths.home() / "machine"
+    if not kept.exists():
+        host = re.sub(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]+", "", socket.gethostname()) or "host"
+        digits = hashlib.sha256(str(paths.home().resolve()).encode()).hexdigest()[:6]  # the same for two that ask at once
+        write_atomic(kept, f"{host}-{digits}".encode())
+    return kept.read_text().strip()
 
 
 def announce(store: Store, endpoint: str, digest: str) -> None:

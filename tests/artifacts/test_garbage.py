@@ -167,12 +167,17 @@ def test_what_an_endpoint_serves_stays_with_what_is_said_of_it(place: Place) -> 
     assert collected(place).manifests == len(served.all)
 
 
-def test_an_endpoint_of_another_machine_counts_until_somebody_says_that_it_is_gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_of_another_machine_counts_until_somebody_says_that_it_is_gone(place: Place, tmp_path: Path,
+                                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     served = place.judged("served")
-    monkeypatch.setattr(socket, "gethostname", lambda: "far-away")
-    serving.announce(place.store, "chat", served.candidate)
+    with monkeypatch.context() as there:
+        there.setattr(socket, "gethostname", lambda: "-far away.\u00e4")
+        there.setenv("LMFLOWS_HOME", str(tmp_path / "far"))
+        serving.announce(place.store, "chat", served.candidate)
+        there.setattr(socket, "gethostname", lambda: "another-container-with-the-same-volume")
+        serving.announce(place.store, "chat", served.candidate)
     [far] = serving.everywhere(place.store)
-    monkeypatch.undo()
+    assert far.name.startswith("faraway.-") and far.machine != serving.this_machine()
     serving.withdraw(place.store, "chat")  # ours: there is none
     assert collected(place).manifests == 0
     with pytest.raises(ConfigError, match=f"it is one of {far.name}"):

@@ -2,7 +2,7 @@
 
     blobs/sha256/<hex>            a file's bytes, once
     manifests/sha256/<hex>.json   canonical JSON; the hex is the artifact's digest
-    refs/, signatures/            small mutable files, changed by conditional writes (artifacts.s3_objects)
+    refs/, signatures/, serving/  small files (artifacts.s3_objects); refs change by conditional writes
     gc.json                       who collects garbage, and until when
     probes/<random>               a moment's test of the server's conditional writes
 """

@@ -11,16 +11,16 @@ import pytest
 from artifacts.garbage import collect
 from artifacts.promotion import promote, rollback
 from artifacts.registry import Ref, Registry
-from artifacts.stores import open_store
+from artifacts.stores import Store
 from tests.artifacts import places
-from tests.artifacts.kills import FORK, kill_after
+from tests.artifacts.kills import FORK, kill_after, unused
 from tests.artifacts.places import OPEN, Judged, Place
 
 KILLS = 50
 
 
-def up(location: str, one: Judged, why: str) -> Ref:
-    return promote(open_store(location), "m", one.candidate, "dev", report=one.report, who="me", why=why, policy=OPEN).ref
+def up(store: Store, one: Judged, why: str) -> Ref:
+    return promote(store, "m", one.candidate, "dev", report=one.report, who="me", why=why, policy=OPEN).ref
 
 
 def refs(place: Place) -> Ref:
@@ -35,16 +35,16 @@ def require_clean(place: Place) -> None:
 @pytest.mark.slow
 def test_promote(place: Place) -> None:
     one, two = place.judged("one"), place.judged("two")
-    location, moments = place.store.location, random.Random(1)
+    doomed, moments = unused(place.store.location), random.Random(1)
 
     def work() -> None:
         while True:
             for candidate in (one, two):
-                up(location, candidate, "doomed")
-            rollback(open_store(location), "m", "dev", who="me", why="doomed", policy=OPEN)
+                up(doomed, candidate, "doomed")
+            rollback(doomed, "m", "dev", who="me", why="doomed", policy=OPEN)
 
     started = time.monotonic()
-    up(location, two, "first")
+    up(place.store, two, "first")
     longest = 3 * (time.monotonic() - started)  # about two promotions
     grown = 0
     for number in range(KILLS):
@@ -53,7 +53,7 @@ def test_promote(place: Place) -> None:
         ref = refs(place)  # parses: no gap, no fork, nothing half written
         grown += len(ref.entries) > before
         again = two if ref.current and ref.current.digest == one.candidate else one
-        assert up(location, again, f"after kill {number}").entries[:-1] == ref.entries
+        assert up(place.store, again, f"after kill {number}").entries[:-1] == ref.entries
     assert 0 < grown < KILLS, "every kill was before, or every one after a write: this test showed nothing"
     require_clean(place)
     assert place.store.objects.keys("refs/") == ["refs/m/dev.json"]
@@ -63,12 +63,12 @@ def test_promote(place: Place) -> None:
 @pytest.mark.timeout(600)
 def test_gc(place: Place) -> None:
     used = place.judged("used")
-    location, moments = place.store.location, random.Random(2)
-    up(location, used, "stays")
+    doomed, moments = unused(place.store.location), random.Random(2)
+    up(place.store, used, "stays")
 
     stopped = FORK.Event()
 
-    def work(stop_at: int = -1) -> None:
+    def work(store: Store, stop_at: int = -1) -> None:
         """`stop_at`: the step before which it waits to be killed."""
         steps = iter(range(1000))
 
@@ -77,24 +77,24 @@ def test_gc(place: Place) -> None:
                 stopped.set()
                 time.sleep(600)
 
-        collect(open_store(location), keep_history=10, min_age_hours=0, now=time.time() + 60, progress=tell)
+        collect(store, keep_history=10, min_age_hours=0, now=time.time() + 60, progress=tell)
 
     def litter(number: int) -> None:
         place.bring(places.judged(place.workshop, f"{number % 2} litter").report)
 
     litter(0)
     started = time.monotonic()
-    work()
+    work(place.store)
     longest = 1.2 * (time.monotonic() - started)
     counts = []
     for number in range(KILLS):
         litter(number)
         whole = len(list(place.store.inventory("blobs"))), len(place.store.digests())
         if number % 2:
-            kill_after(moments.uniform(0, longest), work)
+            kill_after(moments.uniform(0, longest), functools.partial(work, doomed))
         else:  # surely in the middle, however fast it is: before the first or a later blob goes
             stopped.clear()
-            assert kill_after(0, functools.partial(work, moments.randrange(1, 5)), stopped)
+            assert kill_after(0, functools.partial(work, doomed, moments.randrange(1, 5)), stopped)
         left = len(list(place.store.inventory("blobs"))), len(place.store.digests())
         counts.append("nothing" if left == whole else "some" if left[0] > needed(place, used) else "all")
         assert set(used.all) <= set(place.store.digests())
@@ -102,7 +102,7 @@ def test_gc(place: Place) -> None:
         assert refs(place).current == refs(place).entries[0]
     assert counts.count("some") >= KILLS // 2 - 1, f"hardly a kill in the middle of it: this test showed nothing ({counts})"
     litter(0)
-    work()
+    work(place.store)
     assert set(place.store.digests()) == set(used.all)
     assert len(list(place.store.inventory("blobs"))) == needed(place, used)
     require_clean(place)

@@ -12,22 +12,23 @@ import pytest
 from artifacts.manifest import ModelArtifact
 from artifacts.s3 import S3Store
 from artifacts.store import LocalStore
+from artifacts.stores import Store
 from configs.location import parse_s3
-from tests.artifacts.kills import FORK, kill_after
+from tests.artifacts.kills import FORK, kill_after, unused
 from tests.artifacts.s3_parts import commit
 from tests.s3_server import SMALL, Server
 
 KILLS = 50  # of each, push and pull
 DICE = random.Random(0)
-CONTENT = {"config.json": b"{}", "weights/large": DICE.randbytes(24 * SMALL.part_bytes + 5),
-           **{f"weights/{number}": DICE.randbytes(60_000 + number) for number in range(12)}}
+CONTENT = {"config.json": b"{}", "weights/large": DICE.randbytes(12 * SMALL.part_bytes + 5),
+           **{f"weights/{number}": DICE.randbytes(60_000 + number) for number in range(8)}}
 
 BEGUN = FORK.Event()
 
 
-def work(what: str, folder: Path, location: str, digest: str) -> None:
+def work(what: str, folder: Path, store: Store, digest: str) -> None:
     """It says when it begins, so that the moments fall into the transfer and not into the first connection."""
-    store, local = S3Store(parse_s3(location), SMALL), LocalStore(folder)
+    local = LocalStore(folder)
     store.has(digest)
     BEGUN.set()
     if what == "push":
@@ -36,16 +37,16 @@ def work(what: str, folder: Path, location: str, digest: str) -> None:
         store.pull(digest, local)
 
 
-def killed(seconds: float, what: str, folder: Path, location: str, digest: str) -> bool:
+def killed(seconds: float, what: str, folder: Path, store: Store, digest: str) -> bool:
     """Whether it was killed so long after it began, before it was done."""
     BEGUN.clear()
-    return kill_after(seconds, partial(work, what, folder, location, digest), BEGUN)
+    return kill_after(seconds, partial(work, what, folder, store, digest), BEGUN)
 
 
-def duration_of(what: str, folder: Path, location: str, digest: str) -> float:
+def duration_of(what: str, folder: Path, store: Store, digest: str) -> float:
     """Seconds of the whole operation, undisturbed."""
     BEGUN.clear()
-    process = FORK.Process(target=work, args=(what, folder, location, digest))
+    process = FORK.Process(target=work, args=(what, folder, store, digest))
     process.start()
     assert BEGUN.wait(60)
     started = time.monotonic()
@@ -62,16 +63,15 @@ def artifact(source: LocalStore) -> ModelArtifact:
 @pytest.mark.slow
 def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(server: Server, source: LocalStore, artifact: ModelArtifact) -> None:
     moments, place = random.Random(1), 0
-    duration = duration_of("push", source.root, server.location("measured"), artifact.digest)
+    duration = duration_of("push", source.root, unused(server.location("measured"), SMALL), artifact.digest)
     interrupted = finished = 0
+    doomed, store = (unused(server.location("kill-0"), SMALL) for _ in range(2))
     while interrupted < KILLS:
-        location = server.location(f"kill-{place}")
-        if killed(moments.uniform(0, duration), "push", source.root, location, artifact.digest):
+        if killed(moments.uniform(0, duration), "push", source.root, doomed, artifact.digest):
             interrupted += 1
         else:  # it was faster than the one that was measured, or went on where another was killed: it is no kill
             finished, duration = finished + 1, 0.9 * duration
             assert finished < 2 * KILLS
-        store = S3Store(parse_s3(location), SMALL)
         for digest in store.digests():
             assert store.verify(digest) == []
         if store.digests() or interrupted % 3 == 0 or interrupted == KILLS:
@@ -79,6 +79,7 @@ def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(server: Server,
             assert store.digests() == [artifact.digest]
             assert store.verify(artifact.digest) == []
             place += 1  # else the next one goes on where this one was killed
+            doomed, store = (unused(server.location(f"kill-{place}"), SMALL) for _ in range(2))
     assert source.verify(artifact.digest) == []
 
 
@@ -87,11 +88,12 @@ def test_a_pull_that_is_killed_shows_nothing_and_can_be_repeated(server: Server,
     moments, place = random.Random(2), 0
     store = S3Store(parse_s3(server.location("pulled")), SMALL)
     store.push(source, artifact.digest)
-    duration = duration_of("pull", tmp_path / "measured", store.location, artifact.digest)
+    doomed = unused(store.location, SMALL)
+    duration = duration_of("pull", tmp_path / "measured", doomed, artifact.digest)
     interrupted = finished = 0
     while interrupted < KILLS:
         target = LocalStore(tmp_path / f"kill-{place}")
-        if killed(moments.uniform(0, duration), "pull", target.root, store.location, artifact.digest):
+        if killed(moments.uniform(0, duration), "pull", target.root, doomed, artifact.digest):
             interrupted += 1
         else:
             finished, duration = finished + 1, 0.9 * duration

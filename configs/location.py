@@ -86,3 +86,5 @@ def absolute(location: str, folder: Path) -> str:
 
 
 Location = Annotated[str, AfterValidator(normal)]
+# A field that may stay empty. Prefect's forms show `str | None` as a choice between two types, and `str` as a place to write.
+LocationOrNothing = Annotated[str, AfterValidator(lambda text: normal(text) if text else "")]

@@ -249,6 +249,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 4200) -> None:
     from flows import environment
 
     environment.prepare()
+    # the page asks the server that it came from: Prefect's own default is port 4200 of this machine, whatever the port or tunnel
+    os.environ.setdefault("PREFECT_SERVER_UI_API_URL", "/api")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     out.print(f"runs: http://127.0.0.1:{port}/runs", highlight=False)
     os.execv(command[0], command)

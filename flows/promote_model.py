@@ -18,7 +18,7 @@ from artifacts.promotion import NOTHING
 from artifacts.registry import ModelName, Stage
 from artifacts.store import LocalStore
 from configs.errors import LmflowsError, PromotionRefused
-from configs.location import Location
+from configs.location import LocationOrNothing
 from configs.policy import load_policy
 from flows import model_events as events
 from flows.model_links import link_artifacts
@@ -30,22 +30,24 @@ POLL_SECONDS = 5
 
 
 class Promotion(BaseModel):
-    """What to promote, and where to: the form in the Prefect UI."""
+    """What to promote, and where to."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
     model: ModelName = Field(title="Model", description="its name in the registry")
     artifact: str = Field(min_length=3, title="Artifact", description="dev or staging: what that stage has; or a digest, or its first digits")
     to_stage: Stage = Field(title="To stage")
     why: str = Field(min_length=1, title="Why", description="goes into the history")
-    force: str | None = Field(default=None, title="Leave out the stage before", description="the reason; it goes into the history")
-    variant: str | None = Field(default=None, title="Variant", description="that will be served; empty: what the verdict is about")
-    engine: str | None = Field(default=None, title="Engine", description="that will serve it; empty: what the verdict is about")
-    store: Location | None = Field(default=None, title="Store", description="empty: the policy's, else this worker's")
+    force: str = Field(default="", title="Leave out the stage before", description="the reason; it goes into the history; empty: no")
+    variant: str = Field(default="", title="Variant", description="that will be served; empty: what the verdict is about")
+    engine: str = Field(default="", title="Engine", description="that will serve it; empty: what the verdict is about")
+    store: LocationOrNothing = Field(default="", title="Store", description="empty: the policy's, else this worker's")
 
 
 class Approval(RunInput):
     """A person's word on a promotion to production."""
+
+    model_config = ConfigDict(str_strip_whitespace=True)
 
     decision: Literal["approve", "reject"] = Field(title="Decision")
     who: str = Field(min_length=1, title="Your name", description="goes into the history")
@@ -63,7 +65,7 @@ def promote_model(promotion: Promotion) -> PromoteResult:
     store = policy.store_for(promotion.store)
     run = begin_run(f"promote-{promotion.model}", ())
     request = PromotionRequest(model=promotion.model, what=promotion.artifact, to_stage=promotion.to_stage, store=store, policy=policy,
-                               variant=promotion.variant, engine=promotion.engine, force=promotion.force)
+                               variant=promotion.variant or None, engine=promotion.engine or None, force=promotion.force or None)
     checked: CheckedResult | None = None
     approval: Approval | None = None
     try:

@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.registry import ModelName, Stage
-from configs.location import Location
+from configs.location import LocationOrNothing
 from configs.policy import load_policy
 from flows import model_events as events
 from flows.model_links import link_artifacts
@@ -17,15 +17,15 @@ from tasks.promote import PromoteResult, RollbackRequest, roll_back
 
 
 class Rollback(BaseModel):
-    """What to take back: the form in the Prefect UI."""
+    """What to take back."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
     model: ModelName = Field(title="Model", description="its name in the registry")
     stage: Stage = Field(title="Stage")
     why: str = Field(min_length=1, title="Why", description="goes into the history")
-    to: str | None = Field(default=None, title="To", description="a digest of the stage's history, or its first digits; empty: what it had before")
-    store: Location | None = Field(default=None, title="Store", description="empty: the policy's, else this worker's")
+    to: str = Field(default="", title="To", description="a digest of the stage's history, or its first digits; empty: what it had before")
+    store: LocationOrNothing = Field(default="", title="Store", description="empty: the policy's, else this worker's")
 
 
 @flow(name="rollback-model", flow_run_name="{rollback.model} {rollback.stage} back", persist_result=False)
@@ -38,7 +38,7 @@ def rollback_model(rollback: Rollback) -> PromoteResult:
     policy = load_policy()
     store = policy.store_for(rollback.store)
     run = begin_run(f"rollback-{rollback.model}", ())
-    result = run.perform(roll_back, RollbackRequest(model=rollback.model, stage=rollback.stage, store=store, policy=policy, to=rollback.to,
+    result = run.perform(roll_back, RollbackRequest(model=rollback.model, stage=rollback.stage, store=store, policy=policy, to=rollback.to or None,
                                                     who=whoami(), why=rollback.why)).result
     if result.moved:
         events.rolled_back(result)

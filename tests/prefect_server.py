@@ -25,14 +25,15 @@ def prefect_server(home: Path, **environment: str) -> Iterator[str]:
     server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
                               env=os.environ | {"PREFECT_HOME": str(home)} | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait(url)
+        wait_until_healthy(url)
         yield url
     finally:
         server.terminate()
         server.wait()
 
 
-def _wait(url: str) -> None:
+def wait_until_healthy(url: str) -> None:
+    """`url`: of the API."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:

@@ -133,6 +133,7 @@ def test_the_parameters_are_a_form(team: Team) -> None:
     assert form["properties"]["to_stage"]["enum"] == ["dev", "staging", "production"]
     assert set(form["required"]) == {"model", "artifact", "to_stage", "why"}
     assert all("title" in field for field in form["properties"].values())
+    assert all("type" in field for field in form["properties"].values()), "a choice between types is no place to write"
 
 
 def test_production_waits_for_a_person_and_the_history_has_the_name(team: Team, staged: tuple[str, str]) -> None:

@@ -8,11 +8,12 @@ PY := $(VENV)/bin/python
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header \
     --upgrade -q
 
-.PHONY: help install demo test test-gpu lint bench bench-gpu lock clean
+.PHONY: help install demo test soak test-gpu lint bench bench-gpu lock clean
 
 help:
 	@echo 'make demo    a real model, from its source to a judged and served 4-bit endpoint'
 	@echo 'make test    the whole test suite'
+	@echo 'make soak    50 rounds of 32 whole promotions at once on S3, of which make test runs 3'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   what orchestration costs, how fast text is scored, how often a slower server is found,'
 	@echo '             and S3 transfers beside the AWS command line: ratios of one run'
@@ -40,6 +41,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+soak: $(STAMP)
+	LMFLOWS_TEST_ROUNDS=50 $(PY) -m pytest tests/artifacts/test_races.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

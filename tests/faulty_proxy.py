@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from tests.listener import Listener
+
 Kind = Literal["status", "reset upload", "reset download", "cut download", "cut upload", "flip download", "flip upload", "lose answer",
                "flip upload, lose answer", "slow"]
 BLOCK = 1 << 16
@@ -46,27 +48,17 @@ class Fault:
     hits: int = 0
 
 
-class FaultyProxy:
-    """Listens on a free port of the loopback interface and carries everything to `upstream`."""
+class FaultyProxy(Listener):
+    """Carries everything to `upstream`."""
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
+        super().__init__()
         parts = urlsplit(upstream)
         self.upstream = (parts.hostname or "", parts.port or 80)
         self.faults: list[Fault] = []
         self.at_once = self.most_at_once = 0
         self._dice, self._lock = random.Random(seed), threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+        self.listen()
 
     def _choose(self, method: str, target: str) -> Fault | None:
         with self._lock:
@@ -82,7 +74,7 @@ class FaultyProxy:
         with self._lock:
             return self._dice.randrange(8 * max(1, length))
 
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         with client, suppress(OSError, EOFError), socket.create_connection(self.upstream) as server:
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -31,6 +31,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tests.listener import Listener
+
 Cut = Literal["handshake", "request", "answer"]
 HOME = "eu-central-1"  # of every bucket
 REGIONS = (HOME, "us-east-1", "us-west-2")
@@ -76,7 +78,7 @@ class Request:
     code: str | None
 
 
-class Amazon:
+class Amazon(Listener):
     """A proxy on a free port of the loopback interface whose tunnels all end in S3.
 
     Attributes:
@@ -91,6 +93,7 @@ class Amazon:
     """
 
     def __init__(self, upstream: str, folder: Path, keys: dict[str, Key]) -> None:
+        super().__init__()
         parts = urlsplit(upstream)
         self.upstream = (parts.hostname or "", parts.port or 80)
         self.bundle, certificate = folder / "ca.pem", folder / "server.pem"
@@ -102,10 +105,8 @@ class Amazon:
         self._context.sni_callback = lambda end, name, _context: self._names.update({id(end): name})
         self._keys = keys
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.reset()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.listen()
 
     def reset(self) -> None:
         """As it was in the beginning."""
@@ -115,16 +116,7 @@ class Amazon:
         self.tunnels: list[str] = []
         self.requests: list[Request] = []
 
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         with client, suppress(OSError, EOFError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             asked = b""

@@ -6,6 +6,7 @@ import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,13 +246,17 @@ def test_an_interrupted_upload_goes_on_without_its_finished_parts(server: Server
     assert store.verify(digest) == []
 
 
+def begun(store: S3Store) -> tuple[Any, dict[str, Any]]:
+    """A client, and what names an upload of the large blob that somebody has begun with it."""
+    client, where = store.bucket.client, {"Bucket": store.bucket.name, "Key": store.bucket.key(blob_key(sha256(LARGE)))}
+    return client, where | {"UploadId": client.create_multipart_upload(Bucket=where["Bucket"], Key=where["Key"])["UploadId"]}
+
+
 def test_a_part_that_somebody_else_sent_with_other_bytes_is_sent_again(s3: S3Store, source: LocalStore) -> None:
     digest = commit(source).digest
-    bucket = s3.bucket
-    where = {"Bucket": bucket.name, "Key": bucket.key(blob_key(sha256(LARGE)))}
-    upload = bucket.client.create_multipart_upload(**where)["UploadId"]  # type: ignore[arg-type]
-    bucket.client.upload_part(**where, UploadId=upload, PartNumber=1, Body=flipped(LARGE[:PART]))  # type: ignore[arg-type]
-    bucket.client.upload_part(**where, UploadId=upload, PartNumber=2, Body=LARGE[PART:2 * PART])  # type: ignore[arg-type]
+    client, upload = begun(s3)
+    client.upload_part(**upload, PartNumber=1, Body=flipped(LARGE[:PART]))
+    client.upload_part(**upload, PartNumber=2, Body=LARGE[PART:2 * PART])
     s3.push(source, digest)
     assert s3.verify(digest) == []
 
@@ -262,15 +267,14 @@ def test_an_upload_that_ends_after_it_was_listed_is_no_obstacle(ceph: bool, sour
     digest = commit(source).digest
     with running(ceph=ceph, smallest_part=1) as server:
         s3 = at(server.location(tmp_path.name))
-        bucket = s3.bucket
-        where = {"Bucket": bucket.name, "Key": bucket.key(blob_key(sha256(LARGE)))}
-        uploads = [bucket.client.create_multipart_upload(**where)["UploadId"] for _ in range(2)]  # type: ignore[arg-type]
+        uploads = [begun(at(s3.location)) for _ in range(2)]
 
         def end(**_: object) -> None:
             if uploads:
-                at(s3.location).bucket.client.abort_multipart_upload(**where, UploadId=uploads.pop())  # type: ignore[arg-type]
+                client, upload = uploads.pop()
+                client.abort_multipart_upload(**upload)
 
-        bucket.client.meta.events.register("before-send.s3.ListParts", end)
+        s3.bucket.client.meta.events.register("before-send.s3.ListParts", end)
         s3.push(source, digest)
         assert not uploads and s3.verify(digest) == []
 
@@ -280,11 +284,9 @@ def test_an_upload_that_was_begun_with_smaller_parts_is_no_obstacle(ceph: bool, 
     digest = commit(source).digest
     with running(ceph=ceph, smallest_part=1) as server:
         s3 = at(server.location(tmp_path.name))
-        bucket = s3.bucket
-        where = {"Bucket": bucket.name, "Key": bucket.key(blob_key(sha256(LARGE)))}
-        upload = bucket.client.create_multipart_upload(**where)["UploadId"]  # type: ignore[arg-type]
+        client, upload = begun(s3)
         for number in range(1, 10):
-            bucket.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=b"small")  # type: ignore[arg-type]
+            client.upload_part(**upload, PartNumber=number, Body=b"small")
         s3.push(source, digest)
         assert s3.verify(digest) == []
         assert s3.clear_leftovers(older_than=time.time() + 60) == 1
@@ -304,9 +306,7 @@ def test_an_upload_that_is_aborted_under_our_hands_starts_anew(server: Server, s
 
 
 def test_uploads_that_nobody_goes_on_with_are_given_up(s3: S3Store) -> None:
-    bucket = s3.bucket
-    where = {"Bucket": bucket.name, "Key": bucket.key(blob_key("0" * 64))}
-    bucket.client.create_multipart_upload(**where)  # type: ignore[arg-type]
+    begun(s3)
     assert s3.clear_leftovers(older_than=time.time() - 60) == 0
     assert s3.clear_leftovers(older_than=time.time() + 60) == 1
     assert s3.clear_leftovers(older_than=time.time() + 60) == 0

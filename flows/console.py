@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from artifacts.registry import STAGES
 from flows.quantize_and_deploy import Summary
 from flows.steps import DISPLAY
 from flows.terminal import show_rows
@@ -160,6 +162,10 @@ def print_summary(console: Console, summary: Summary, *, seconds: float, peak_by
         console.print(f"{name:<10}{escape(value)}", highlight=False, soft_wrap=True)
     console.print()
     next_steps = [(f"{program} report {summary.report.short}", "the whole report"), (f"{program} ui", "runs, logs and reports in the Prefect UI")]
+    if summary.promoted and summary.promoted.stage != STAGES[-1]:
+        following = STAGES[STAGES.index(summary.promoted.stage) + 1]
+        place = f" --store {shlex.quote(summary.store)}" if summary.store else ""
+        next_steps.append((f"{program} registry promote {summary.name} {summary.promoted.stage} {following}{place}", "when it has proved itself"))
     if summary.deployed:
         next_steps = [(f"{program} chat {summary.name}", "talk to it"), (f"{program} stop {summary.name}", "take it down"), *next_steps]
     width = max(len(command) for command, _ in next_steps) + 3

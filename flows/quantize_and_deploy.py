@@ -21,7 +21,7 @@ from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.errors import VerdictFailed
 from configs.load import load
-from configs.location import S3
+from configs.location import S3, Location
 from configs.policy import Policy, load_policy
 from configs.schema import Pipeline, Variant
 from flows import model_events as events
@@ -50,7 +50,7 @@ from tasks.upload import UploadRequest, upload
 
 
 class Summary(BaseModel):
-    """What a run has led to. `variants` is the table of variants, one row each."""
+    """What a run has led to. `variants` is the table of variants, one row each; `store` is named if commands mean another by themselves."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,6 +66,7 @@ class Summary(BaseModel):
     parent_bytes: int
     candidate_bytes: int
     needs: CapacityResult
+    store: Location | None
     promoted: PromoteResult | None
     deployed: DeployResult | None
     reused: tuple[str, ...]
@@ -130,8 +131,9 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
                           if passed else (None, None))
     summary = Summary(name=pipeline.name, served=story.served, verdict=judged.result.verdict, evidence=read_evidence(served.evidence),
                       candidate=served.model, report=judged.result.report, variants=judged.result.variants, attempts=len(ladder.attempts),
-                      choice=choice, parent_bytes=parent.model_bytes, candidate_bytes=served.model_bytes, needs=room.result, promoted=promoted,
-                      deployed=deployed, reused=tuple(item.name for item in done if item.reused))
+                      choice=choice, parent_bytes=parent.model_bytes, candidate_bytes=served.model_bytes, needs=room.result,
+                      store=None if store == policy.store_for(None) else store, promoted=promoted, deployed=deployed,
+                      reused=tuple(item.name for item in done if item.reused))
     return stand_by(summary)
 
 

@@ -114,7 +114,7 @@ def test_one_command_leads_to_a_judged_and_served_model(site: Site, first: str) 
         assert re.search(rf"done\s+{name}", first), name
     assert "PASS within the margin: perplexity ratio" in first
     assert f"http://127.0.0.1:{site.port}/v1" in first
-    for command in ("chat tiny", "stop tiny", " ui"):
+    for command in ("chat tiny", "stop tiny", " ui", "registry promote tiny dev staging  "):
         assert command in first
     assert re.search(r"this run +\d+ s, at most \d\.\d GB of memory", first)
 

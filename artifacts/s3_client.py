@@ -11,6 +11,7 @@ import random
 import ssl
 import threading
 import time
+import traceback
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 import boto3
 from boto3.s3.transfer import TransferConfig
+from botocore import credentials
 from botocore import exceptions as aws
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
@@ -45,8 +47,11 @@ TRY_AGAIN = ("SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "Serv
              "XAmzContentSHA256Mismatch", "OperationAborted", "ConditionalRequestConflict", "XMinioServerNotInitialized")
 # One request up to 1 GiB: a server must read and write all of it before it answers. More than 5 GiB no server copies in one.
 COPY = TransferConfig(multipart_threshold=1024 * MiB, multipart_chunksize=512 * MiB, use_threads=True)
-EXPIRED = "the refreshed credentials are still expired"  # botocore's words, in a mere RuntimeError
 ABSENT = ("NoSuchKey", "404", "NotFound")
+NO_CREDENTIALS = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError, aws.ProfileNotFound, aws.SSOError,
+                  aws.TokenRetrievalError, aws.RefreshWithMFAUnsupportedError)
+# botocore lets urllib3's own errors through if an answer breaks off that is an error itself
+BROKEN_OFF = (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, aws.ReadTimeoutError, ConnectionBroken)
 # What botocore's parsers raise, and we on missing fields, when a byte of an answer's XML was changed on the way: they trust it to be whole.
 UNREADABLE = (ResponseParserError, ValueError, KeyError)
 
@@ -94,11 +99,10 @@ class Bucket:
                 with self.explained():
                     try:
                         self._client = self._connect()
-                    except (OSError, ValueError) as error:  # a credential_process that is not there or prints no JSON, an endpoint that is none
-                        if isinstance(error, aws.BotoCoreError):
+                    except ValueError as error:
+                        if isinstance(error, aws.BotoCoreError) or _is_of_credentials(error):
                             raise
-                        raise ConfigError(f"no client can be made ({error})", where=str(self.location),
-                                          hint="check the endpoint, and credential_process in ~/.aws/config") from error
+                        raise ConfigError(f"no client can be made ({error})", where=str(self.location), hint="check the endpoint") from error
             return self._client
 
     def _connect(self) -> S3Client:
@@ -131,12 +135,10 @@ class Bucket:
         """Turn what boto3 raises into an error that names the location, what was being done, and the remedy."""
         try:
             yield
-        except (aws.BotoCoreError, aws.ClientError, aws.HTTPClientError, ConnectionBroken, *UNREADABLE) as error:
-            raise explain(error, str(self.location), what) from error
-        except RuntimeError as error:
-            if EXPIRED not in str(error):
-                raise
-            raise explain(aws.CredentialRetrievalError(provider="the AWS chain", error_msg=str(error)), str(self.location), what) from error
+        except Exception as error:
+            if isinstance(error, (aws.BotoCoreError, aws.ClientError, ConnectionBroken, *UNREADABLE)) or _is_of_credentials(error):
+                raise explain(error, str(self.location), what) from error
+            raise
 
     def head(self, relative: str) -> Facts | None:
         """What is known of an object; None if there is none."""
@@ -288,23 +290,28 @@ def _broke_off(error: BaseException) -> bool:
     return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) or (cause is not None and _broke_off(cause))
 
 
+def _is_of_credentials(error: BaseException) -> bool:
+    """Whether it was raised while botocore looked for credentials or renewed them, in the middle of any request. Its providers let through
+    what they meet: an OSError of a credential_process that is gone, a ValueError of what it printed, a RuntimeError if all have expired."""
+    return any(frame.f_code.co_filename == credentials.__file__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def explain(error: Exception, where: str, what: str = "") -> LmflowsError:
     """The error that a user can act on. TransferError is what trying again may cure."""
     doing = f", {what}" if what else ""
-    if isinstance(error, aws.ClientError):
-        return _refused(error, where, doing)
-    if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError, aws.ProfileNotFound,
-                          aws.SSOError, aws.TokenRetrievalError, aws.RefreshWithMFAUnsupportedError)):
+    passing = may_pass(error) if isinstance(error, aws.ClientError) else isinstance(error, BROKEN_OFF)
+    if isinstance(error, NO_CREDENTIALS) or (_is_of_credentials(error) and not passing):
         return ConfigError(f"no usable AWS credentials ({' '.join(str(error).split())}){doing}", where=where,  # a process's words have line ends
                            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, fill ~/.aws, or run where there is an instance role")
+    if isinstance(error, aws.ClientError):
+        return _refused(error, where, doing)
     if isinstance(error, aws.SSLError) and not _broke_off(error):
         return ConfigError(f"no trusted TLS connection ({error}){doing}", where=where,
                            hint="set AWS_CA_BUNDLE to the server's CA certificate, or write http:// if the server speaks no TLS")
     if isinstance(error, (*UNREADABLE, aws.FlexibleChecksumError)) and not isinstance(error, aws.ValidationError):
         return TransferError(f"the server's answer cannot be read or was changed on the way ({error}){doing}", where=where,
                              hint="run again: what has been transferred is kept; if it stays, this is no S3 server, or a proxy changes answers")
-    # botocore lets urllib3's own errors through if an answer breaks off that is an error itself
-    if isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, aws.ReadTimeoutError, ConnectionBroken)):
+    if isinstance(error, BROKEN_OFF):
         return TransferError(f"the connection failed ({error}){doing}", where=where,
                              hint="check that the server is up and the endpoint right, then run again: what has been transferred is kept")
     return ConfigError(f"the request could not be made ({error}){doing}", where=where, hint="check the location, the region and ~/.aws/config")

@@ -20,10 +20,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPConnection, HTTPMessage, parse_headers
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Self
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -35,6 +36,7 @@ from tests.listener import Listener
 
 Cut = Literal["handshake", "request", "answer"]
 HOME = "eu-central-1"  # of every bucket
+STS = "https://sts.amazonaws.com/doc/2011-06-15/"
 REGIONS = (HOME, "us-east-1", "us-west-2")
 HOST = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:\.(?P<region>[a-z]+-[a-z]+-\d))?\.amazonaws\.com")
 SIGNED = re.compile(r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/]+)/(?P<date>\d{8})/(?P<region>[^/]+)/s3/aws4_request, "
@@ -273,7 +275,44 @@ def document(name: str, key: Key, minutes: float, *, token: str = "Token") -> st
     return json.dumps({"Version": 1, "AccessKeyId": name, "SecretAccessKey": key.secret, token: key.token, "Expiration": expiration.isoformat()})
 
 
-class Role:
+class Service:
+    """A small HTTP server on a free port, in a thread. `answer` says status, media type and body to each request."""
+
+    def __init__(self) -> None:
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, kind, body = service.answer(self.headers)
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, headers: Message) -> tuple[int, str, bytes]:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Role(Service):
     """The credentials endpoint of a container: each answer has another key, with so little time left that the next request asks again.
 
     Attributes:
@@ -284,33 +323,35 @@ class Role:
     """
 
     def __init__(self, amazon: Amazon, password: str) -> None:
-        self.password, self.keys, self.down = password, dict[str, Key](), False
-        lock, role = threading.Lock(), self
+        self.amazon, self.password, self.keys, self.down = amazon, password, dict[str, Key](), False
+        self._lock = threading.Lock()
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if role.down or self.headers["Authorization"] != role.password:
-                    return self.send_error(503 if role.down else 401)
-                with lock:
-                    name = f"ROLE{len(role.keys)}"
-                    amazon.keys[name] = role.keys[name] = key = Key(f"secret-of-{name}", f"token-of-{name}")
-                body = document(name, key, 5).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-                return None
+    def answer(self, headers: Message) -> tuple[int, str, bytes]:
+        if self.down or headers["Authorization"] != self.password:
+            return 503 if self.down else 401, "text/plain", b""
+        with self._lock:
+            name = f"ROLE{len(self.keys)}"
+            self.amazon.keys[name] = self.keys[name] = key = Key(f"secret-of-{name}", f"token-of-{name}")
+        return 200, "application/json", document(name, key, 5).encode()
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/credentials"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+class TokenService(Service):
+    """STS: it gives one key to whoever takes on a role, or refuses, or is overloaded. `url` is for AWS_ENDPOINT_URL_STS."""
 
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def __init__(self, name: str, key: Key, how: str) -> None:
+        self.name, self.key, self.how = name, key, how
+        super().__init__()
+
+    def answer(self, headers: Message) -> tuple[int, str, bytes]:
+        if self.how != "given":
+            code, status = ("AccessDenied", 403) if self.how == "refused" else ("Throttling", 400)
+            text = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>may not</Message></Error>"
+            return status, "text/xml", f'<ErrorResponse xmlns="{STS}">{text}<RequestId>1</RequestId></ErrorResponse>'.encode()
+        given = json.loads(document(self.name, self.key, 60, token="SessionToken"))
+        fields = "".join(f"<{field}>{given[field]}</{field}>" for field in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"))
+        result = f"<AssumeRoleResult><Credentials>{fields}</Credentials></AssumeRoleResult>"
+        return 200, "text/xml", f'<AssumeRoleResponse xmlns="{STS}">{result}</AssumeRoleResponse>'.encode()
 
 
 @contextmanager

@@ -44,8 +44,8 @@ def read_case(store: Store, report: str) -> Case:
         raise PromotionRefused(f"its verdict or evidence is not what one looks like: {error.errors()[0]['msg']}", where=where, hint=hint) from None
     told = {parent.role: parent.digest for parent in manifest.parents}
     seen = {parent.role: parent.digest for parent in measured.parents}
-    if (told.get("candidate"), told.get("evidence")) != (verdict.candidate, verdict.evidence):
-        raise PromotionRefused("its verdict is about something else than its manifest says", where=where, hint=hint)
+    if (told.get("candidate"), told.get("evidence")) != (verdict.candidate, verdict.evidence) or told.get("parent") != evidence.parent:
+        raise PromotionRefused("its verdict or evidence is about something else than its manifest says", where=where, hint=hint)
     if measured.kind != "evidence" or {evidence.candidate, seen.get("candidate")} != {verdict.candidate}:
         raise PromotionRefused(f"its evidence {verdict.evidence[:12]} is about {evidence.candidate[:12]}, and its verdict about "
                                f"{verdict.candidate[:12]}", where=where, hint=hint)

@@ -85,8 +85,13 @@ class LocalObjects:
         """A lock of the kernel's needs no proof."""
 
     def keys(self, prefix: str) -> list[str]:
-        folder = self.root / prefix.rpartition("/")[0]
-        found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*.json") if not path.name.startswith("."))
+        def refuse(error: OSError) -> None:  # pathlib would pass over a folder that cannot be read: what it holds would count as unneeded
+            if not isinstance(error, FileNotFoundError):
+                raise error
+
+        found = (Path(folder, name).relative_to(self.root).as_posix()
+                 for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0], onerror=refuse)
+                 for name in names if name.endswith(".json") and not name.startswith("."))
         return sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, key: str) -> None:

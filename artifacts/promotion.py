@@ -19,7 +19,7 @@ from artifacts.cases import Case, newest_pass, read_case
 from artifacts.registry import STAGES, ModelName, Ref, RefEntry, Registry, Seen, Served, Stage
 from artifacts.signing import require_signed
 from artifacts.stores import Progress, Store, lineage, match, quiet
-from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, PromotionRefused, StaleRef, UnsafeManifest
+from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef, UnsafeManifest
 from configs.policy import Policy
 
 MAX_WORDS = 4000  # characters of a reason
@@ -35,12 +35,14 @@ class Promotion:
         before: what the stage pointed to; None if to nothing.
         now: what it points to.
         moved: False if it pointed there already, for the same reasons, and nothing was written.
+        problem: what is wrong although the stage was moved: a garbage collection beside us has taken what it points to, or nobody could tell.
     """
 
     ref: Ref
     before: RefEntry | None
     now: RefEntry
     moved: bool
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ def promote(store: Store, model: str, what: str, to_stage: Stage, *, who: str, w
     if proposal.there and before is not None:
         return Promotion(seen.ref, before, before, moved=False)
     ref = Registry(store.objects).append(seen, served, action="promote", who=who, why=why, forced=proposal.forced, approved_by=approved_by)
-    _require_still_there(store, served, f"{model}/{to_stage}")
-    return Promotion(ref, before, ref.entries[-1], moved=True)
+    return Promotion(ref, before, ref.entries[-1], moved=True, problem=_problem_since(store, served))
 
 
 def examine(store: Store, model: str, what: str, to_stage: Stage, *, policy: Policy, variant: str | None = None, engine: str | None = None,
@@ -153,13 +154,13 @@ def rollback(store: Store, model: str, stage: Stage, *, who: str, why: str, poli
         return Promotion(seen.ref, before, before, moved=False)
     if problems := absences(store, served):
         whole = [entry.digest[:12] for entry in _others(seen.ref) if entry.digest != served.digest and not absences(store, entry.served)]
+        # the report brings its artifact along
         hint = (f"whole are {', '.join(whole)}: `lmflows registry rollback {model} {stage} --to {whole[0]}`" if whole else
-                "nothing else of its history is whole") + f"; or bring it back with `lmflows registry push {served.digest[:12]}`"
+                "nothing else of its history is whole") + f"; or bring it back with `lmflows registry push {served.verdict[:12]}`"
         raise PromotionRefused(f"{served.digest[:12]} is not whole in {store.location}: {'; '.join(problems)}", where=where, hint=hint)
     require_signed(store, [served.digest, served.verdict], policy)
     ref = registry.append(seen, served, action="rollback", who=who, why=why, back_to=number)
-    _require_still_there(store, served, where)
-    return Promotion(ref, before, ref.entries[-1], moved=True)
+    return Promotion(ref, before, ref.entries[-1], moved=True, problem=_problem_since(store, served))
 
 
 def check_names(model: str, stage: str) -> str:
@@ -283,8 +284,11 @@ def _require_whole(store: Store, where: str, parts: tuple[str, ...], progress: P
     for number, digest in enumerate(parts):
         progress(number / len(parts), f"verifying {digest[:12]}")
         if problems := store.verify(digest):
+            blobs = {entry.path: f"blobs/sha256/{entry.sha256}" for entry in store.manifest(digest).files}
+            changed = [blobs[problem.path] for problem in problems if problem.what == "changed" and problem.path in blobs]
+            remove = f"remove {', '.join(changed)} there, which a push would take for good by its size; then " if changed else ""
             raise PromotionRefused(f"{digest[:12]} is damaged in {store.location}: {'; '.join(map(str, problems))}", where=where,
-                                   hint=f"`lmflows registry push {digest[:12]}` from a machine that has it whole")
+                                   hint=f"{remove}`lmflows registry push {digest[:12]}` from a machine that has it whole")
     lineage(store, parts)
     progress(1.0, "verified")
 
@@ -302,11 +306,14 @@ def _refusing(where: str) -> Iterator[None]:
                                     "`lmflows registry push` brings it, with all it comes from, from a machine that has it") from error
 
 
-def _require_still_there(store: Store, served: Served, where: str) -> None:
-    for digest in (served.digest, served.verdict):
-        if not store.has(digest):
-            raise ArtifactMissing(f"points to {digest[:12]}, which a garbage collection has removed at this very moment", where=where,
-                                  hint=f"`lmflows registry push {digest[:12]}` from a machine that has it, or `lmflows registry rollback`")
+def _problem_since(store: Store, served: Served) -> str | None:
+    """What has happened to what a stage was just pointed to. The stage was moved: whatever is found must not be told as a move that failed."""
+    try:
+        gone = [digest[:12] for digest in (served.digest, served.verdict) if not store.has(digest)]
+    except LmflowsError as error:
+        return f"whether {served.digest[:12]} is still there could not be asked: {error}"
+    return (f"a garbage collection has removed {' and '.join(gone)} at this very moment: `lmflows registry push {served.verdict[:12]}` from a "
+            "machine that has it, or `lmflows registry rollback`") if gone else None
 
 
 # -- the way back --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ or a changed entry is found when it is read. What may be promoted is `artifacts.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import uuid
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class Ref(_Frozen):
         return next((number for number in reversed(range(len(self.entries))) if self.entries[number].digest == digest), None)
 
     def to_bytes(self) -> bytes:
-        return canonical_json(self.model_dump(mode="json"))
+        """The file: with the hash of the newest entry, which no other entry names yet."""
+        return canonical_json(self.model_dump(mode="json") | {"head": self.entries[-1].hash if self.entries else None})
 
 
 @dataclass(frozen=True)
@@ -188,11 +190,17 @@ def _key(model: str, stage: str) -> str:
 
 
 def _parse(data: bytes, model: str, stage: str) -> Ref:
+    where, hint = f"ref {model}/{stage}", "put back the file from a backup of the store, or an earlier version of the object"
     try:
-        ref = Ref.model_validate_json(data)
+        fields = json.loads(data)
+        head = fields.pop("head")
+        ref = Ref.model_validate_json(json.dumps(fields))
     except ValidationError as error:
-        raise ArtifactDamaged(error.errors()[0]["msg"].removeprefix("Value error, "), where=f"ref {model}/{stage}",
-                              hint="put back the file from a backup of the store, or an earlier version of the object") from None
+        raise ArtifactDamaged(error.errors()[0]["msg"].removeprefix("Value error, "), where=where, hint=hint) from None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ArtifactDamaged(f"cannot be read ({type(error).__name__}: {error})", where=where, hint=hint) from None
+    if head != (ref.entries[-1].hash if ref.entries else None):
+        raise ArtifactDamaged("its newest entry is not the one that was written last: the history was changed", where=where, hint=hint)
     if (ref.model, ref.stage) != (model, stage):
         raise ArtifactDamaged(f"is the ref of {ref.model}/{ref.stage}", where=f"ref {model}/{stage}", hint="somebody has moved files in the store")
     return ref

@@ -216,7 +216,11 @@ class Bucket:
     def delete(self, relative: str) -> None:
         def once() -> None:
             with self.explained(f"removing {relative}"):
-                self.client.delete_object(Bucket=self.name, Key=self.key(relative))
+                try:
+                    self.client.delete_object(Bucket=self.name, Key=self.key(relative))
+                except aws.ClientError as error:
+                    if code_of(error) not in ABSENT:  # some servers say so of what is gone already
+                        raise
 
         self.retrying(once)
 

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -82,8 +83,9 @@ def wait(objects: S3Objects, waiting: Callable[[str], None]) -> str | None:
 
 
 def _place() -> str:
-    """This machine, as far as process ids mean the same: two containers of one host differ."""
-    return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    """This machine, as far as process ids mean the same: two containers of one host differ, and two machines of one name."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _is_alive(owner: str, until: float) -> bool:

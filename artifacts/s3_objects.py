@@ -56,7 +56,8 @@ class S3Objects:
         self.bucket.retrying(once)
 
     def keys(self, prefix: str) -> list[str]:
-        return sorted(item.key for item in self.bucket.below(prefix))
+        """Like a folder's: only files, not the empty objects ending in / that consoles and mounts put for folders."""
+        return sorted(item.key for item in self.bucket.below(prefix) if item.key.endswith(".json"))
 
     def delete(self, key: str) -> None:
         self.bucket.delete(check_path(key))

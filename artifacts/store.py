@@ -95,8 +95,7 @@ class LocalStore:
 
     def digests(self) -> list[str]:
         """The digests of all artifacts in the store, oldest first."""
-        paths = (self.root / "manifests" / "sha256").glob("*.json")
-        return [path.stem for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+        return [held.name for held in sorted(self.inventory("manifests"), key=lambda held: held.modified)]
 
     def open(self, digest: str) -> ModelArtifact:
         """The artifact as a folder; its tree is rebuilt from the blobs if it is gone.

@@ -53,6 +53,11 @@ def main() -> None:
         err.print(f"[red]error[/] {type(error).__name__}: ", end="", highlight=False)
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
+    except OSError as error:  # a folder that may not be read, a full disk: the place is what the system names
+        place = f" {error.filename}" if error.filename else ""
+        err.print(f"error {type(error).__name__}:{place}: {error.strerror or error} -> check that it exists and may be read and written",
+                  markup=False, highlight=False, soft_wrap=True)
+        sys.exit(LmflowsError.exit_status)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the CLI library
             err.print(f"error: {error.format_message()}", markup=False, highlight=False)

@@ -90,11 +90,16 @@ def promote(model: Model, what: Annotated[str, typer.Argument(metavar="DIGEST|ST
 
     place, policy = opened(store), load_policy()
     ref = ref_of(place, model, to_stage)
-    expect = confirmed(ref, expect, f"{what} is to be promoted to it", yes=yes)
+    if what in STAGES and (current := ref_of(place, model, what).current):  # what is shown and confirmed, though that stage may move meanwhile
+        what, report = current.digest, report or current.verdict
+        variant, engine = variant or current.variant, engine or current.engine
+    expect = confirmed(ref, expect, f"{what[:12]} is to be promoted to it in {place.location}", yes=yes)
     with progress_of(f"promoting to {model}/{to_stage}") as tell:
         done = promotion.promote(place, model, what, ref.stage, who=whoami(), why=why, policy=policy, variant=variant, engine=engine, report=report,
                                  expect=expect, force=force, progress=tell)
     tell_promotion(done.ref, done.before, done.now, done.moved, as_json)
+    if done.problem:
+        raise ArtifactMissing(f"the stage was moved, but {done.problem}", where=f"{model}/{ref.stage}", hint="look at it now")
 
 
 @app.command()
@@ -106,9 +111,11 @@ def rollback(model: Model, stage: AStage,
 
     place, policy = opened(store), load_policy()
     ref = ref_of(place, model, stage)
-    expect = confirmed(ref, expect, f"it is to go back to {to or 'what it had before'}", yes=yes)
+    expect = confirmed(ref, expect, f"it is to go back to {to or 'what it had before'} in {place.location}", yes=yes)
     done = promotion.rollback(place, model, ref.stage, to=to, who=whoami(), why=why, policy=policy, expect=expect)
     tell_promotion(done.ref, done.before, done.now, done.moved, as_json)
+    if done.problem:
+        raise ArtifactMissing(f"the stage was moved, but {done.problem}", where=f"{model}/{ref.stage}", hint="look at it now")
 
 
 @app.command()
@@ -224,10 +231,12 @@ def opened(location: str | None, *, new: bool = False) -> Store:
     Raises:
         ConfigError: it cannot be one, or there is no such folder.
     """
+    if location == "":  # an unset variable of the shell; the policy's store is meant by not naming one
+        raise ConfigError("is empty", where="--store", hint="name a store, or leave --store out")
     try:
         where = normal(load_policy().store_for(location))
     except ValueError as error:
-        raise ConfigError(str(error), where=f"--store {location}", hint="for example /srv/models or s3://bucket/models") from None
+        raise ConfigError(str(error), where="the store's location", hint="for example /srv/models or s3://bucket/models") from None
     if location and not new and not where.startswith(S3) and not Path(where).is_dir():
         raise ConfigError("no such folder", where=f"--store {where}", hint="`lmflows registry push` makes a store")
     return open_store(where)

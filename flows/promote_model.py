@@ -73,27 +73,30 @@ def promote_model(promotion: Promotion) -> PromoteResult:
         tell(promotion, checked, store, run.store)
         if checked.new and promotion.to_stage == "production":
             approval = ask(promotion, checked, policy.approval_minutes)
-        # what was approved, and nothing else: the same artifact and report, in the place of what the stage pointed to then
-        agreed = request.model_copy(update={"what": checked.digest, "report": checked.report, "expect": checked.previous or NOTHING})
+            if approval.decision != "approve":
+                raise PromotionRefused(f"{approval.who} rejected it: {approval.reason}", where=f"{promotion.model}/{promotion.to_stage}",
+                                       hint="the stage is as it was")
+        # what was approved, and nothing else: the same artifact and report, in the place of what the stage pointed to then; and if no stage
+        # was left out when it was shown, none may be now
+        agreed = request.model_copy(update={"what": checked.digest, "report": checked.report, "expect": checked.previous or NOTHING,
+                                            "force": request.force if checked.forced else None})
         result = run.perform(promote, PromoteRequest(
             **dict(agreed), who=whoami(), why=f"{promotion.why}; approved: {approval.reason}" if approval else promotion.why,
             approved_by=approval.who if approval else None)).result
     except LmflowsError as error:
         facts = {"digest": checked.digest, "report": checked.report, "previous": checked.previous,
                  "verdict": checked.verdict.outcome} if checked else {}
-        events.rejected(promotion.model, promotion.to_stage, reason=error.message, **facts)
+        events.rejected(promotion.model, promotion.to_stage, reason=error.message, **facts,
+                        who=approval.who if approval and approval.decision != "approve" else None)
         raise
     if result.moved:
         events.promoted(result, checked.verdict.outcome, approval.who if approval else None)
+    events.require_no_problem(result)
     return result
 
 
 def ask(promotion: Promotion, checked: CheckedResult, minutes: float) -> Approval:
-    """Wait for a person.
-
-    Raises:
-        PromotionRefused: the answer is no, or there is none in time.
-    """
+    """Wait for a person; raises PromotionRefused if there is no answer in time."""
     where = f"{promotion.model}/{promotion.to_stage}"
     text = (f"**{where}**: {checked.previous[:12] if checked.previous else 'nothing'} -> **{checked.digest[:12]}** "
             f"({checked.variant} on {checked.engine})\n\n{checked.verdict.outcome}: {'; '.join(checked.verdict.reasons)}\n\nwhy: {promotion.why}")
@@ -102,8 +105,6 @@ def ask(promotion: Promotion, checked: CheckedResult, minutes: float) -> Approva
     except FlowPauseTimeout:
         raise PromotionRefused(f"nobody approved it within {minutes:g} minutes", where=where,
                                hint="start the promotion again when somebody can look") from None
-    if answer.decision != "approve":
-        raise PromotionRefused(f"{answer.who} rejected it: {answer.reason}", where=where, hint="the stage is as it was")
     return answer
 
 

@@ -172,6 +172,7 @@ def put_into_service(run: Run, pipeline: Pipeline, served: Variant, uploaded: tu
         store=place.store, policy=place.policy, who=whoami(), why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
     if promoted.moved:
         events.promoted(promoted, "PASS")
+        events.require_no_problem(promoted)
     if pipeline.deploy is None:
         return promoted, None
     request = DeployRequest(name=pipeline.name, artifact=candidate, report=story, evidence=evidence, store=place.store, policy=place.policy,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.registry import ModelName, Stage
+from artifacts.store import LocalStore
 from configs.location import LocationOrNothing
 from configs.policy import load_policy
 from flows import model_events as events
@@ -42,9 +43,18 @@ def rollback_model(rollback: Rollback) -> PromoteResult:
                                                     who=whoami(), why=rollback.why)).result
     if result.moved:
         events.rolled_back(result)
+    events.require_no_problem(result)
+    try:
+        show(rollback, result, store, run.store)
+    except Exception as error:  # the stage is back: what a page shows of it must not turn that into a failure
+        get_run_logger().warning("the run's page has no links to what %s/%s serves now: %s", rollback.model, rollback.stage, error)
+    return result
+
+
+def show(rollback: Rollback, result: PromoteResult, store: str, here: LocalStore) -> None:
+    """What the stage points to now, with the report, the parent and the child, on the run's page in the Prefect UI."""
     create_markdown_artifact(
         f"# {rollback.model}/{rollback.stage} is back\n\n| | digest |\n|---|---|\n| now | `{result.digest}` |\n| its report | `{result.report}` |\n"
         f"| before | `{result.previous}` |\n\n`lmflows registry history {rollback.model} {rollback.stage}` has it all.",
         key=artifact_key(f"rollback {rollback.model} {rollback.stage}"), description=f"{rollback.model}/{rollback.stage} is back")
-    link_artifacts(rollback.model, rollback.stage, store, result.report, run.store)
-    return result
+    link_artifacts(rollback.model, rollback.stage, store, result.report, here)

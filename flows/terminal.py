@@ -85,7 +85,7 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool, nothing: str, console: 
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not rows:
-        console.print(nothing)
+        console.print(nothing, markup=False, highlight=False, soft_wrap=True)
     else:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in rows[0]:

@@ -59,7 +59,8 @@ class PromoteRequest(PromotionRequest):
 
 
 class PromoteResult(Result):
-    """`moved` is False if the stage pointed there already. `number`: of the entry in the stage's history."""
+    """`moved` is False if the stage pointed there already. `number`: of the entry in the stage's history. `problem`: what is wrong although
+    the stage was moved."""
 
     model: ModelName
     stage: Stage
@@ -68,6 +69,7 @@ class PromoteResult(Result):
     previous: Digest | None
     number: int
     moved: bool
+    problem: str | None = None
 
 
 class RollbackRequest(Request):
@@ -136,4 +138,4 @@ def sign(request: SignRequest, context: Context) -> SignResult:
 def _told(model: str, stage: Stage, done: promotion.Promotion) -> PromoteResult:
     now: RefEntry = done.now
     return PromoteResult(model=model, stage=stage, digest=now.digest, report=now.verdict, previous=done.before.digest if done.before else None,
-                         number=len(done.ref.entries) - 1, moved=done.moved)
+                         number=len(done.ref.entries) - 1, moved=done.moved, problem=done.problem)

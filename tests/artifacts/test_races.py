@@ -78,11 +78,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Rac
         found: list[Outcome] = []
         while len(found) < RACERS * sum(race.rounds for race in races) and any(one.is_alive() or one.exitcode == 0 for one in racers):
             try:
-                found.append(outcomes.get(timeout=30))
+                found.append(outcomes.get(timeout=120))
             except queue.Empty:
                 break
         for one in racers:
-            one.join(timeout=30)
+            one.join(timeout=120)
         assert [one.exitcode for one in racers] == [0] * RACERS
         yield races, found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -349,6 +350,27 @@ def test_what_is_pushed_again_between_manifests_and_blobs_is_whole_in_the_end(pl
         jobs[0].result()
     assert done.manifests == 5 and done.blobs > 0
     require_whole(place, *one.all)
+
+
+@pytest.mark.parametrize("folder", ["refs/m", "serving/machine", "manifests/sha256"])
+def test_a_folder_that_cannot_be_read_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """What it holds would count as needed by nobody. Root may read everything, so the system's answer is planted."""
+    store = LocalStore(tmp_path / "store")
+    one = places.judged(store)
+    promote(store, "m", one.candidate, "dev", who="me", why="better", policy=places.OPEN)
+    (store.root / folder).mkdir(parents=True, exist_ok=True)
+    scandir = os.scandir
+
+    def refuses(path: Any = ".") -> Any:
+        if Path(path) == store.root / folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(PermissionError):
+        collect(store, keep_history=1, min_age_hours=0)
+    monkeypatch.undo()
+    assert store.verify(one.candidate) == []
 
 
 def test_only_one_collects(place: Place) -> None:

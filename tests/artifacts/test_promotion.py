@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from artifacts.promotion import promote, rollback
 from artifacts.registry import STAGES, Ref, Registry, Served, Stage
 from artifacts.store import LocalStore
-from configs.errors import ConfigError, PromotionRefused, SignatureRefused, StaleRef
+from configs.errors import ConfigError, PromotionRefused, SignatureRefused, StaleRef, TransferError
 from configs.policy import Policy
 from tests.artifacts import places
 from tests.artifacts.places import OPEN, Judged, Place
@@ -32,6 +34,31 @@ def ref(place: Place, stage: Stage = "dev") -> Ref:
 
 def now(place: Place, stage: Stage = "dev") -> str | None:
     return entry.digest if (entry := ref(place, stage).current) else None
+
+
+def test_a_moved_stage_is_told_as_moved_whatever_comes_after_the_write(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = place.judged()
+
+    def breaks(_digest: str) -> bool:
+        raise TransferError("the connection failed", where="here")
+
+    def gone(_digest: str) -> bool:
+        return False
+
+    append = Registry.append
+    cases: list[tuple[Stage, Callable[[str], bool], str]] = [("dev", breaks, "could not be asked.*connection failed"),
+                                                             ("staging", gone, "garbage collection has removed")]
+    for stage, has, says in cases:
+        with monkeypatch.context() as patch:
+            def then(*args: Any, patch: pytest.MonkeyPatch = patch, has: Callable[[str], bool] = has, **more: Any) -> Ref:
+                done = append(*args, **more)
+                patch.setattr(place.store, "has", has)
+                return done
+
+            patch.setattr(Registry, "append", then)
+            done = up(place, one.candidate, stage)
+        assert done.moved and re.search(says, done.problem)
+        assert now(place, stage) == one.candidate
 
 
 def refused(place: Place, match: str, what: str, to: Stage = "dev", error: type[Exception] = PromotionRefused, **more: Any) -> None:

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from artifacts.promotion import promote, rollback
 from artifacts.registry import Registry, Stage
 from artifacts.store import LocalStore
 from configs import paths
+from configs.policy import Policy
 from tests.artifacts.places import judged
 from tests.prefect_server import prefect_server
 
@@ -163,7 +165,21 @@ def test_a_person_can_say_no(team: Team, staged: tuple[str, str]) -> None:
     assert "bob rejected it: not on a Friday" in failed["state"]["message"] and team.current("production") == before
     [event] = team.events(run)
     assert event["event"] == "lmflows.model.rejected" and event["payload"]["digest"] == staged[0]
-    assert "not on a Friday" in event["payload"]["reason"]
+    assert "not on a Friday" in event["payload"]["reason"] and event["payload"]["who"] == "bob"
+
+
+def test_a_stage_that_was_not_left_out_when_it_was_shown_is_not_left_out_afterwards(team: Team, staged: tuple[str, str]) -> None:
+    """A reason that was given in case is none for what nobody has seen."""
+    before = team.current("production")
+    rollback(team.store, "m", "staging", who="ann", why="to have something to promote", policy=Policy(), to=staged[0])
+    try:
+        run = team.start("promote", model="m", artifact="staging", to_stage="production", why="release 8", force="in case")
+        team.wait(run, "PAUSED")
+    finally:
+        promote(team.store, "m", staged[1], "staging", who="ann", why="the other was bad", policy=Policy(), force="dev has gone on")
+    assert team.answer(run, decision="approve", who="boss", reason="fine")["status"] == "ACCEPT"
+    failed = team.wait(run, "FAILED")
+    assert "staging has" in failed["state"]["message"] and team.current("production") == before != staged[0]
 
 
 def test_what_may_not_be_promoted_is_rejected_before_anybody_is_asked(team: Team, staged: tuple[str, str]) -> None:

@@ -50,9 +50,16 @@ def test_what_is_written_is_read_listed_and_removed(objects: S3Objects) -> None:
     assert objects.keys("refs/") == ["refs/qwen/production.json"]
 
 
+def test_what_consoles_and_mounts_put_for_folders_is_none(objects: S3Objects) -> None:
+    for marker in ("refs/", "refs/qwen/", "serving/"):
+        objects.bucket.client.put_object(Bucket=objects.bucket.name, Key=objects.bucket.key(marker), Body=b"")
+    objects.swap(KEY, b"one", seen=None)
+    assert objects.keys("refs/") == [KEY] and objects.keys("serving/") == []
+
+
 def test_the_probe_leaves_nothing(objects: S3Objects) -> None:
     objects.probe()
-    assert objects.keys("") == []
+    assert objects.bucket.below("") == []
 
 
 def test_a_swap_from_another_version_changes_nothing(objects: S3Objects) -> None:
@@ -116,4 +123,4 @@ def test_a_server_that_ignores_a_condition_is_refused_before_anything_is_written
         with pytest.raises(ConditionalWritesIgnored, match=f"ignores {ignored}.*->") as error:
             objects.swap(KEY, b"one", seen=None)
         assert error.value.where == server.location("prefix")
-        assert objects.keys("") == []
+        assert objects.bucket.below("") == []

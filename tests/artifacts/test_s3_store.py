@@ -202,7 +202,7 @@ def test_the_layout_is_the_local_stores(server: Server, s3: S3Store, source: Loc
     digest = commit(source).digest
     s3.push(source, digest)
     here = {path.relative_to(source.root).as_posix() for part in ("blobs", "manifests") for path in (source.root / part).rglob("*") if path.is_file()}
-    assert set(s3.objects.keys("")) == here
+    assert {item.key for item in s3.bucket.below("")} == here
 
 
 def test_a_bucket_without_a_prefix_is_a_store(server: Server, source: LocalStore, target: LocalStore) -> None:

@@ -64,7 +64,7 @@ def test_garbage_is_collected(amazon: Amazon, store: S3Store, source: LocalStore
     assert collect(store, keep_history=1, min_age_hours=1).manifests == 0
     done = collect(store, keep_history=1, min_age_hours=1, now=time.time() + 1e6)
     assert (done.manifests, done.blobs) == (1, len(set(CONTENT.values())))
-    assert set(store.objects.keys("")) == {"gc.json"}
+    assert {item.key for item in store.bucket.below("")} == {"gc.json"}
     assert hosts(amazon) == {VIRTUAL}
 
 

@@ -316,6 +316,12 @@ def _problem_since(store: Store, served: Served) -> str | None:
             "machine that has it, or `lmflows registry rollback`") if gone else None
 
 
+def require_no_problem(where: str, problem: str | None) -> None:
+    """Raise ArtifactMissing if something is wrong although a stage was moved: when the move has been told, which must not be lost."""
+    if problem:
+        raise ArtifactMissing(f"the stage was moved, but {problem}", where=where, hint=f"`lmflows registry verify {where}`")
+
+
 # -- the way back --------------------------------------------------------------------------------------------------
 
 

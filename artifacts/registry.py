@@ -194,7 +194,7 @@ def _parse(data: bytes, model: str, stage: str) -> Ref:
     try:
         fields = json.loads(data)
         head = fields.pop("head")
-        ref = Ref.model_validate_json(json.dumps(fields))
+        ref = Ref.model_validate(fields)
     except ValidationError as error:
         raise ArtifactDamaged(error.errors()[0]["msg"].removeprefix("Value error, "), where=where, hint=hint) from None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:

@@ -98,8 +98,7 @@ def promote(model: Model, what: Annotated[str, typer.Argument(metavar="DIGEST|ST
         done = promotion.promote(place, model, what, ref.stage, who=whoami(), why=why, policy=policy, variant=variant, engine=engine, report=report,
                                  expect=expect, force=force, progress=tell)
     tell_promotion(done.ref, done.before, done.now, done.moved, as_json)
-    if done.problem:
-        raise ArtifactMissing(f"the stage was moved, but {done.problem}", where=f"{model}/{ref.stage}", hint="look at it now")
+    promotion.require_no_problem(f"{model}/{ref.stage}", done.problem)
 
 
 @app.command()
@@ -114,8 +113,7 @@ def rollback(model: Model, stage: AStage,
     expect = confirmed(ref, expect, f"it is to go back to {to or 'what it had before'} in {place.location}", yes=yes)
     done = promotion.rollback(place, model, ref.stage, to=to, who=whoami(), why=why, policy=policy, expect=expect)
     tell_promotion(done.ref, done.before, done.now, done.moved, as_json)
-    if done.problem:
-        raise ArtifactMissing(f"the stage was moved, but {done.problem}", where=f"{model}/{ref.stage}", hint="look at it now")
+    promotion.require_no_problem(f"{model}/{ref.stage}", done.problem)
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prefect.events import emit_event
 
-from configs.errors import ArtifactMissing
 from tasks.promote import PromoteResult
 
 
@@ -18,13 +17,6 @@ def rolled_back(result: PromoteResult) -> None:
     """`lmflows.model.rolled_back`: a stage points back."""
     _emit("rolled_back", result.model, result.stage, {"digest": result.digest, "report": result.report, "previous": result.previous,
                                                       "number": result.number, "verdict": "PASS"})
-
-
-def require_no_problem(result: PromoteResult) -> None:
-    """Raise ArtifactMissing if something is wrong although the stage was moved: after its event, which must not be lost."""
-    if result.problem:
-        raise ArtifactMissing(f"the stage was moved, but {result.problem}", where=f"{result.model}/{result.stage}",
-                              hint=f"`lmflows registry verify {result.model}/{result.stage}`")
 
 
 def rejected(model: str, stage: str, *, reason: str, who: str | None = None, digest: str | None = None, report: str | None = None,

@@ -14,7 +14,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.promotion import NOTHING
+from artifacts.promotion import NOTHING, require_no_problem
 from artifacts.registry import ModelName, Stage
 from artifacts.store import LocalStore
 from configs.errors import LmflowsError, PromotionRefused
@@ -91,7 +91,7 @@ def promote_model(promotion: Promotion) -> PromoteResult:
         raise
     if result.moved:
         events.promoted(result, checked.verdict.outcome, approval.who if approval else None)
-    events.require_no_problem(result)
+    require_no_problem(f"{result.model}/{result.stage}", result.problem)
     return result
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.evidence import PAGE, Evidence, Verdict
 from artifacts.manifest import ModelArtifact
+from artifacts.promotion import require_no_problem
 from configs import paths
 from configs.errors import VerdictFailed
 from configs.load import load
@@ -172,7 +173,7 @@ def put_into_service(run: Run, pipeline: Pipeline, served: Variant, uploaded: tu
         store=place.store, policy=place.policy, who=whoami(), why=f"run {flow_run.name or flow_run.id} passed its verdict")).result
     if promoted.moved:
         events.promoted(promoted, "PASS")
-        events.require_no_problem(promoted)
+        require_no_problem(f"{promoted.model}/{promoted.stage}", promoted.problem)
     if pipeline.deploy is None:
         return promoted, None
     request = DeployRequest(name=pipeline.name, artifact=candidate, report=story, evidence=evidence, store=place.store, policy=place.policy,

@@ -6,6 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
+from artifacts.promotion import require_no_problem
 from artifacts.registry import ModelName, Stage
 from artifacts.store import LocalStore
 from configs.location import LocationOrNothing
@@ -43,7 +44,7 @@ def rollback_model(rollback: Rollback) -> PromoteResult:
                                                     who=whoami(), why=rollback.why)).result
     if result.moved:
         events.rolled_back(result)
-    events.require_no_problem(result)
+    require_no_problem(f"{result.model}/{result.stage}", result.problem)
     try:
         show(rollback, result, store, run.store)
     except Exception as error:  # the stage is back: what a page shows of it must not turn that into a failure

@@ -25,3 +25,7 @@ def commit(store: LocalStore, content: dict[str, bytes] = CONTENT) -> ModelArtif
         for name, data in content.items():
             staging.write(name, data)
         return store.commit(staging, "fp16")
+
+
+def files_of(artifact: ModelArtifact) -> dict[str, bytes]:
+    return {path.relative_to(artifact.path).as_posix(): path.read_bytes() for path in artifact.path.rglob("*") if path.is_file()}

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import artifacts.s3_upload as s3_upload
-from artifacts.manifest import FileEntry, Manifest, ModelArtifact
+from artifacts.manifest import FileEntry, Manifest
 from artifacts.s3 import S3Store, manifest_key
 from artifacts.s3_upload import MAX_PARTS, blob_key, part_bytes
 from artifacts.store import LocalStore
 from artifacts.stores import Problem, Store, lineage, open_store
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull, TransferError
-from tests.artifacts.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit
+from tests.artifacts.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit, files_of
 from tests.faulty_proxy import Fault, in_front_of
 from tests.s3_server import BUCKET, Server, credentials, running
 
@@ -51,10 +51,6 @@ def overwrite(store: Store, name: str, data: bytes | None, what: str = "blobs") 
         bucket.client.delete_object(Bucket=bucket.name, Key=key)
     else:
         bucket.client.put_object(Bucket=bucket.name, Key=key, Body=data)
-
-
-def files_of(artifact: ModelArtifact) -> dict[str, bytes]:
-    return {path.relative_to(artifact.path).as_posix(): path.read_bytes() for path in artifact.path.rglob("*") if path.is_file()}
 
 
 def nothing_is_visible(store: Store) -> bool:

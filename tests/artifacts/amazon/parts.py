@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from artifacts.manifest import ModelArtifact
 from tests.s3_amazon import HOME, Amazon, Key
 from tests.s3_server import BUCKET
 
@@ -14,10 +13,6 @@ REGIONAL = f"s3.{HOME}.amazonaws.com"
 GLOBAL = f"{BUCKET}.s3.amazonaws.com"
 KEY = "test"
 OTHER = Key("another-secret-that-no-message-may-show", "a-token-that-no-message-may-show")
-
-
-def files_of(artifact: ModelArtifact) -> dict[str, bytes]:
-    return {path.relative_to(artifact.path).as_posix(): path.read_bytes() for path in artifact.path.rglob("*") if path.is_file()}
 
 
 def hosts(amazon: Amazon) -> set[str]:

@@ -15,8 +15,8 @@ from artifacts.s3 import S3Store
 from artifacts.store import LocalStore
 from artifacts.stores import Problem
 from configs.errors import ConfigError, LmflowsError, TransferError
-from tests.artifacts.amazon.parts import KEY, OTHER, VIRTUAL, files_of, hosts
-from tests.artifacts.s3_parts import CONTENT, at, commit
+from tests.artifacts.amazon.parts import KEY, OTHER, VIRTUAL, hosts
+from tests.artifacts.s3_parts import CONTENT, at, commit, files_of
 from tests.s3_amazon import HOME, Amazon, Key, Role, TokenService, document
 from tests.s3_server import SECRET
 

@@ -14,8 +14,8 @@ from artifacts.store import LocalStore
 from artifacts.stores import open_store
 from configs.errors import ConfigError, StaleRef, TransferError
 from configs.location import parse_s3
-from tests.artifacts.amazon.parts import DOTTED, GLOBAL, KEY, REGIONAL, VIRTUAL, files_of, hosts, tops
-from tests.artifacts.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit
+from tests.artifacts.amazon.parts import DOTTED, GLOBAL, KEY, REGIONAL, VIRTUAL, hosts, tops
+from tests.artifacts.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit, files_of
 from tests.s3_amazon import HOME, Amazon, Cut
 from tests.s3_server import BUCKET, Server
 

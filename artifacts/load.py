@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from configs.load_test import Api, LoadTest, Slo
+from configs.load_testing import Api, LoadTest, Slo
 
 Metric = Literal["ttft", "tpot", "e2e", "tokens_per_second"]
 OK = "ok"

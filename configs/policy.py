@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from configs import paths
 from configs.errors import ConfigError
-from configs.load import checked, read
 from configs.location import Location, absolute
+from configs.reader import checked, read
 from configs.schema import Lax, Section
 
 VARIABLE = "LMFLOWS_POLICY"

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from configs.errors import ConfigError, EndpointError, LmflowsError, VerdictFailed
-from configs.load import load, overrides_of
+from configs.reader import load, overrides_of
 from flows import cli_bench, cli_compare, cli_engines, cli_harness, cli_registry, cli_report
 from flows.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
 

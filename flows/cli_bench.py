@@ -8,7 +8,7 @@ import typer
 
 from artifacts.load import Load
 from configs.errors import ConfigError, LmflowsError, VerdictFailed
-from configs.load_test import LoadTest, Slo
+from configs.load_testing import LoadTest, Slo
 from flows.cli_engines import Json, check_place, checked, numbers, prepare_prefect, write_figures
 from flows.environment import unreachable_is_an_error
 from flows.terminal import err, out, show_rows

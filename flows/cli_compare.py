@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from configs.errors import VerdictFailed
-from configs.load import load, overrides_of
+from configs.reader import load, overrides_of
 from flows.cli_engines import prepare_prefect
 from flows.environment import unreachable_is_an_error
 from flows.terminal import out, show_rows

@@ -12,7 +12,7 @@ from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact
 from artifacts.store import LocalStore
 from configs.errors import ConfigError
-from configs.load import load
+from configs.reader import load
 from configs.schema import LocalSource, Pipeline
 from flows.quantize_and_deploy import find_config, summarize, tell, times
 from flows.steps import Done, Run, begin_run

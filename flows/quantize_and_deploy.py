@@ -21,9 +21,9 @@ from artifacts.manifest import ModelArtifact
 from artifacts.promotion import require_no_problem
 from configs import paths
 from configs.errors import VerdictFailed
-from configs.load import load
 from configs.location import S3, Location
 from configs.policy import Policy, load_policy
+from configs.reader import load
 from configs.schema import Pipeline, Variant
 from flows import model_events as events
 from flows.ladder import Recipes, climb

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from artifacts.manifest import ModelArtifact
 from artifacts.store import LocalStore
-from configs.load import load
 from configs.paths import PROJECT
+from configs.reader import load
 from configs.schema import EngineTransformers
 from tasks.compare_runtimes import ratio
 from tasks.download import DownloadRequest, download

@@ -27,7 +27,7 @@ from artifacts.load import (
     Target,
     Warmup,
 )
-from configs.load_test import Slo
+from configs.load_testing import Slo
 from tasks.load.pool import Measured
 from tasks.load.worker import HEARTBEAT_SECONDS
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from artifacts.load import Load, LoadReport, LoadResult, Metric, SpeedComparison, loads_of
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from configs.load_test import LoadTest
+from configs.load_testing import LoadTest
 from configs.schema import Engine, Variant
 from tasks import runtimes
 from tasks.load.compare import MIN_ROUNDS, TOLERANCE, compare_servers

@@ -14,8 +14,8 @@ import yaml
 from pydantic import ValidationError
 
 from configs.errors import ConfigError
-from configs.load import load
 from configs.paths import PROJECT
+from configs.reader import load
 from configs.schema import EngineTransformers, Evaluate, LocalSource, TextFile, Variant, weights_and_kv
 
 SHIPPED = sorted(set((PROJECT / "configs").glob("*.yaml")) - {PROJECT / "configs" / "policy.example.yaml"})  # that is no pipeline

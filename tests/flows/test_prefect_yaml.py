@@ -9,7 +9,7 @@ import yaml
 from prefect.utilities.importtools import import_object
 
 from configs import paths
-from configs.load import load
+from configs.reader import load
 from flows.promote_model import promote_model
 from flows.quantize_and_deploy import find_config, quantize_and_deploy
 from flows.rollback_model import rollback_model

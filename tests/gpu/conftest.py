@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load
 from configs.paths import PROJECT
+from configs.reader import load
 from tasks import gpus
 from tests.conftest import GPUS
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from artifacts.load import Environment, Load, LoadResult, Target, Warmup
-from configs.load_test import Slo
+from configs.load_testing import Slo
 from tasks.load.metrics import (
     effective_count,
     effective_gaps,

@@ -19,7 +19,7 @@ import pytest
 
 from artifacts.load import Load, LoadResult, loads_of
 from configs.errors import ConfigError, EndpointError
-from configs.load_test import LoadTest, Slo
+from configs.load_testing import LoadTest, Slo
 from configs.paths import PROJECT
 from tasks.load.metrics import client_problems, health
 from tasks.load.pool import LoadClientDied, Pool

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from artifacts.evidence import Evidence, Verdict
 from artifacts.lineage import EVIDENCE, MAX_RECORD_BYTES, VERDICT
 from artifacts.registry import Served
-from artifacts.stores import Store
+from artifacts.store.protocol import Store
 from configs.errors import ArtifactDamaged, ArtifactMissing, PromotionRefused, UnsafeManifest
 
 

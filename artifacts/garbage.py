@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 from artifacts import serving
 from artifacts.manifest import Manifest
 from artifacts.registry import Ref, Registry, Served
-from artifacts.stores import SIGNATURES, Held, Progress, Store, quiet
+from artifacts.store.protocol import SIGNATURES, Held, Progress, Store, quiet
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, UnsafeManifest
 
 BATCH = 16  # manifests that are removed between two looks at the refs
@@ -80,7 +80,7 @@ def collect(store: Store, *, keep_history: int, min_age_hours: float, forget: Se
             progress: Progress = quiet) -> Collected:
     """Remove what nothing needs; the plan is made anew under the store's lock. Arguments and errors as for `plan`.
 
-    A folder lets nobody write meanwhile. On S3 an upload beside us looks again when we have ended (`artifacts.s3_lease`), and a promotion makes
+    A folder lets nobody write meanwhile. On S3 an upload beside us looks again when we have ended (`artifacts.store.s3.lease`), and a promotion makes
     young what it needs, for which the age limit should not be below the time that it takes.
 
     Raises:

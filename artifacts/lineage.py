@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from artifacts.manifest import Kind, Manifest
-from artifacts.stores import Store
+from artifacts.store.protocol import Store
 from configs.errors import ArtifactDamaged, ArtifactMissing, LmflowsError, UnsafeManifest
 
 DEEPEST = 64  # generations; a pipeline makes about eight, a manifest from outside may be the last of ten thousand

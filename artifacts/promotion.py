@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from artifacts.cases import Case, newest_pass, read_case
 from artifacts.registry import STAGES, ModelName, Ref, RefEntry, Registry, Seen, Served, Stage
 from artifacts.signing import require_signed
-from artifacts.stores import Progress, Store, lineage, match, quiet
+from artifacts.store.protocol import Progress, Store, lineage, match, quiet
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef, UnsafeManifest
 from configs.policy import Policy
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from artifacts.manifest import Digest, canonical_json
-from artifacts.objects import Objects
+from artifacts.store.objects import Objects
 from configs.errors import ArtifactDamaged, StaleRef
 
 Stage = Literal["dev", "staging", "production"]

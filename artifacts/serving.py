@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from artifacts.files import write_atomic
-from artifacts.stores import Store
+from artifacts.store.files import write_atomic
+from artifacts.store.protocol import Store
 from configs import paths
 from configs.errors import ArtifactDamaged, ConfigError
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import Manifest
-from artifacts.stores import Store, signatures_of
+from artifacts.store.protocol import Store, signatures_of
 from configs.errors import ConfigError, LmflowsError, SignatureRefused
 from configs.policy import Policy, Signer, SigningCertificate, Trusted, TrustedCertificate
 

@@ -13,8 +13,8 @@ import typer
 from rich.markup import escape
 
 from artifacts.registry import STAGES, Ref, RefEntry, Registry, Stage
-from artifacts.store import LocalStore
-from artifacts.stores import Progress, Store, carry_signatures, lineage, open_store, push_lineage, quiet
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Progress, Store, carry_signatures, lineage, open_store, push_lineage, quiet
 from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, UnsafeManifest
 from configs.location import S3, normal

@@ -16,7 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from artifacts.evidence import PAGE
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
 from flows.summary import SUMMARY, RunSummary

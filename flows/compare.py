@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import ConfigError
 from configs.reader import load
 from configs.schema import LocalSource, Pipeline

@@ -7,8 +7,8 @@ import socket
 from prefect.artifacts import create_link_artifact
 
 from artifacts.evidence import PAGE
-from artifacts.store import LocalStore
-from artifacts.stores import open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import open_store
 from flows.steps import artifact_key
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.promotion import NOTHING, require_no_problem
 from artifacts.registry import ModelName, Stage
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, PromotionRefused
 from configs.location import LocationOrNothing
 from configs.policy import load_policy

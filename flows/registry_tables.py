@@ -16,7 +16,7 @@ from artifacts.evidence import Verdict
 from artifacts.garbage import Collected, Plan
 from artifacts.lineage import VERDICT, about, tree
 from artifacts.registry import Ref
-from artifacts.stores import Store
+from artifacts.store.protocol import Store
 from configs.errors import LmflowsError
 from flows.terminal import err, out, show_rows
 from tasks.report_markdown import mb

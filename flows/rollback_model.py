@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.promotion import require_no_problem
 from artifacts.registry import ModelName, Stage
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.location import LocationOrNothing
 from configs.policy import load_policy
 from flows import model_events as events

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from artifacts.files import write_atomic
 from artifacts.manifest import Digest, canonical_json
+from artifacts.store.files import write_atomic
 
 SUMMARY = "summary.json"
 

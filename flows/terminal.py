@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from artifacts.store import LocalStore
-from artifacts.stores import match
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import match
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError
 from configs.location import S3

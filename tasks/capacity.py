@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from artifacts.signing import require_keys
-from artifacts.stores import open_store
+from artifacts.store.protocol import open_store
 from configs.errors import PreflightError
 from configs.location import Location
 from configs.policy import Policy

@@ -22,8 +22,8 @@ from typing import Protocol
 
 import psutil
 
-from artifacts.files import disk_full_is_an_error
-from artifacts.store import LocalStore
+from artifacts.store.files import disk_full_is_an_error
+from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
 from configs.paths import process_environment
 from tasks.gpus import Gpu, PeakMeter

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from artifacts.manifest import ModelArtifact
 from artifacts.signing import require_signed
-from artifacts.store import LocalStore
-from artifacts.stores import open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import open_store
 from configs import paths
 from configs.errors import ConfigError, EndpointError
 from configs.location import Location

@@ -17,9 +17,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from artifacts.files import is_disk_full, sha256_file
 from artifacts.manifest import ModelArtifact, check_path, check_together
-from artifacts.staging import Staging
+from artifacts.store.files import is_disk_full, sha256_file
+from artifacts.store.staging import Staging
 from configs.errors import SourceError, TransferError
 from configs.schema import HubSource, LocalSource, PypiGgufSource
 from tasks import model_files

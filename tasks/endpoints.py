@@ -19,10 +19,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from artifacts import serving
-from artifacts.files import write_atomic
 from artifacts.manifest import ModelArtifact
 from artifacts.registry import ModelName
-from artifacts.stores import open_store
+from artifacts.store.files import write_atomic
+from artifacts.store.protocol import open_store
 from configs import paths
 from configs.errors import EndpointError, LmflowsError
 from configs.location import Location

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.checks import ProbeAnswers
 from artifacts.evidence import Answer, Measurement, Speed
-from artifacts.files import sha256_file
 from artifacts.items import ItemOutcome
 from artifacts.load import Environment
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from artifacts.store.files import sha256_file
 from configs.errors import SourceError
 from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv
 from tasks import gpus, runtimes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.files import DTYPE_BYTES, PICKLES, safetensors_header, sha256_file
+from artifacts.store.files import DTYPE_BYTES, PICKLES, safetensors_header, sha256_file
 from configs.errors import SourceError
 
 # What belongs to a model: weights, config, tokenizer, template, card and license. Anything else is left out.

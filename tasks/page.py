@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from artifacts.evidence import Evidence, Measurement, Verdict
 from artifacts.load import LoadReport
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import ArtifactMissing
 from tasks.evaluate import read_evidence
 from tasks.load.steps import read_load

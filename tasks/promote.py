@@ -6,7 +6,7 @@ from artifacts import promotion, signing
 from artifacts.evidence import Verdict
 from artifacts.manifest import Digest
 from artifacts.registry import ModelName, RefEntry, Stage
-from artifacts.stores import open_store
+from artifacts.store.protocol import open_store
 from configs.errors import ConfigError
 from configs.location import Location
 from configs.policy import Policy

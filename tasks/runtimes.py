@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from artifacts.files import disk_full_is_an_error, fsync_folder, is_disk_full, sha256_file, write_atomic
+from artifacts.store.files import disk_full_is_an_error, fsync_folder, is_disk_full, sha256_file, write_atomic
 from configs import paths
 from configs.errors import ConfigError, DiskFull, EngineError, LmflowsError, TransferError
 from tasks import guarded
@@ -36,7 +36,7 @@ DEFAULT = "default"
 SHIPPED = paths.PROJECT / "configs" / "runtimes"
 LIBRARIES = ("lmdeploy", "torch", "transformers")  # the distributions that decide what an engine computes
 # what of ours runs there: an engine, a server, a step
-NEEDS = ("tasks.engines.host", "tasks.engines.reference", "tasks.engines.launch", "tasks.stage", "artifacts.store")
+NEEDS = ("tasks.engines.host", "tasks.engines.reference", "tasks.engines.launch", "tasks.stage", "artifacts.store.local")
 # runtimes that are no engine's, and the modules that must be there
 TOOLS = {"lm-eval": ("lm_eval", "transformers")}
 NOTE = "runtime.json"  # an environment's versions

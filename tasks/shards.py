@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.files import safetensors_header
+from artifacts.store.files import safetensors_header
 from tasks import card, model_files
 
 if TYPE_CHECKING:
     import torch
 
-    from artifacts.staging import Staging
+    from artifacts.store.staging import Staging
 
 
 def rewrite(source: Path, staging: Staging, config: Mapping[str, Any], readme: str, shard_of: Callable[[list[str]], dict[str, torch.Tensor]],

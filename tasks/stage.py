@@ -68,8 +68,8 @@ def _write(path: Path, value: object) -> None:
 
 def _work(address: str, folder: Path, workspace: Path) -> int:
     """Run the step; 0 if it answered, 1 if it answered with an error."""
-    from artifacts.files import disk_full_is_an_error
-    from artifacts.store import LocalStore
+    from artifacts.store.files import disk_full_is_an_error
+    from artifacts.store.local import LocalStore
     from configs.errors import LmflowsError, StepFailed
     from tasks.step import Context, Step
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact, canonical_json
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 
 
 class Request(BaseModel):

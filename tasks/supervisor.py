@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
-from artifacts.files import write_atomic
+from artifacts.store.files import write_atomic
 from configs import paths
 from configs.errors import EndpointError
 from tasks.endpoints import LOG, PROGRAM, RECORD, Endpoint

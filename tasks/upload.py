@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
-from artifacts.stores import open_store, push_lineage
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import open_store, push_lineage
 from configs.location import Location
 from tasks.step import Context, Request, Result, step
 

@@ -32,7 +32,7 @@ import psutil
 from uv import find_uv_bin
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.paths import PROJECT
 from tests.s3_server import BUCKET, ENVIRONMENT, SECRET, running
 
@@ -41,8 +41,8 @@ MIB = 1 << 20
 OURS = """
 import sys
 from pathlib import Path
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
+from artifacts.store.s3.store import S3Store
+from artifacts.store.local import LocalStore
 from configs.location import parse_s3
 direction, folder, location, digest = sys.argv[1:]
 store, local = S3Store(parse_s3(location)), LocalStore(Path(folder))

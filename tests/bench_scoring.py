@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.paths import PROJECT
 from configs.reader import load
 from configs.schema import EngineTransformers

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts.files import sha256_file
+from artifacts.store.files import sha256_file
 from configs.errors import SourceError, TransferError
 from configs.paths import PROJECT
 from tasks import model_files

@@ -39,7 +39,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from artifacts.s3_client import Tuning
+from artifacts.store.s3.client import Tuning
 
 PROJECT = Path(__file__).parents[1]
 BUCKET = "models"

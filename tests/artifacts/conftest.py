@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
+from artifacts.store.s3.store import S3Store
 from tests import s3_server
 from tests.artifacts import places
 from tests.artifacts.s3_parts import at

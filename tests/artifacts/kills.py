@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 
-from artifacts.s3 import S3Store, Tuning
-from artifacts.stores import Store, open_store
+from artifacts.store.protocol import Store, open_store
+from artifacts.store.s3.store import S3Store, Tuning
 from configs.location import S3, parse_s3
 
 FORK = multiprocessing.get_context("fork")  # an import of everything for each of fifty kills would take minutes

@@ -14,8 +14,8 @@ from unittest import mock
 from artifacts.evidence import DocumentScore, Evidence, KlDivergence, Verdict
 from artifacts.lineage import EVIDENCE, VERDICT
 from artifacts.manifest import Kind, Parent, canonical_json
-from artifacts.store import LocalStore
-from artifacts.stores import Store, lineage
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Store, lineage
 from configs.location import parse_s3
 from configs.policy import Policy
 from tests import s3_server
@@ -109,7 +109,7 @@ def bucket() -> Iterator[Server]:
 
 def place(server: Server | None, folder: Path) -> Place:
     """An empty store: on S3, or without a server in a folder."""
-    from artifacts.stores import open_store
+    from artifacts.store.protocol import open_store
 
     workshop = LocalStore(folder / "workshop")
     return Place(workshop, workshop) if server is None else Place(open_store(server.location(uuid.uuid4().hex)), workshop, server)

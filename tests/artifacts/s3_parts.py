@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from artifacts.manifest import ModelArtifact
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
+from artifacts.store.s3.store import S3Store
 from configs.location import parse_s3
 from tests.s3_server import SMALL
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
-from artifacts import files
+from artifacts.store import files
 from configs.errors import DiskFull, SourceError
 
 PROJECT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_a_copy_is_hashed_on_the_way_and_never_overwrites(tmp_path: Path) -> Non
 WRITER = """
 import sys
 from pathlib import Path
-from artifacts.files import write_atomic
+from artifacts.store.files import write_atomic
 print("ready", flush=True)
 while True:
     for letter in (b"a", b"b"):

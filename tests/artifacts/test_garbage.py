@@ -18,8 +18,8 @@ from artifacts import garbage, serving
 from artifacts.garbage import Collected, Plan, collect, needed_by, plan
 from artifacts.promotion import promote, rollback
 from artifacts.registry import Registry
-from artifacts.store import LocalStore
-from artifacts.stores import open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import open_store
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, StoreBusy, UnsafeManifest
 from tests.artifacts import places
 from tests.artifacts.places import OPEN, Judged, Place
@@ -386,11 +386,11 @@ PUSHER = """
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-import artifacts.s3_lease
-from artifacts.store import LocalStore
-from artifacts.stores import open_store, lineage
+import artifacts.store.s3.lease
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import open_store, lineage
 from tests.artifacts.places import judged
-artifacts.s3_lease.POLL_SECONDS = 0.05
+artifacts.store.s3.lease.POLL_SECONDS = 0.05
 store, workshop = open_store(sys.argv[1]), LocalStore(Path(sys.argv[2]))
 print("ready", flush=True)
 for number in range(int(sys.argv[3])):

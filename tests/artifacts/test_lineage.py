@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.lineage import DEEPEST, Node, about, tree
 from artifacts.manifest import Kind, Parent, canonical_json
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import ArtifactMissing
 
 

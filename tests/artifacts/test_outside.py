@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.manifest import MAX_BYTES, Manifest
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import ArtifactDamaged, LmflowsError
 
 CONTENT = b"what the manifest says\n"

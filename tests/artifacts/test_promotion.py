@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.promotion import promote, rollback
 from artifacts.registry import STAGES, Ref, Registry, Served, Stage
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import ConfigError, PromotionRefused, SignatureRefused, StaleRef, TransferError
 from configs.policy import Policy
 from tests.artifacts import places

@@ -14,7 +14,7 @@ import pytest
 
 from artifacts.promotion import NOTHING, promote
 from artifacts.registry import Registry, Served
-from artifacts.stores import open_store
+from artifacts.store.protocol import open_store
 from configs.errors import StaleRef
 from tests.artifacts import places
 from tests.artifacts.places import OPEN, Judged

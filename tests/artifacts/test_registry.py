@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from artifacts.manifest import canonical_json
-from artifacts.objects import LocalObjects
 from artifacts.registry import Ref, RefEntry, Registry, Seen, Served
+from artifacts.store.objects import LocalObjects
 from configs.errors import ArtifactDamaged, StaleRef
 
 VERDICT = "f" * 64

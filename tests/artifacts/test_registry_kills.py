@@ -11,7 +11,7 @@ import pytest
 from artifacts.garbage import collect
 from artifacts.promotion import promote, rollback
 from artifacts.registry import Ref, Registry
-from artifacts.stores import Store
+from artifacts.store.protocol import Store
 from tests.artifacts import places
 from tests.artifacts.kills import FORK, kill_after, unused
 from tests.artifacts.places import OPEN, Judged, Place

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
+from artifacts.store.s3.store import S3Store
 from configs.errors import ConfigError, TransferError
 from tests.artifacts.s3_parts import at, commit
 from tests.faulty_proxy import Fault, in_front_of
@@ -79,8 +79,8 @@ def test_no_credentials_in_messages_and_logs(server: Server, s3: S3Store, source
 MEMORY = """
 import sys
 from pathlib import Path
-from artifacts.store import LocalStore
-from artifacts.stores import open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import open_store
 source, target, s3 = LocalStore(Path(sys.argv[1])), LocalStore(Path(sys.argv[2])), open_store(sys.argv[3])
 [digest] = source.digests()
 assert s3.push(source, digest) == source.manifest(digest).size

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.manifest import ModelArtifact
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
+from artifacts.store.s3.store import S3Store
 from configs.errors import ArtifactDamaged, LmflowsError, TransferError
 from configs.location import parse_s3
 from tests.artifacts.s3_parts import commit

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from artifacts.manifest import ModelArtifact
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
-from artifacts.stores import Store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Store
+from artifacts.store.s3.store import S3Store
 from configs.location import parse_s3
 from tests.artifacts.kills import FORK, kill_after, unused
 from tests.artifacts.s3_parts import commit

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import artifacts.s3_lease as s3_lease
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
+import artifacts.store.s3.lease as s3_lease
+from artifacts.store.local import LocalStore
+from artifacts.store.s3.store import S3Store
 from configs.errors import StoreBusy
 from tests.artifacts.s3_parts import at, commit
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from artifacts.s3 import S3Objects, S3Store
+from artifacts.store.s3.store import S3Objects, S3Store
 from configs.errors import ConditionalWritesIgnored, StaleRef
 from configs.location import parse_s3
 from tests.faulty_proxy import Fault, in_front_of

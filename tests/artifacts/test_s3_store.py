@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import artifacts.s3_upload as s3_upload
+import artifacts.store.s3.upload as s3_upload
 from artifacts.manifest import FileEntry, Manifest
-from artifacts.s3 import S3Store, manifest_key
-from artifacts.s3_upload import MAX_PARTS, blob_key, part_bytes
-from artifacts.store import LocalStore
-from artifacts.stores import Problem, Store, lineage, open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Problem, Store, lineage, open_store
+from artifacts.store.s3.store import S3Store, manifest_key
+from artifacts.store.s3.upload import MAX_PARTS, blob_key, part_bytes
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull, TransferError
 from tests.artifacts.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit, files_of
 from tests.faulty_proxy import Fault, in_front_of

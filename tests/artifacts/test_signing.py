@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from artifacts.manifest import ModelArtifact, Parent
 from artifacts.signing import check, require_signed, sign, signatures
-from artifacts.store import LocalStore
-from artifacts.stores import carry_signatures, open_store, push_lineage
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import carry_signatures, open_store, push_lineage
 from configs.errors import ArtifactMissing, ConfigError, SignatureRefused
 from configs.policy import Policy, SigningCertificate, SigningKey, TrustedCertificate, TrustedKey
 from tests.artifacts import places

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.manifest import ModelArtifact, Parent
-from artifacts.store import LocalStore, Problem
+from artifacts.store.local import LocalStore, Problem
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull
 
 PROJECT = Path(__file__).parents[2]
@@ -325,7 +325,7 @@ def test_a_damaged_artifact_is_not_pushed(store: LocalStore, damage: str, device
 WRITER = """
 import random, sys
 from pathlib import Path
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 store, source = LocalStore(Path(sys.argv[1])), random.Random(int(sys.argv[2]))
 print("ready", flush=True)
 while True:
@@ -359,7 +359,7 @@ def test_a_kill_at_any_moment_leaves_only_whole_artifacts(store: LocalStore) -> 
 def test_sweeping_spares_the_living(store: LocalStore) -> None:
     with store.stage() as staging:
         staging.write("config.json", b"{}")
-        subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from artifacts.store import LocalStore\n"
+        subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from artifacts.store.local import LocalStore\n"
                         "LocalStore(Path(sys.argv[1])).sweep()", store.root], cwd=PROJECT, check=True)
         assert staging.names() == ["config.json"]
 
@@ -367,7 +367,7 @@ def test_sweeping_spares_the_living(store: LocalStore) -> None:
 SAME = """
 import sys
 from pathlib import Path
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 store = LocalStore(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.manifest import Parent
-from artifacts.store import LocalStore
-from artifacts.stores import lineage, match, open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import lineage, match, open_store
 from configs.errors import ArtifactMissing
 
 DIGEST = "0123456789abcdef" * 4

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from artifacts import serving
 from artifacts.registry import Registry
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef
 from flows import cli_registry

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
 from flows import cli_report

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from artifacts.evidence import Verdict
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from tests.flows.test_quantize_and_deploy import Site
 
 SHORT = ("--set", "evaluate.probes=0", "--set", "evaluate.max_perplexity_ratio=1.06")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from artifacts.evidence import DocumentScore, Speed
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import EngineError
 from configs.paths import PROJECT
 from configs.schema import EngineTurbomind

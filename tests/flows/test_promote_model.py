@@ -20,7 +20,7 @@ import pytest
 
 from artifacts.promotion import promote, rollback
 from artifacts.registry import Registry, Stage
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs import paths
 from configs.policy import Policy
 from tests.artifacts.places import judged

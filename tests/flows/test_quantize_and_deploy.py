@@ -21,10 +21,10 @@ import psutil
 import pytest
 import yaml
 
-from artifacts.objects import LocalObjects
 from artifacts.registry import Registry
-from artifacts.store import LocalStore
-from artifacts.stores import open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.objects import LocalObjects
+from artifacts.store.protocol import open_store
 from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.capacity import port_problem

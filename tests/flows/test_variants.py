@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
 from configs.schema import LocalSource, Pipeline, PythonDocs, Texts

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from artifacts.files import sha256_file
+from artifacts.store.files import sha256_file
 from configs import paths
 from tasks import gpus
 from tasks.step import versions
@@ -58,7 +58,7 @@ def lmflows(*words: str, check: bool = True) -> tuple[float, str]:
 
 def workspace_model(kind: str, recipe: Callable[[dict[str, Any]], bool] = lambda _: True) -> Path:
     """The newest artifact folder of a kind in the home folder."""
-    from artifacts.store import LocalStore
+    from artifacts.store.local import LocalStore
 
     store = LocalStore(paths.workspace())
     found = [digest for digest in store.digests() if store.manifest(digest).kind == kind and recipe(store.manifest(digest).recipe)]
@@ -163,7 +163,7 @@ def quantization(place: Path) -> dict[str, Any]:
 def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> None:
     """The quantize step as a run executes it: a child process, and its result an artifact."""
     from artifacts.manifest import ModelArtifact
-    from artifacts.store import LocalStore
+    from artifacts.store.local import LocalStore
     from configs.schema import Quantize
     from tasks.child import run_child
     from tasks.quantize import QuantizeRequest, quantize
@@ -186,7 +186,7 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
 def start_up(place: Path) -> dict[str, Any]:
     """From nothing to the first completion: our deploy step beside bare `lmdeploy serve api_server`, A B B A; ours with and
     without the GEMM tuning of an earlier start."""
-    from artifacts.store import LocalStore
+    from artifacts.store.local import LocalStore
     from configs.schema import Deploy, EngineTurbomind
     from tasks import endpoints, supervisor
     from tasks.deploy import DeployRequest, deploy

@@ -44,7 +44,7 @@ def _gpus() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as the demo's download step makes it: fp16, hidden size 576."""
-    from artifacts.store import LocalStore
+    from artifacts.store.local import LocalStore
     from tasks.download import DownloadRequest, download
     from tasks.step import Context
 
@@ -60,7 +60,7 @@ def padded(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pad_to(folder: Path, multiple: int, place: Path) -> Path:
     """A model folder zero-padded by the project's own step."""
-    from artifacts.store import LocalStore
+    from artifacts.store.local import LocalStore
     from tasks.pad import PadRequest, pad
     from tasks.step import Context
 

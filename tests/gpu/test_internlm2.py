@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from artifacts.files import sha256_file
+from artifacts.store.files import sha256_file
 from tests.gpu.conftest import pad_to
 from tests.internlm2 import convert, remote_code
 

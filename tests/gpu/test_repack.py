@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.schema import EngineTransformers, EngineTurbomind, PythonDocs, Quantize, Texts
 from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess

@@ -15,7 +15,7 @@ from artifacts.evidence import Answer, DocumentScore, Evidence, KlDivergence, Me
 from artifacts.items import TaskComparison
 from artifacts.load import Environment, Load, LoadReport, LoadResult, Target, Warmup
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.schema import Evaluate, Variant
 from tasks.load import steps as load_steps
 from tasks.load.metrics import summarize

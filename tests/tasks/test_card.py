@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifacts.manifest import Manifest, ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
 from tasks import card
 from tasks.download import DownloadRequest, download

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepFailed, StepTimeout
 from configs.paths import PROJECT
 from tasks.child import reap_orphans, run_child
@@ -142,7 +142,7 @@ def test_an_exception_in_the_parent_ends_the_child(tmp_path: Path) -> None:
 FLOW = """
 import sys
 from pathlib import Path
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from tasks.child import run_child
 from tests.tasks import planted
 from tests.tasks.test_child import Heard

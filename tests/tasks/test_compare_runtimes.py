@@ -19,7 +19,7 @@ import psutil
 import pydantic
 import pytest
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import EngineError
 from configs.schema import Benchmark, EngineTransformers, TextFile
 from tasks import runtimes

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from artifacts import serving
 from artifacts.manifest import ModelArtifact, canonical_json
 from artifacts.signing import sign
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactDamaged, ConfigError, EndpointError, SignatureRefused
 from configs.policy import Policy, SigningKey, TrustedKey

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.evidence import Answer, Measurement, SampleAnswer
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SmokeTestFailed, SourceError
 from configs.schema import EngineTransformers, Evaluate, LocalSource, PythonDocs, SmokeTest, Texts
 from tasks.download import DownloadRequest, download

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SourceError, TransferError
 from configs.schema import PypiGgufSource
 from tasks.download import DownloadRequest, download

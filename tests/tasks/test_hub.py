@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SourceError, TransferError
 from configs.schema import HubDataset, HubSource
 from tasks.child import run_child

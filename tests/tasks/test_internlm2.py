@@ -21,9 +21,9 @@ import transformers
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from artifacts.files import safetensors_header, sha256_file
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.files import safetensors_header, sha256_file
+from artifacts.store.local import LocalStore
 from configs.errors import PreflightError, SourceError, TransferError
 from configs.paths import PROJECT
 from configs.schema import EngineTransformers, LocalSource, PypiGgufSource, PythonDocs, Quantize, SmokeTest, Texts

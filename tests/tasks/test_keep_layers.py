@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
 from tasks.download import DownloadRequest, download

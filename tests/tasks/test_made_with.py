@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from artifacts.lineage import tree
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.schema import LocalSource, PythonDocs, TextFile, Texts
 from tasks.download import DownloadRequest, download
 from tasks.pad import PadRequest, pad

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from artifacts.evidence import Measurement
 from artifacts.manifest import ModelArtifact, canonical_json
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import Benchmark, EngineTransformers, Evaluate, LocalSource, PythonDocs, Texts, Variant
 from tasks import runtimes

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import EndpointError
 from configs.schema import EngineTransformers

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from tasks import page, plots
 from tasks.plots import Option, with_dominated
 from tasks.report import ReportRequest

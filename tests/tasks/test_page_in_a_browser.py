@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from tasks.report import report
 from tasks.step import Context
 from tests.tasks import stories

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import ConditionalWritesIgnored, ConfigError, PreflightError
 from configs.policy import Policy, SigningKey
 from configs.schema import (

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
 from tasks.child import run_child

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from tasks import model_files
 from tasks.engines.int4 import Int4Weight, Tensors

@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_nothing(wheels: Path, tmpfs: Callable[[str], Path], 
 
 @pytest.mark.parametrize(("code", "needs", "message"), [
     ("raise ImportError('libcuda.so.1 is broken')\n", ("lmdeploy",), "libcuda.so.1 is broken"),
-    ("", ("artifacts.store",), "No module named 'pydantic'"),
+    ("", ("artifacts.store.local",), "No module named 'pydantic'"),
 ])
 def test_an_environment_that_cannot_import_what_a_child_needs_is_not_ready(
         wheels: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, needs: tuple[str, ...], message: str) -> None:
@@ -387,7 +387,7 @@ def test_an_interpreter_is_adopted_under_a_name_and_says_that_it_is_unlocked(
 def test_an_interpreter_that_cannot_do_the_work_is_not_adopted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="has no lmdeploy"):
         runtimes.adopt("container", interpreter(tmp_path / "bare", None))
-    monkeypatch.setattr(runtimes, "NEEDS", ("artifacts.store",))
+    monkeypatch.setattr(runtimes, "NEEDS", ("artifacts.store.local",))
     with pytest.raises(ConfigError, match=r"cannot import what a child process needs: .*pydantic"):
         runtimes.adopt("container", interpreter(tmp_path / "poor", "0.11.0"))
     with pytest.raises(ConfigError, match="not a program"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import PythonDocs, TextFile, Texts
 from tasks.step import Context

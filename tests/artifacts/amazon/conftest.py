@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from botocore.loaders import JSONFileLoader
 
-from artifacts.s3 import S3Store
+from artifacts.store.s3.store import S3Store
 from tests.artifacts.amazon.parts import DOTTED, KEY
 from tests.artifacts.places import client_of
 from tests.artifacts.s3_parts import at

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from botocore.utils import ContainerMetadataFetcher
 
-from artifacts.s3 import S3Store
-from artifacts.store import LocalStore
-from artifacts.stores import Problem
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Problem
+from artifacts.store.s3.store import S3Store
 from configs.errors import ConfigError, LmflowsError, TransferError
 from tests.artifacts.amazon.parts import KEY, OTHER, VIRTUAL, hosts
 from tests.artifacts.s3_parts import CONTENT, at, commit, files_of

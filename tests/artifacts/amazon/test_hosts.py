@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from artifacts.garbage import collect
-from artifacts.s3 import S3Store, Tuning
-from artifacts.store import LocalStore
-from artifacts.stores import open_store
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import open_store
+from artifacts.store.s3.store import S3Store, Tuning
 from configs.errors import ConfigError, StaleRef, TransferError
 from configs.location import parse_s3
 from tests.artifacts.amazon.parts import DOTTED, GLOBAL, KEY, REGIONAL, VIRTUAL, hosts, tops

@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.load import Load
 from artifacts.manifest import ModelArtifact
-from artifacts.store import LocalStore
+from artifacts.store.local import LocalStore
 from configs.load_testing import LoadTest, Slo
 from configs.schema import EngineTransformers
 from tasks.load.compare import MIN_ROUNDS

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from botocore import exceptions as aws
 
 from artifacts.manifest import FileEntry
-from artifacts.s3_client import Facts, MiB, code_of, may_pass, status_of
-from artifacts.s3_transfer import CHUNK, Differs, Team, differs
+from artifacts.store.s3.client import Facts, MiB, code_of, may_pass, status_of
+from artifacts.store.s3.transfer import CHUNK, Differs, Team, differs
 from configs.errors import TransferError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from botocore import exceptions as aws
 
 from artifacts.manifest import FileEntry
-from artifacts.s3_client import ABSENT, Bucket, MiB, code_of, status_of
+from artifacts.store.s3.client import ABSENT, Bucket, MiB, code_of, status_of
 from configs.errors import ConfigError, TransferError
 
 T = TypeVar("T")

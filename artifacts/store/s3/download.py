@@ -11,11 +11,11 @@ from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 
-from artifacts.files import is_intact
 from artifacts.manifest import FileEntry
-from artifacts.s3_transfer import CHUNK, Differs, Team, fetch
-from artifacts.s3_upload import blob_key, fits
-from artifacts.store import LocalStore
+from artifacts.store.files import is_intact
+from artifacts.store.local import LocalStore
+from artifacts.store.s3.transfer import CHUNK, Differs, Team, fetch
+from artifacts.store.s3.upload import blob_key, fits
 from configs.errors import DiskFull
 
 

@@ -1,6 +1,6 @@
 """The small mutable files of a store, changed only by compare-and-swap: refs, and what else is not content.
 
-Locally that is a lock and a rename, on S3 a conditional write (`artifacts.s3`).
+Locally that is a lock and a rename, on S3 a conditional write (`artifacts.store.s3.store`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from artifacts.files import write_atomic
 from artifacts.manifest import check_path
+from artifacts.store.files import write_atomic
 from configs.errors import StaleRef
 
 

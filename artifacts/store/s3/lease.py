@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from artifacts.s3_objects import S3Objects
+from artifacts.store.s3.objects import S3Objects
 from configs.errors import LmflowsError, StaleRef, StoreBusy
 
 LEASE_KEY = "gc.json"

@@ -1,4 +1,4 @@
-"""What every store can do, wherever it lies: a folder (`artifacts.store`) or an S3 prefix (`artifacts.s3`), same layout.
+"""What every store can do, wherever it lies: a folder (`artifacts.store.local`) or an S3 prefix (`artifacts.store.s3.store`), same layout.
 
 An artifact exists when its manifest does. Pushing writes blobs first and the manifest last, so a half sent artifact is never
 visible; collecting garbage removes the manifest first.
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from artifacts.manifest import Manifest, ModelArtifact
-from artifacts.objects import Objects
+from artifacts.store.objects import Objects
 from configs.errors import ArtifactMissing
 from configs.location import S3, parse_s3
 
 if TYPE_CHECKING:
-    from artifacts.store import LocalStore
+    from artifacts.store.local import LocalStore
 
 Progress = Callable[[float, str], None]  # a fraction in [0, 1] and a few words
 SIGNATURES = "signatures/"
@@ -143,10 +143,10 @@ class Store(Protocol):
 def open_store(location: str) -> Store:
     """The store at a location (`configs.location`). Nothing is read or asked yet."""
     if location.startswith(S3):
-        from artifacts.s3 import S3Store  # boto3 takes half a second, and most commands need none
+        from artifacts.store.s3.store import S3Store  # boto3 takes half a second, and most commands need none
 
         return S3Store(parse_s3(location))
-    from artifacts.store import LocalStore
+    from artifacts.store.local import LocalStore
 
     return LocalStore(Path(location))
 

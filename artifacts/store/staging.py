@@ -6,8 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from artifacts import files
 from artifacts.manifest import check_path
+from artifacts.store import files
 
 
 class Staging:

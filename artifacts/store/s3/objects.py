@@ -11,8 +11,8 @@ from typing import Any
 from botocore import exceptions as aws
 
 from artifacts.manifest import check_path
-from artifacts.objects import moved
-from artifacts.s3_client import ABSENT, Bucket, code_of, status_of
+from artifacts.store.objects import moved
+from artifacts.store.s3.client import ABSENT, Bucket, code_of, status_of
 from configs.errors import ConditionalWritesIgnored, TransferError
 
 CONFLICTS = 20  # AWS answers 409 while another conditional write of the same key is under way

@@ -26,11 +26,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from artifacts import files
 from artifacts.manifest import MAX_BYTES, FileEntry, Kind, Manifest, ModelArtifact, Parent
-from artifacts.objects import LocalObjects
-from artifacts.staging import Staging
-from artifacts.stores import Held, Problem, Progress, What, quiet
+from artifacts.store import files
+from artifacts.store.objects import LocalObjects
+from artifacts.store.protocol import Held, Problem, Progress, What, quiet
+from artifacts.store.staging import Staging
 from configs.errors import ArtifactDamaged, ArtifactMissing, StoreBusy
 
 GATE_SECONDS = 600.0  # hashing a large artifact takes minutes

@@ -2,7 +2,7 @@
 
     blobs/sha256/<hex>            a file's bytes, once
     manifests/sha256/<hex>.json   canonical JSON; the hex is the artifact's digest
-    refs/, signatures/, serving/  small files (artifacts.s3_objects); refs change by conditional writes
+    refs/, signatures/, serving/  small files (artifacts.store.s3.objects); refs change by conditional writes
     gc.json                       who collects garbage, and until when
     probes/<random>               a moment's test of the server's conditional writes
 """
@@ -18,15 +18,15 @@ from functools import partial
 
 from botocore import exceptions as aws
 
-from artifacts import s3_lease
 from artifacts.manifest import MAX_BYTES, FileEntry, Manifest, ModelArtifact
-from artifacts.s3_client import Bucket, Tuning, status_of
-from artifacts.s3_download import Download, require_space
-from artifacts.s3_objects import S3Objects
-from artifacts.s3_transfer import Differs, Team, differs
-from artifacts.s3_upload import Upload, blob_key, fits
-from artifacts.store import LocalStore
-from artifacts.stores import Held, Problem, Progress, What, quiet
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Held, Problem, Progress, What, quiet
+from artifacts.store.s3 import lease as s3_lease
+from artifacts.store.s3.client import Bucket, Tuning, status_of
+from artifacts.store.s3.download import Download, require_space
+from artifacts.store.s3.objects import S3Objects
+from artifacts.store.s3.transfer import Differs, Team, differs
+from artifacts.store.s3.upload import Upload, blob_key, fits
 from configs.errors import ArtifactDamaged, ArtifactMissing, StoreBusy, TransferError
 from configs.location import S3Location
 

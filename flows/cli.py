@@ -188,7 +188,7 @@ def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min
 @app.command()
 def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the artifacts on this machine, oldest first, and the stages that point to them."""
-    from artifacts.registry import Registry
+    from artifacts.registry.refs import Registry
     from tasks.report_markdown import mb
 
     stages: dict[str, list[str]] = {}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from artifacts.registry import STAGES, Ref, RefEntry, Registry, Stage
+from artifacts.registry.refs import STAGES, Ref, RefEntry, Registry, Stage
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Progress, Store, carry_signatures, lineage, open_store, push_lineage, quiet
 from configs import paths
@@ -51,7 +51,7 @@ def ls(artifacts: Annotated[bool, typer.Option("--artifacts", help="every artifa
 @app.command()
 def show(what: Annotated[str, typer.Argument(metavar="MODEL[/STAGE]|DIGEST")], store: StoreAt = None, as_json: AsJson = False) -> None:
     """Show what a stage serves, why it may, and what it was made from; or the same of any artifact."""
-    from artifacts.promotion import find
+    from artifacts.registry.promotion import find
     from flows import registry_tables
 
     place = opened(store)
@@ -86,7 +86,7 @@ def promote(model: Model, what: Annotated[str, typer.Argument(metavar="DIGEST|ST
             report: Annotated[str | None, typer.Option(metavar="DIGEST", help="with the verdict; else the newest with a PASS")] = None,
             yes: Yes = False, store: StoreAt = None, as_json: AsJson = False) -> None:
     """Point a stage at an artifact with a PASS: dev, then staging, then production."""
-    from artifacts import promotion
+    from artifacts.registry import promotion
 
     place, policy = opened(store), load_policy()
     ref = ref_of(place, model, to_stage)
@@ -106,7 +106,7 @@ def rollback(model: Model, stage: AStage,
              to: Annotated[str | None, typer.Option(metavar="DIGEST", help="of its history; else what it had before")] = None, why: Why = "by hand",
              expect: Expect = None, yes: Yes = False, store: StoreAt = None, as_json: AsJson = False) -> None:
     """Point a stage back at what it had before. Needs no new evidence; done again, it goes further back."""
-    from artifacts import promotion
+    from artifacts.registry import promotion
 
     place, policy = opened(store), load_policy()
     ref = ref_of(place, model, stage)
@@ -123,7 +123,7 @@ def gc(delete: Annotated[bool, typer.Option("--delete", help="do it; without, on
        forget: Annotated[list[str] | None, typer.Option(metavar="MACHINE/ENDPOINT", help="is gone for good with its machine")] = None,
        store: StoreAt = None, as_json: AsJson = False) -> None:
     """Remove artifacts that no stage, no history and no endpoint on any machine needs. Without --delete nothing is removed."""
-    from artifacts import garbage
+    from artifacts.registry import garbage
     from flows import registry_tables
 
     place, policy = opened(store), load_policy()
@@ -209,7 +209,7 @@ def verify(what: Annotated[str | None, typer.Argument(metavar="[DIGEST|MODEL/STA
 @app.command()
 def sign(what: Annotated[str, typer.Argument(metavar="DIGEST|MODEL/STAGE")], store: StoreAt = None, as_json: AsJson = False) -> None:
     """Sign an artifact with the key or certificate that the policy names; of MODEL/STAGE its report, too, which holds the verdict."""
-    from artifacts import signing
+    from artifacts.registry import signing
 
     place, signer = opened(store), load_policy().sign
     if signer is None:
@@ -242,7 +242,7 @@ def opened(location: str | None, *, new: bool = False) -> Store:
 
 def ref_of(store: Store, model: str, stage: str) -> Ref:
     """A stage of a model; ConfigError if there can be none of these names."""
-    from artifacts.promotion import check_names
+    from artifacts.registry.promotion import check_names
 
     check_names(model, stage)
     known: Stage = next(name for name in STAGES if name == stage)
@@ -262,7 +262,7 @@ def refs_named(store: Store, what: str) -> list[Ref]:
 
 def digest_of(store: Store, what: str) -> str:
     """The artifact that DIGEST or MODEL/STAGE names."""
-    from artifacts.promotion import find
+    from artifacts.registry.promotion import find
 
     if "/" not in what:
         return find(store, what)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from artifacts.registry import STAGES
+from artifacts.registry.refs import STAGES
 from flows.quantize_and_deploy import Summary
 from flows.steps import DISPLAY
 from flows.terminal import show_rows

@@ -14,8 +14,8 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.promotion import NOTHING, require_no_problem
-from artifacts.registry import ModelName, Stage
+from artifacts.registry.promotion import NOTHING, require_no_problem
+from artifacts.registry.refs import ModelName, Stage
 from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, PromotionRefused
 from configs.location import LocationOrNothing

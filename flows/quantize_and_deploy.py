@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.evidence import PAGE, Evidence, Verdict
 from artifacts.manifest import ModelArtifact
-from artifacts.promotion import require_no_problem
+from artifacts.registry.promotion import require_no_problem
 from configs import paths
 from configs.errors import VerdictFailed
 from configs.location import S3, Location

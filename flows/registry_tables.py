@@ -11,11 +11,11 @@ from typing import Any
 from rich.markup import escape
 from rich.tree import Tree
 
-from artifacts import serving
 from artifacts.evidence import Verdict
-from artifacts.garbage import Collected, Plan
-from artifacts.lineage import VERDICT, about, tree
-from artifacts.registry import Ref
+from artifacts.registry import serving
+from artifacts.registry.garbage import Collected, Plan
+from artifacts.registry.lineage import VERDICT, about, tree
+from artifacts.registry.refs import Ref
 from artifacts.store.protocol import Store
 from configs.errors import LmflowsError
 from flows.terminal import err, out, show_rows
@@ -168,7 +168,7 @@ def _endpoints(one: dict[str, Any]) -> str:
 
 
 def _branch(node: dict[str, Any]) -> Tree:
-    """A node of `artifacts.lineage` as a tree that a person can read; what comes from outside is never markup."""
+    """A node of `artifacts.registry.lineage` as a tree that a person can read; what comes from outside is never markup."""
     facts = node["facts"]
     title = f"{escape(node['role'])}: " if node["role"] else ""
     if node["missing"]:

@@ -6,8 +6,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.promotion import require_no_problem
-from artifacts.registry import ModelName, Stage
+from artifacts.registry.promotion import require_no_problem
+from artifacts.registry.refs import ModelName, Stage
 from artifacts.store.local import LocalStore
 from configs.location import LocationOrNothing
 from configs.policy import load_policy

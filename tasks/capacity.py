@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from artifacts.signing import require_keys
+from artifacts.registry.signing import require_keys
 from artifacts.store.protocol import open_store
 from configs.errors import PreflightError
 from configs.location import Location

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.manifest import ModelArtifact
-from artifacts.signing import require_signed
+from artifacts.registry.signing import require_signed
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from configs import paths

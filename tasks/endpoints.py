@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from artifacts import serving
 from artifacts.manifest import ModelArtifact
-from artifacts.registry import ModelName
+from artifacts.registry import serving
+from artifacts.registry.refs import ModelName
 from artifacts.store.files import write_atomic
 from artifacts.store.protocol import open_store
 from configs import paths
@@ -37,7 +37,7 @@ class Endpoint(BaseModel):
     """A served variant: where it listens, what it serves, and the options it was started with.
 
     Attributes:
-        stores: that were told of it (`artifacts.serving`): the one that the artifact was uploaded to, and the one that its folder is in.
+        stores: that were told of it (`artifacts.registry.serving`): the one that the artifact was uploaded to, and the one that its folder is in.
         gpus: their UUIDs.
     """
 

@@ -1,11 +1,11 @@
-"""The promotion steps: check a proposal, sign what has passed, move a stage forward, move it back. The rules are `artifacts.promotion`'s."""
+"""The promotion steps: check a proposal, sign what has passed, move a stage forward, move it back. The rules are `artifacts.registry.promotion`'s."""
 
 from __future__ import annotations
 
-from artifacts import promotion, signing
 from artifacts.evidence import Verdict
 from artifacts.manifest import Digest
-from artifacts.registry import ModelName, RefEntry, Stage
+from artifacts.registry import promotion, signing
+from artifacts.registry.refs import ModelName, RefEntry, Stage
 from artifacts.store.protocol import open_store
 from configs.errors import ConfigError
 from configs.location import Location

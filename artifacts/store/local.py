@@ -4,8 +4,8 @@ Layout below `root` (an S3 prefix has the same, without `trees` and `tmp`):
 
     blobs/sha256/<hex>            a file's bytes, once
     manifests/sha256/<hex>.json   canonical JSON; the hex is the artifact's digest
-    refs/<model>/<stage>.json     the registry (artifacts.registry)
-    signatures/, serving/         who has signed what, and who serves it (artifacts.signing, artifacts.serving)
+    refs/<model>/<stage>.json     the registry (artifacts.registry.refs)
+    signatures/, serving/         who has signed what, and who serves it (artifacts.registry.signing, artifacts.registry.serving)
     trees/<hex>/                  the artifact as a folder that a library can load: hard links to the blobs
     tmp/<random>/                 what is being written, locked; removed on failure, swept when its process is gone
 

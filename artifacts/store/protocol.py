@@ -201,7 +201,7 @@ def push_lineage(source: LocalStore, target: Store, digests: Iterable[str], prog
 
 
 def carry_signatures(source: Store, target: Store, digest: str) -> None:
-    """Copy the signatures of an artifact that both stores have; whether one holds is asked when it matters (`artifacts.signing.check`)."""
+    """Copy the signatures of an artifact that both stores have; whether one holds is asked when it matters (`artifacts.registry.signing.check`)."""
     there = set(target.objects.keys(signatures_of(digest))) if (keys := source.objects.keys(signatures_of(digest))) else set()
     for key in keys:
         if key not in there and (found := source.objects.get(key)):

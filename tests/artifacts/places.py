@@ -12,8 +12,8 @@ from typing import Any
 from unittest import mock
 
 from artifacts.evidence import DocumentScore, Evidence, KlDivergence, Verdict
-from artifacts.lineage import EVIDENCE, VERDICT
 from artifacts.manifest import Kind, Parent, canonical_json
+from artifacts.registry.lineage import EVIDENCE, VERDICT
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Store, lineage
 from configs.location import parse_s3

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from artifacts import garbage, serving
-from artifacts.garbage import Collected, Plan, collect, needed_by, plan
-from artifacts.promotion import promote, rollback
-from artifacts.registry import Registry
+from artifacts.registry import garbage, serving
+from artifacts.registry.garbage import Collected, Plan, collect, needed_by, plan
+from artifacts.registry.promotion import promote, rollback
+from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, StoreBusy, UnsafeManifest

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.lineage import DEEPEST, Node, about, tree
 from artifacts.manifest import Kind, Parent, canonical_json
+from artifacts.registry.lineage import DEEPEST, Node, about, tree
 from artifacts.store.local import LocalStore
 from configs.errors import ArtifactMissing
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.promotion import promote, rollback
-from artifacts.registry import STAGES, Ref, Registry, Served, Stage
+from artifacts.registry.promotion import promote, rollback
+from artifacts.registry.refs import STAGES, Ref, Registry, Served, Stage
 from artifacts.store.local import LocalStore
 from configs.errors import ConfigError, PromotionRefused, SignatureRefused, StaleRef, TransferError
 from configs.policy import Policy
@@ -299,7 +299,7 @@ def test_where_the_policy_asks_for_signatures_what_has_none_is_refused(place: Pl
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from artifacts.signing import sign
+    from artifacts.registry.signing import sign
 
     key = ec.generate_private_key(ec.SECP256R1())
     (tmp_path / "key.pem").write_bytes(key.private_bytes(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.promotion import NOTHING, promote
-from artifacts.registry import Registry, Served
+from artifacts.registry.promotion import NOTHING, promote
+from artifacts.registry.refs import Registry, Served
 from artifacts.store.protocol import open_store
 from configs.errors import StaleRef
 from tests.artifacts import places

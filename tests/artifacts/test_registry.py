@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from artifacts.manifest import canonical_json
-from artifacts.registry import Ref, RefEntry, Registry, Seen, Served
+from artifacts.registry.refs import Ref, RefEntry, Registry, Seen, Served
 from artifacts.store.objects import LocalObjects
 from configs.errors import ArtifactDamaged, StaleRef
 

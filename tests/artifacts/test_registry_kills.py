@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from artifacts.garbage import collect
-from artifacts.promotion import promote, rollback
-from artifacts.registry import Ref, Registry
+from artifacts.registry.garbage import collect
+from artifacts.registry.promotion import promote, rollback
+from artifacts.registry.refs import Ref, Registry
 from artifacts.store.protocol import Store
 from tests.artifacts import places
 from tests.artifacts.kills import FORK, kill_after, unused

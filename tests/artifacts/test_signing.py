@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifacts.manifest import ModelArtifact, Parent
-from artifacts.signing import check, require_signed, sign, signatures
+from artifacts.registry.signing import check, require_signed, sign, signatures
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import carry_signatures, open_store, push_lineage
 from configs.errors import ArtifactMissing, ConfigError, SignatureRefused

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from artifacts import serving
-from artifacts.registry import Registry
+from artifacts.registry import serving
+from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef

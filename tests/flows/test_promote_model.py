@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.promotion import promote, rollback
-from artifacts.registry import Registry, Stage
+from artifacts.registry.promotion import promote, rollback
+from artifacts.registry.refs import Registry, Stage
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.policy import Policy

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from artifacts.registry import Registry
+from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from artifacts.store.objects import LocalObjects
 from artifacts.store.protocol import open_store

@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
-from artifacts import serving
 from artifacts.manifest import ModelArtifact, canonical_json
-from artifacts.signing import sign
+from artifacts.registry import serving
+from artifacts.registry.signing import sign
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactDamaged, ConfigError, EndpointError, SignatureRefused

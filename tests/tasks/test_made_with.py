@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from artifacts.lineage import tree
+from artifacts.registry.lineage import tree
 from artifacts.store.local import LocalStore
 from configs.schema import LocalSource, PythonDocs, TextFile, Texts
 from tasks.download import DownloadRequest, download

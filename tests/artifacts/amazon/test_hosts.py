@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.garbage import collect
+from artifacts.registry.garbage import collect
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from artifacts.store.s3.store import S3Store, Tuning

@@ -2,7 +2,7 @@
 
 One small file per model and stage, `refs/<model>/<stage>.json`, changed only by compare-and-swap: a writer says which version
 it read, and loses if the file has moved since. Each entry names the hash of the one before it, so a history with a gap, a fork
-or a changed entry is found when it is read. What may be promoted is `artifacts.promotion`'s business.
+or a changed entry is found when it is read. What may be promoted is `artifacts.registry.promotion`'s business.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from artifacts.evidence import Evidence, Verdict
-from artifacts.lineage import EVIDENCE, MAX_RECORD_BYTES, VERDICT
-from artifacts.registry import Served
+from artifacts.registry.lineage import EVIDENCE, MAX_RECORD_BYTES, VERDICT
+from artifacts.registry.refs import Served
 from artifacts.store.protocol import Store
 from configs.errors import ArtifactDamaged, ArtifactMissing, PromotionRefused, UnsafeManifest
 

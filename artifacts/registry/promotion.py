@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from artifacts.cases import Case, newest_pass, read_case
-from artifacts.registry import STAGES, ModelName, Ref, RefEntry, Registry, Seen, Served, Stage
-from artifacts.signing import require_signed
+from artifacts.registry.refs import STAGES, ModelName, Ref, RefEntry, Registry, Seen, Served, Stage
+from artifacts.registry.signing import require_signed
+from artifacts.registry.verdict_of_report import Case, newest_pass, read_case
 from artifacts.store.protocol import Progress, Store, lineage, match, quiet
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef, UnsafeManifest
 from configs.policy import Policy

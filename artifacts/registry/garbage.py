@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 
-from artifacts import serving
 from artifacts.manifest import Manifest
-from artifacts.registry import Ref, Registry, Served
+from artifacts.registry import serving
+from artifacts.registry.refs import Ref, Registry, Served
 from artifacts.store.protocol import SIGNATURES, Held, Progress, Store, quiet
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, UnsafeManifest
 

@@ -1,6 +1,6 @@
 """The `load` section of a pipeline config: how each variant is put under load, and what counts as good service.
 
-Apart from `configs.schema`, which imports it: the stored results (`artifacts.load`) use the limits too.
+Apart from `configs.schema`, which imports it: the stored results (`artifacts.records.load_results`) use the limits too.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from artifacts.load import LoadResult, Percentile, RatioInterval, SpeedComparison
+from artifacts.records.load_results import LoadResult, Percentile, RatioInterval, SpeedComparison
 from flows.steps import artifact_key, begin_run
 from tasks.load.steps import BenchRequest, BenchResult, CompareServersRequest, CompareServersResult, bench_server, compare_speed
 

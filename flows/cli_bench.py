@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from artifacts.load import Load
+from artifacts.records.load_results import Load
 from configs.errors import ConfigError, LmflowsError, VerdictFailed
 from configs.load_testing import LoadTest, Slo
 from flows.cli_engines import Json, check_place, checked, numbers, prepare_prefect, write_figures

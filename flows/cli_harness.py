@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from flows.terminal import err, out, show_rows
 
 if TYPE_CHECKING:
-    from artifacts.items import HarnessResult, TaskComparison
+    from artifacts.records.items import HarnessResult, TaskComparison
     from tasks.endpoints import Endpoint
 
 LONGEST = 2048  # the library's own

@@ -8,8 +8,8 @@ from typing import Any
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact
+from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
 from configs.errors import ConfigError
 from configs.reader import load

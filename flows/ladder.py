@@ -7,8 +7,8 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact
+from artifacts.records.evidence import Verdict
 from configs.errors import SourceError
 from configs.schema import Pipeline, Quantize
 from flows.steps import DISPLAY, Done, NoDisplay, Run

@@ -6,7 +6,7 @@ import socket
 
 from prefect.artifacts import create_link_artifact
 
-from artifacts.evidence import PAGE
+from artifacts.records.evidence import PAGE
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from flows.steps import artifact_key

@@ -16,8 +16,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
-from artifacts.evidence import PAGE, Evidence, Verdict
 from artifacts.manifest import ModelArtifact
+from artifacts.records.evidence import PAGE, Evidence, Verdict
 from artifacts.registry.promotion import require_no_problem
 from configs import paths
 from configs.errors import VerdictFailed

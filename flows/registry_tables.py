@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.tree import Tree
 
-from artifacts.evidence import Verdict
+from artifacts.records.evidence import Verdict
 from artifacts.registry import serving
 from artifacts.registry.garbage import Collected, Plan
 from artifacts.registry.lineage import VERDICT, about, tree

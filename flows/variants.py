@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from artifacts.evidence import Verdict
 from artifacts.manifest import ModelArtifact
+from artifacts.records.evidence import Verdict
 from configs.errors import LmflowsError
 from configs.schema import Evaluate, Pipeline, Variant, weights_and_kv
 from flows.steps import Done, Run

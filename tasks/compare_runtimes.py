@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pydantic
 from pydantic import Field, field_validator
 
-from artifacts.evidence import DocumentScore, Speed
+from artifacts.records.evidence import DocumentScore, Speed
 from configs.errors import EngineError, LmflowsError, SourceError
 from configs.schema import Benchmark, Engine, EngineTransformers, KvBits, PythonDocs, TextFile
 from tasks import gpus, model_files

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pydantic
 from pydantic import Field
 
-from artifacts.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from configs.errors import SourceError
 from tasks.engines.base import Scores
 from tasks.generation_checks import check

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from artifacts.checks import CheckResult, Example, ProbeAnswer, ProbeAnswers, Rendering
+from artifacts.records.checks import CheckResult, Example, ProbeAnswer, ProbeAnswers, Rendering
 from configs.errors import EngineCrashed
 from tasks.engines.base import Engine, Generation
 from tasks.judging import MIXED, calls_well, has_keys, repeats, script

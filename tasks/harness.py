@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts.items import HarnessMetric, HarnessResult, ItemOutcome
+from artifacts.records.items import HarnessMetric, HarnessResult, ItemOutcome
 from configs import paths
 from configs.errors import ConfigError, EndpointError
 from tasks import runtimes

@@ -27,8 +27,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from artifacts.items import ItemOutcome, TaskComparison
 from artifacts.manifest import digest_of
+from artifacts.records.items import ItemOutcome, TaskComparison
 from configs.errors import SourceError
 from tasks.engines.base import Engine
 from tasks.paired import detectable_drop, holm, mcnemar

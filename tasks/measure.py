@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from artifacts.checks import ProbeAnswers
-from artifacts.evidence import Answer, Measurement, Speed
-from artifacts.items import ItemOutcome
-from artifacts.load import Environment
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from artifacts.records.checks import ProbeAnswers
+from artifacts.records.evidence import Answer, Measurement, Speed
+from artifacts.records.items import ItemOutcome
+from artifacts.records.load_results import Environment
 from artifacts.store.files import sha256_file
 from configs.errors import SourceError
 from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv

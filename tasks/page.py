@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from artifacts.evidence import Evidence, Measurement, Verdict
-from artifacts.load import LoadReport
 from artifacts.manifest import ModelArtifact
+from artifacts.records.evidence import Evidence, Measurement, Verdict
+from artifacts.records.load_results import LoadReport
 from artifacts.store.local import LocalStore
 from configs.errors import ArtifactMissing
 from tasks.evaluate import read_evidence

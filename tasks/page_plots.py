@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from artifacts.load import OK, LoadResult
+from artifacts.records.load_results import OK, LoadResult
 from configs.errors import LmflowsError
 from tasks import plots
 from tasks.choice import UNITS, figure

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from artifacts.checks import CheckResult
-from artifacts.load import LoadResult, Percentiles
+from artifacts.records.checks import CheckResult
+from artifacts.records.load_results import LoadResult, Percentiles
 
 if TYPE_CHECKING:
     from tasks.page import Story

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from artifacts.evidence import Verdict
 from artifacts.manifest import Digest
+from artifacts.records.evidence import Verdict
 from artifacts.registry import promotion, signing
 from artifacts.registry.refs import ModelName, RefEntry, Stage
 from artifacts.store.protocol import open_store

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pydantic
 
-from artifacts.evidence import PAGE, Verdict
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from artifacts.records.evidence import PAGE, Verdict
 from configs.schema import Evaluate, Variant
 from tasks.preflight import PreflightResult
 from tasks.report_markdown import markdown, variant_rows

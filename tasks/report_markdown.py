@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from artifacts.evidence import Measurement, Speed
+    from artifacts.records.evidence import Measurement, Speed
     from tasks.page import Ancestor, Story, Subject
     from tasks.report import ReportRequest
 

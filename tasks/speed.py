@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from artifacts.evidence import Speed
+from artifacts.records.evidence import Speed
 from configs.errors import EngineError
 from configs.schema import Benchmark
 from tasks.engines.base import Engine

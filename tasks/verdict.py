@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from artifacts.evidence import Difference, Evidence, Verdict
+from artifacts.records.evidence import Difference, Evidence, Verdict
 from configs.schema import Evaluate
 from tasks.statistics import looks_levels, paired_difference, smallest_detectable
 

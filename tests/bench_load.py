@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from artifacts.load import Load, SpeedComparison
+from artifacts.records.load_results import Load, SpeedComparison
 from tasks.load.compare import compare_servers
 from tasks.load.environment import fingerprint
 from tasks.load.run import run_loads

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from artifacts.evidence import Evidence, Verdict
+from artifacts.records.evidence import Evidence, Verdict
 from artifacts.registry.lineage import EVIDENCE, MAX_RECORD_BYTES, VERDICT
 from artifacts.registry.refs import Served
 from artifacts.store.protocol import Store

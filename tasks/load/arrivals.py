@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from artifacts.load import Load
+from artifacts.records.load_results import Load
 
 
 def poisson(rate_per_second: float, *, seed: int, requests: int | None = None, duration_seconds: float | None = None) -> npt.NDArray[np.float64]:

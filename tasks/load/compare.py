@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from artifacts.load import OK, Load, Metric, Outcome, RatioInterval, SpeedComparison
+from artifacts.records.load_results import OK, Load, Metric, Outcome, RatioInterval, SpeedComparison
 from tasks.load.environment import Watch, fingerprint, require_same
 from tasks.load.metrics import client_problems, error_problems, errors_of, health, tokens_of, tpot_of
 from tasks.load.pool import Measured, Pool

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pynvml
 
-from artifacts.load import Environment, GpuState, Spread
+from artifacts.records.load_results import Environment, GpuState, Spread
 from configs.errors import LmflowsError
 from tasks import gpus
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from artifacts.load import (
+from artifacts.records.load_results import (
     OK,
     ClientHealth,
     Environment,

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from artifacts.load import OK, Load, Warmup
+from artifacts.records.load_results import OK, Load, Warmup
 from configs.errors import EndpointError, LmflowsError
 from configs.paths import process_environment
 from tasks.load.arrivals import deal, poisson, shares, workers_for

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from artifacts.load import Load, LoadResult
+from artifacts.records.load_results import Load, LoadResult
 from tasks.load.environment import Watch
 from tasks.load.metrics import summarize
 from tasks.load.pool import Pool

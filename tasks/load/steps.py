@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from artifacts.load import Load, LoadReport, LoadResult, Metric, SpeedComparison, loads_of
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from artifacts.records.load_results import Load, LoadReport, LoadResult, Metric, SpeedComparison, loads_of
 from configs.load_testing import LoadTest
 from configs.schema import Engine, Variant
 from tasks import runtimes

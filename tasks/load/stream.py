@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from artifacts.load import OK
+from artifacts.records.load_results import OK
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 

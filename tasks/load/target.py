@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from artifacts.load import Load, Target
+from artifacts.records.load_results import Load, Target
 from configs.errors import ConfigError, EndpointError
 from tasks import endpoints, runtimes
 from tasks.endpoints import Endpoint

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from artifacts.load import OK
+from artifacts.records.load_results import OK
 from tasks.load.prompts import prompt, vocabulary
 from tasks.load.stream import Answer, Service, ask
 

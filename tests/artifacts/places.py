@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from artifacts.evidence import DocumentScore, Evidence, KlDivergence, Verdict
 from artifacts.manifest import Kind, Parent, canonical_json
+from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, Verdict
 from artifacts.registry.lineage import EVIDENCE, VERDICT
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Store, lineage

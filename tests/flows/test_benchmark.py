@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.load import LoadResult, SpeedComparison
+from artifacts.records.load_results import LoadResult, SpeedComparison
 from configs.errors import ConfigError
 from configs.paths import PROJECT
 from flows.cli_bench import bench, bench_compare

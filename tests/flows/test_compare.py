@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from artifacts.evidence import Verdict
+from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
 from tests.flows.test_quantize_and_deploy import Site
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifacts.evidence import DocumentScore, Speed
+from artifacts.records.evidence import DocumentScore, Speed
 from artifacts.store.local import LocalStore
 from configs.errors import EngineError
 from configs.paths import PROJECT

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from artifacts.evidence import Verdict
+from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
 from tasks.evaluate import read_evidence
 from tests.flows.test_quantize_and_deploy import Site

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save
 
-from artifacts.checks import CheckResult, Example
-from artifacts.evidence import Answer, DocumentScore, Evidence, KlDivergence, Measurement, SampleAnswer, Speed
-from artifacts.items import TaskComparison
-from artifacts.load import Environment, Load, LoadReport, LoadResult, Target, Warmup
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from artifacts.records.checks import CheckResult, Example
+from artifacts.records.evidence import Answer, DocumentScore, Evidence, KlDivergence, Measurement, SampleAnswer, Speed
+from artifacts.records.items import TaskComparison
+from artifacts.records.load_results import Environment, Load, LoadReport, LoadResult, Target, Warmup
 from artifacts.store.local import LocalStore
 from configs.schema import Evaluate, Variant
 from tasks.load import steps as load_steps

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts.evidence import Answer, Measurement, SampleAnswer
 from artifacts.manifest import ModelArtifact
+from artifacts.records.evidence import Answer, Measurement, SampleAnswer
 from artifacts.store.local import LocalStore
 from configs.errors import SmokeTestFailed, SourceError
 from configs.schema import EngineTransformers, Evaluate, LocalSource, PythonDocs, SmokeTest, Texts

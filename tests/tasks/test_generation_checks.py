@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from artifacts.checks import CheckResult, ProbeAnswer, ProbeAnswers, Rendering
+from artifacts.records.checks import CheckResult, ProbeAnswer, ProbeAnswers, Rendering
 from configs.schema import EngineTransformers
 from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from artifacts.items import HarnessResult
 from artifacts.manifest import ModelArtifact
+from artifacts.records.items import HarnessResult
 from configs.errors import ConfigError, EndpointError
 from configs.schema import Deploy, EngineTransformers
 from flows.cli_harness import harness

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from artifacts.items import ItemOutcome
+from artifacts.records.items import ItemOutcome
 from configs.errors import SourceError
 from tasks.engines.base import Scores
 from tasks.engines.reference import ReferenceEngine

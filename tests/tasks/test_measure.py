@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from artifacts.evidence import Measurement
 from artifacts.manifest import ModelArtifact, canonical_json
+from artifacts.records.evidence import Measurement
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import Benchmark, EngineTransformers, Evaluate, LocalSource, PythonDocs, Texts, Variant

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.evidence import Verdict
+from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
 from tasks.report import ReportRequest, report
 from tasks.report_markdown import quoted, size, table

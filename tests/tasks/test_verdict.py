@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from artifacts.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
+from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from configs.schema import Evaluate
 from tasks.verdict import judge, wants_more
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from artifacts.load import Load
+from artifacts.records.load_results import Load
 from tasks.load.arrivals import deal, poisson, shares, workers_for
 
 

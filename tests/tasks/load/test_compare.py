@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from artifacts.load import Load, Outcome, SpeedComparison
+from artifacts.records.load_results import Load, Outcome, SpeedComparison
 from tasks.load.compare import MIN_ROUNDS, compare_servers, interval, outcome_of, signed_rank_place
 from tasks.load.environment import DifferentHardware, require_same
 from tasks.load.target import at_url

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from artifacts.load import Environment, Load, LoadResult, Target, Warmup
+from artifacts.records.load_results import Environment, Load, LoadResult, Target, Warmup
 from configs.load_testing import Slo
 from tasks.load.metrics import (
     effective_count,

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from artifacts.load import Load, LoadResult, loads_of
+from artifacts.records.load_results import Load, LoadResult, loads_of
 from configs.errors import ConfigError, EndpointError
 from configs.load_testing import LoadTest, Slo
 from configs.paths import PROJECT

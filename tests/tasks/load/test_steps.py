@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifacts.load import Load
 from artifacts.manifest import ModelArtifact
+from artifacts.records.load_results import Load
 from artifacts.store.local import LocalStore
 from configs.load_testing import LoadTest, Slo
 from configs.schema import EngineTransformers

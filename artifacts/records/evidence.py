@@ -13,10 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.checks import CheckResult, ProbeAnswers
-from artifacts.items import ItemOutcome, TaskComparison
-from artifacts.load import Environment
 from artifacts.manifest import Digest
+from artifacts.records.checks import CheckResult, ProbeAnswers
+from artifacts.records.items import ItemOutcome, TaskComparison
+from artifacts.records.load_results import Environment
 
 PAGE = "report.html"  # of a report artifact, for people
 

@@ -1,0 +1,1 @@
+"""What an artifact of each kind holds: file names, schema and reader."""

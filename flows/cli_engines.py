@@ -73,7 +73,7 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
             trust_remote_code: Trust = False, json_file: Json = None) -> None:
     """Run one model through several runtimes by turns: which is faster, by what ratio, and do the answers agree?"""
     from tasks.compare_runtimes import CompareRuntimesRequest
-    from tasks.gpus import choose
+    from tasks.machine.gpus import choose
     from tasks.measure import hardware
     from tasks.runtimes import one
 
@@ -105,7 +105,7 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
            engine: EngineName = "turbomind", variant: VariantName = "w4a16", runtime: str = "default", trust_remote_code: Trust = False,
            json_file: Json = None) -> None:
     """Load a model with several values of cache_max_entry_count, and show the GPU memory that each takes."""
-    from tasks.gpus import choose
+    from tasks.machine.gpus import choose
     from tasks.measure import hardware
     from tasks.memory import MemoryRequest, require_gpu
     from tasks.runtimes import one

@@ -19,7 +19,7 @@ from flows.steps import Done, Run, begin_run
 from flows.terminal import resolve, variant_of
 from flows.variants import Examination, yardstick_request
 from tasks.download import DownloadRequest, download
-from tasks.gpus import choose, cuda_is_visible
+from tasks.machine.gpus import choose, cuda_is_visible
 from tasks.measure import items_files
 from tasks.report import ReportRequest, ReportResult, report
 from tasks.texts import TextsRequest, texts

@@ -14,7 +14,7 @@ How a crashed run's slot comes back, tried with Prefect 3.8.8:
 - A server that is restarted forgets its leases, too: after LOST_SECONDS with the lock in hand, the slot counts as lost, and is taken.
 
 Not covered: two containers with networks of their own and different host names see neither each other's lock nor one limit. The slot is
-only politeness; what lets a step start is free memory by NVML (`tasks.gpus.require_free`). So trouble with Prefect is told, and
+only politeness; what lets a step start is free memory by NVML (`tasks.machine.gpus.require_free`). So trouble with Prefect is told, and
 never fails a step.
 """
 
@@ -40,7 +40,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_logger
 
-from tasks.gpus import Gpu
+from tasks.machine.gpus import Gpu
 
 LEASE_SECONDS = 60  # the least that Prefect's server accepts; it is renewed every 45
 LOST_SECONDS = 300  # long after the server would have taken the lease back, if it knew it

@@ -37,8 +37,8 @@ from tasks.choice import choose
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
 from tasks.evaluate import read_evidence
-from tasks.gpus import choose as choose_gpus
-from tasks.gpus import cuda_is_visible
+from tasks.machine.gpus import choose as choose_gpus
+from tasks.machine.gpus import cuda_is_visible
 from tasks.measure import items_files
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, preflight

@@ -29,7 +29,7 @@ from configs import paths
 from configs.errors import LmflowsError
 from flows.gpu_slots import held
 from tasks.child import Usage, reap_orphans, run_child
-from tasks.gpus import Gpu, GpuBusy, require_free
+from tasks.machine.gpus import Gpu, GpuBusy, require_free
 from tasks.step import Context, Result, Step
 
 R = TypeVar("R", bound=Result)

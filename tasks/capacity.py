@@ -23,7 +23,7 @@ from configs.policy import Policy
 from configs.schema import Deploy, Engine, EngineTransformers, Evaluate, Quantize
 from tasks import runtimes
 from tasks.endpoints import given_keys
-from tasks.gpus import choose, free_bytes
+from tasks.machine.gpus import choose, free_bytes
 from tasks.preflight import PreflightResult, raise_all
 from tasks.step import Context, Request, Result, step
 

@@ -26,7 +26,7 @@ from artifacts.store.files import disk_full_is_an_error
 from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
 from configs.paths import process_environment
-from tasks.gpus import Gpu, PeakMeter
+from tasks.machine.gpus import Gpu, PeakMeter
 from tasks.step import In, Out, Step
 
 POLL_SECONDS = 0.1

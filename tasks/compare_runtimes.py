@@ -22,10 +22,11 @@ from pydantic import Field, field_validator
 from artifacts.records.evidence import DocumentScore, Speed
 from configs.errors import EngineError, LmflowsError, SourceError
 from configs.schema import Benchmark, Engine, EngineTransformers, KvBits, PythonDocs, TextFile
-from tasks import gpus, model_files
+from tasks import model_files
 from tasks.engines.base import EngineSpec, Scores
 from tasks.engines.process import EngineProcess
 from tasks.evaluate import compare
+from tasks.machine import gpus
 from tasks.measure import score_all
 from tasks.speed import one_round
 from tasks.step import Context, Request, Result, step

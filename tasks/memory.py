@@ -10,9 +10,9 @@ from pydantic import Field
 
 from configs.errors import EngineError, LmflowsError
 from configs.schema import EnginePytorch, EngineTurbomind, KvBits
-from tasks import gpus
 from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.machine import gpus
 from tasks.step import Context, Request, Result, step
 
 

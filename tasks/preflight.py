@@ -18,7 +18,7 @@ from configs.errors import PreflightError, SourceError
 from configs.schema import Engine, EngineTransformers, EngineTurbomind, Quantize, Variant, weights_and_kv
 from tasks import model_files, runtimes
 from tasks.engines import turbomind
-from tasks.gpus import cuda_is_visible
+from tasks.machine.gpus import cuda_is_visible
 from tasks.model_files import ModelFacts
 from tasks.step import Context, Request, Result, step
 from tasks.texts import CALIBRATION, load_records

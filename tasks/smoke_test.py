@@ -14,7 +14,7 @@ import pydantic
 from artifacts.manifest import ModelArtifact
 from configs.errors import SmokeTestFailed
 from configs.schema import SmokeTest
-from tasks.gpus import cuda_is_visible
+from tasks.machine.gpus import cuda_is_visible
 from tasks.step import Context, Request, Result, step
 
 if TYPE_CHECKING:

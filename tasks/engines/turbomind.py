@@ -14,8 +14,9 @@ from artifacts.manifest import canonical_json
 from configs import paths
 from configs.errors import EngineError
 from configs.schema import EngineTurbomind
-from tasks import gpus, model_files
+from tasks import model_files
 from tasks.engines.base import EngineSpec
+from tasks.machine import gpus
 
 if TYPE_CHECKING:
     from tasks.endpoints import Endpoint

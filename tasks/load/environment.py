@@ -20,7 +20,7 @@ import pynvml
 
 from artifacts.records.load_results import Environment, GpuState, Spread
 from configs.errors import LmflowsError
-from tasks import gpus
+from tasks.machine import gpus
 
 SAMPLE_SECONDS = 0.25
 # nvml.h, nvmlClocksEventReason*

@@ -29,13 +29,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from configs.paths import PROJECT
 from flows import gpu_slots
 from flows.gpu_slots import held, slot_name
-from tasks.gpus import Gpu
+from tasks.machine.gpus import Gpu
 from tests.prefect_server import prefect_server
 
 HOLD = """
 import select, sys, time
 from flows.gpu_slots import held
-from tasks.gpus import Gpu
+from tasks.machine.gpus import Gpu
 gpus = [Gpu(0, uuid, "Test", "sm_90", 1, 1, "1") for uuid in sys.argv[1].split(",")]
 with held(gpus, waiting=lambda text: print("waiting", text, flush=True)):
     print("in", time.time(), flush=True)

@@ -29,7 +29,7 @@ import psutil
 
 from artifacts.store.files import sha256_file
 from configs import paths
-from tasks import gpus
+from tasks.machine import gpus
 from tasks.step import versions
 
 PROMPT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, "temperature": 0}

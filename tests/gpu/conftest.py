@@ -10,7 +10,7 @@ import pytest
 
 from configs.paths import PROJECT
 from configs.reader import load
-from tasks import gpus
+from tasks.machine import gpus
 from tests.conftest import GPUS
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from configs.errors import EngineCrashed, EngineError
 from configs.schema import Benchmark, EnginePytorch, EngineTransformers, EngineTurbomind, KvBits
-from tasks import gpus
 from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
 from tasks.engines.turbomind import tuning_file
+from tasks.machine import gpus
 from tasks.speed import speeds
 
 TEXT = {"text": "The with statement is used to wrap the execution of a block with methods defined by a context manager. " * 6}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from configs.schema import EngineTurbomind
-from tasks import gpus
 from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.machine import gpus
 from tests.gpu.test_engines import TEXT
 
 

@@ -17,7 +17,7 @@ from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepFailed, StepTimeout
 from configs.paths import PROJECT
 from tasks.child import reap_orphans, run_child
-from tasks.gpus import Gpu
+from tasks.machine.gpus import Gpu
 from tests.tasks import planted
 from tests.tasks.planted import Planted
 

@@ -168,7 +168,7 @@ def test_they_take_turns_forth_and_back(result: CompareRuntimesResult, context: 
 
 
 def test_what_does_not_fit_together_is_loaded_for_each_turn(site: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.gpus.free_bytes", lambda: [10**9])  # a GPU that has room for none beside another
+    monkeypatch.setattr("tasks.machine.gpus.free_bytes", lambda: [10**9])  # a GPU that has room for none beside another
     before, context = children(), Noting(tmp_path)
     found = compare_runtimes(request(site, tiny_model, ("elsewhere",), rounds=1), context)
     assert not found.side_by_side and context.turns == "ee" and context.starts == {"elsewhere": 2}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from configs.errors import LmflowsError, PreflightError, from_dict
-from tasks import gpus
-from tasks.gpus import Gpu, GpuBusy, PeakMeter, choose, cuda_is_visible, fingerprint, free_bytes, require_free, visible
+from tasks.machine import gpus
+from tasks.machine.gpus import Gpu, GpuBusy, PeakMeter, choose, cuda_is_visible, fingerprint, free_bytes, require_free, visible
 
 GB = 10**9
 

@@ -29,9 +29,10 @@ from configs.schema import (
     Texts,
     Variant,
 )
-from tasks import gpus, runtimes
+from tasks import runtimes
 from tasks.capacity import CapacityRequest, MachineRequest, capacity, estimate, machine, port_problem
 from tasks.download import DownloadRequest, download
+from tasks.machine import gpus
 from tasks.preflight import PreflightRequest, PreflightResult, preflight, refused
 from tasks.step import Context
 from tasks.texts import TextsRequest, texts

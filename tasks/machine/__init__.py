@@ -1,0 +1,1 @@
+"""This machine: its GPUs, and what a process takes of its memory."""

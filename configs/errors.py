@@ -1,6 +1,6 @@
 """The errors of the project: what happened, where, and what to do about it.
 
-Only the command line turns them into text and an exit status, and only `tasks.step` asks `retryable`. An error
+Only the command line turns them into text and an exit status, and only `tasks.runner.step` asks `retryable`. An error
 crosses from a step's child process to its parent as `to_dict()` and comes back as the same class through
 `from_dict`.
 """

@@ -27,7 +27,7 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run the folder
 @app.command("ls")
 def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the runtimes, and what is installed in those that are ready."""
-    from tasks import runtimes
+    from tasks.runner import runtimes
 
     rows = [{"runtime": one.name, "state": "ready" if one.ready else "not prepared", "lock": (one.digest or "")[:12] or "not locked",
              **{name: one.versions.get(name, "") for name in ("python", "lmdeploy", "torch", "transformers")}} for one in runtimes.everyone()]
@@ -38,7 +38,7 @@ def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 def prepare(names: Annotated[list[str], typer.Argument(help="runtimes, as `lmflows engines ls` names them")],
             wheels: Annotated[Path | None, typer.Option(help="install from this folder of wheels, without the network")] = None) -> None:
     """Make runtimes ready, so that their first use needs no network."""
-    from tasks import runtimes
+    from tasks.runner import runtimes
 
     for name in names:
         runtime = runtimes.prepare(name, say=lambda text: out.print(text, markup=False, highlight=False, soft_wrap=True), wheels=wheels,
@@ -49,7 +49,7 @@ def prepare(names: Annotated[list[str], typer.Argument(help="runtimes, as `lmflo
 @app.command()
 def adopt(name: str, python: Annotated[Path, typer.Argument(help="an interpreter that has LMDeploy")]) -> None:
     """Register an environment that exists already, a container's for example, as a runtime. Nothing locks it."""
-    from tasks import runtimes
+    from tasks.runner import runtimes
 
     runtime = runtimes.adopt(name, python)
     out.print(f"{name}: {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}", highlight=False, soft_wrap=True)
@@ -58,7 +58,7 @@ def adopt(name: str, python: Annotated[Path, typer.Argument(help="an interpreter
 @app.command()
 def remove(name: str) -> None:
     """Delete a runtime's environments (its lock stays), or forget an adopted one."""
-    from tasks import runtimes
+    from tasks.runner import runtimes
 
     for folder in runtimes.remove(name):
         out.print(f"removed {folder}", highlight=False, soft_wrap=True)
@@ -75,7 +75,7 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
     from tasks.compare_runtimes import CompareRuntimesRequest
     from tasks.machine.gpus import choose
     from tasks.measure import hardware
-    from tasks.runtimes import one
+    from tasks.runner.runtimes import one
 
     folder, digest = find_model(model)
     options = engine_of(engine)
@@ -108,7 +108,7 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
     from tasks.machine.gpus import choose
     from tasks.measure import hardware
     from tasks.memory import MemoryRequest, require_gpu
-    from tasks.runtimes import one
+    from tasks.runner.runtimes import one
 
     folder, digest = find_model(model)
     options = engine_of(engine, runtime=one(runtime).name)
@@ -131,7 +131,7 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
 
 def _make_ready(names: Sequence[str]) -> None:
     """Make the runtimes that are not there yet, which can take minutes, and tell of it on stderr."""
-    from tasks import runtimes
+    from tasks.runner import runtimes
 
     for name in names:
         runtimes.prepare(name, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True))

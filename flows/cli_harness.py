@@ -29,9 +29,10 @@ def harness(
     json_file: Annotated[Path | None, typer.Option("--json", help="write figures and answers to this file")] = None,
 ) -> None:
     """Ask an endpoint tasks of lm-evaluation-harness; with --against two of them, compared question by question."""
-    from tasks import endpoints, runtimes
+    from tasks import endpoints
     from tasks.harness import RUNTIME
     from tasks.items import compare_items
+    from tasks.runner import runtimes
 
     if not task:
         raise ConfigError("which task?", where="--task", hint="for example --task arc_easy, or one of your own with --include FOLDER")

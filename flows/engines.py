@@ -6,11 +6,11 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.steps import artifact_key, begin_run
-from tasks import runtimes
 from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, Ratio, RuntimeFigures, compare_runtimes
 from tasks.machine.gpus import choose
 from tasks.memory import MemoryRequest, MemoryResult, memory
 from tasks.report_markdown import mb
+from tasks.runner import runtimes
 
 
 @flow(name="compare-engines", flow_run_name="{title}", persist_result=False)

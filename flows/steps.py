@@ -28,9 +28,9 @@ from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
 from flows.gpu_slots import held
-from tasks.child import Usage, reap_orphans, run_child
 from tasks.machine.gpus import Gpu, GpuBusy, require_free
-from tasks.step import Context, Result, Step
+from tasks.runner.parent import Usage, reap_orphans, run_child
+from tasks.runner.step import Context, Result, Step
 
 R = TypeVar("R", bound=Result)
 PROGRESS_SECONDS = 2.0  # between two updates of the progress artifact: each is a request to the API
@@ -71,7 +71,7 @@ DISPLAY: ContextVar[Display | None] = ContextVar("DISPLAY", default=None)
 
 
 class Stored(BaseModel):
-    """What Prefect persists of a step: its answer as JSON, its wall time, and the most host and GPU memory it used (`tasks.child.Usage`)."""
+    """What Prefect persists of a step: its answer as JSON, its wall time, and the most host and GPU memory it used (`tasks.runner.parent.Usage`)."""
 
     model_config = ConfigDict(frozen=True)
 

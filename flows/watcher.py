@@ -1,6 +1,6 @@
 """A small process that ends what a killed `lmflows run` would leave behind.
 
-Steps look after themselves (tasks.stage); this is for what others start, above all Prefect's ephemeral API server,
+Steps look after themselves (tasks.runner.child); this is for what others start, above all Prefect's ephemeral API server,
 which survives a kill -9 of the flow.
 """
 

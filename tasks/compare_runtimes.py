@@ -28,8 +28,8 @@ from tasks.engines.process import EngineProcess
 from tasks.evaluate import compare
 from tasks.machine import gpus
 from tasks.measure import score_all
+from tasks.runner.step import Context, Request, Result, step
 from tasks.speed import one_round
-from tasks.step import Context, Request, Result, step
 from tasks.texts import read
 
 T = TypeVar("T")

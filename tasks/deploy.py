@@ -27,7 +27,7 @@ from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
 from tasks.endpoints import LOG, Endpoint
 from tasks.evaluate import PROBES, Probe
-from tasks.step import Context, Request, Result, step
+from tasks.runner.step import Context, Request, Result, step
 
 POLL_SECONDS = 0.5
 GAVE_UP = ("FATAL", "EXITED", "STOPPED", "UNKNOWN")

@@ -23,7 +23,7 @@ from artifacts.store.staging import Staging
 from configs.errors import SourceError, TransferError
 from configs.schema import HubSource, LocalSource, PypiGgufSource
 from tasks import model_files
-from tasks.step import Context, Request, Result, step, versions
+from tasks.runner.step import Context, Request, Result, step, versions
 
 CONVERTERS = ("transformers", "torch", "gguf")
 

@@ -21,7 +21,7 @@ from tasks.engines.base import Scores
 from tasks.generation_checks import check
 from tasks.items import compare_items
 from tasks.measure import read_measurement, read_scores
-from tasks.step import Context, Request, Result, step, versions
+from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, HELD_OUT, load_records, passages
 
 PROBES = "probes.json"

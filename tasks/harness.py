@@ -15,7 +15,7 @@ from typing import Any
 from artifacts.records.items import HarnessMetric, HarnessResult, ItemOutcome
 from configs import paths
 from configs.errors import ConfigError, EndpointError
-from tasks import runtimes
+from tasks.runner import runtimes
 
 RUNTIME = "lm-eval"
 KEY = "LMFLOWS_HARNESS_KEY"  # a command line is for all to see

@@ -18,8 +18,8 @@ from configs.errors import SourceError
 from configs.schema import Quantize
 from tasks import card, model_files
 from tasks.quantize import calibration_rows
+from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.shards import rewrite
-from tasks.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, load_records
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
-from tasks.step import Context
+from tasks.runner.step import Context
 
 
 @contextlib.contextmanager

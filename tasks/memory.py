@@ -13,7 +13,7 @@ from configs.schema import EnginePytorch, EngineTurbomind, KvBits
 from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
 from tasks.machine import gpus
-from tasks.step import Context, Request, Result, step
+from tasks.runner.step import Context, Request, Result, step
 
 
 class MemoryRequest(Request):

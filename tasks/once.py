@@ -18,10 +18,10 @@ from artifacts.manifest import ModelArtifact
 from configs.errors import EndpointError
 from configs.paths import process_environment
 from configs.schema import Deploy, Engine, Variant
-from tasks.child import kill_group
 from tasks.endpoints import LOG, RECORD, Endpoint
 from tasks.engines.process import interpreter
-from tasks.stage import die_with
+from tasks.runner.child import die_with
+from tasks.runner.parent import kill_group
 
 POLL_SECONDS = 0.3
 STOP_SECONDS = 20.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from tasks import model_files
-from tasks.step import Context, Request, Result, step, versions
+from tasks.runner.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
     import torch

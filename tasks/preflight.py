@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from artifacts.manifest import ModelArtifact
 from configs.errors import PreflightError, SourceError
 from configs.schema import Engine, EngineTransformers, EngineTurbomind, Quantize, Variant, weights_and_kv
-from tasks import model_files, runtimes
+from tasks import model_files
 from tasks.engines import turbomind
 from tasks.machine.gpus import cuda_is_visible
 from tasks.model_files import ModelFacts
-from tasks.step import Context, Request, Result, step
+from tasks.runner import runtimes
+from tasks.runner.step import Context, Request, Result, step
 from tasks.texts import CALIBRATION, load_records
 
 if TYPE_CHECKING:

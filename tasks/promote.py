@@ -10,7 +10,7 @@ from artifacts.store.protocol import open_store
 from configs.errors import ConfigError
 from configs.location import Location
 from configs.policy import Policy
-from tasks.step import Context, Request, Result, step
+from tasks.runner.step import Context, Request, Result, step
 
 
 class PromotionRequest(Request):

@@ -21,7 +21,7 @@ from configs.errors import SourceError
 from configs.schema import Quantize
 from tasks import card, model_files
 from tasks.machine.gpus import cuda_is_visible
-from tasks.step import Context, Request, Result, step, versions
+from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, load_records, token_ids
 
 if TYPE_CHECKING:

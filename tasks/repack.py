@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from tasks import card, model_files
+from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.shards import rewrite
-from tasks.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
     import torch

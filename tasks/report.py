@@ -9,8 +9,8 @@ from artifacts.records.evidence import PAGE, Verdict
 from configs.schema import Evaluate, Variant
 from tasks.preflight import PreflightResult
 from tasks.report_markdown import markdown, variant_rows
+from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.smoke_test import SmokeTestResult
-from tasks.step import Context, Request, Result, step, versions
 
 
 class StepTime(pydantic.BaseModel):

@@ -15,7 +15,7 @@ from artifacts.manifest import ModelArtifact
 from configs.errors import SmokeTestFailed
 from configs.schema import SmokeTest
 from tasks.machine.gpus import cuda_is_visible
-from tasks.step import Context, Request, Result, step
+from tasks.runner.step import Context, Request, Result, step
 
 if TYPE_CHECKING:
     from tasks.engines.base import Generation

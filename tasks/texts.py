@@ -18,7 +18,7 @@ from pydantic import Field
 from artifacts.manifest import ModelArtifact
 from configs.errors import SourceError
 from configs.schema import HubDataset, PythonDocs, TextFile, Texts
-from tasks.step import Context, Request, Result, step, versions
+from tasks.runner.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

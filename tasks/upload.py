@@ -6,7 +6,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store, push_lineage
 from configs.location import Location
-from tasks.step import Context, Request, Result, step
+from tasks.runner.step import Context, Request, Result, step
 
 
 class UploadRequest(Request):

@@ -29,7 +29,7 @@ from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
 from tasks.measure import batches, held_out_ids
 from tasks.pad import PadRequest, pad
-from tasks.step import Context
+from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 
 BATCHES, ROUNDS, DOCUMENTS, LONGEST = (2, 8), 9, 8, 256

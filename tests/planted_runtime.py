@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from tasks import runtimes
+from tasks.runner import runtimes
 
 MARK = "LMFLOWS_TEST_RUNTIME"
 ABORTS = """

@@ -21,7 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from configs.paths import PROJECT
-from tasks.stage import die_with
+from tasks.runner.child import die_with
 
 
 class Server:

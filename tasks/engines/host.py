@@ -18,7 +18,7 @@ from configs.errors import EngineError, LmflowsError
 from configs.schema import EngineTransformers
 from tasks.engines import wire
 from tasks.engines.base import Engine, EngineSpec
-from tasks.stage import die_with
+from tasks.runner.child import die_with
 
 Answer = tuple[Mapping[str, Any], wire.Arrays]
 
@@ -98,7 +98,7 @@ OPERATIONS: Mapping[str, Callable[[Engine, Mapping[str, Any], wire.Arrays], Answ
 
 
 def _versions(spec: EngineSpec) -> dict[str, str]:
-    from tasks.step import versions
+    from tasks.runner.step import versions
 
     engine = () if isinstance(spec.engine, EngineTransformers) else ("lmdeploy",)
     return versions((*engine, "torch", "transformers"))

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from configs.errors import EngineCrashed, LmflowsError, from_dict
 from configs.paths import process_environment
 from configs.schema import Engine as EngineOptions
-from tasks import runtimes
 from tasks.engines import wire
 from tasks.engines.base import EngineSpec, Generation, Scores
+from tasks.runner import runtimes
 
 LAST_LINES = 15
 CLOSING_SECONDS = 20.0

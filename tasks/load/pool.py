@@ -26,7 +26,7 @@ from configs.paths import process_environment
 from tasks.load.arrivals import deal, poisson, shares, workers_for
 from tasks.load.prompts import WordCount, fit
 from tasks.load.stream import Service
-from tasks.stage import die_with
+from tasks.runner.child import die_with
 
 READY_SECONDS = 120.0
 START_SECONDS = 0.1  # from telling the processes to the first request: all of them are told by then

@@ -8,12 +8,12 @@ from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.load_results import Load, LoadReport, LoadResult, Metric, SpeedComparison, loads_of
 from configs.load_testing import LoadTest
 from configs.schema import Engine, Variant
-from tasks import runtimes
 from tasks.load.compare import MIN_ROUNDS, TOLERANCE, compare_servers
 from tasks.load.run import default_processes, run_loads
 from tasks.load.target import Server, named, of_endpoint
 from tasks.once import served
-from tasks.step import Context, Request, Result, step
+from tasks.runner import runtimes
+from tasks.runner.step import Context, Request, Result, step
 
 RECORD = "load.json"
 READY_SECONDS = 1800.0

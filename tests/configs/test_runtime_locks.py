@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from configs.paths import PROJECT
-from tasks.runtimes import TOOLS
+from tasks.runner.runtimes import TOOLS
 
 SHIPPED = sorted((PROJECT / "configs" / "runtimes").glob("*.lock"))
 

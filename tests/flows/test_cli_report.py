@@ -14,7 +14,7 @@ from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
 from flows import cli_report
 from tasks.report import report
-from tasks.step import Context
+from tasks.runner.step import Context
 from tests.tasks import stories
 from tests.tasks.stories import Site
 

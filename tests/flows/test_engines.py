@@ -23,7 +23,7 @@ from flows import cli, cli_engines
 from flows.engines import comparison_rows, memory_rows
 from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures
 from tasks.memory import MemoryRequest, MemoryResult, Taken, memory
-from tasks.step import Context
+from tasks.runner.step import Context
 from tests.tasks.engines.test_process import another_python
 
 

@@ -25,8 +25,8 @@ from tasks.download import DownloadRequest, download
 from tasks.measure import MeasureRequest, read_scores
 from tasks.preflight import PreflightResult
 from tasks.report import ReportRequest, ReportResult, StepTime, VariantOutcome
+from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestResult
-from tasks.step import Context
 from tasks.texts import TextsRequest, texts
 from tests import planted_runtime
 

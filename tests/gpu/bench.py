@@ -30,7 +30,7 @@ import psutil
 from artifacts.store.files import sha256_file
 from configs import paths
 from tasks.machine import gpus
-from tasks.step import versions
+from tasks.runner.step import versions
 
 PROMPT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, "temperature": 0}
 # `lmdeploy lite auto_awq` as it is, but with the rows of a file instead of a data set from the hub
@@ -165,8 +165,8 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
     from artifacts.manifest import ModelArtifact
     from artifacts.store.local import LocalStore
     from configs.schema import Quantize
-    from tasks.child import run_child
     from tasks.quantize import QuantizeRequest, quantize
+    from tasks.runner.parent import run_child
 
     class Quiet:
         def line(self, text: str) -> None: ...
@@ -191,7 +191,7 @@ def start_up(place: Path) -> dict[str, Any]:
     from tasks import endpoints, supervisor
     from tasks.deploy import DeployRequest, deploy
     from tasks.evaluate import read_evidence
-    from tasks.step import Context
+    from tasks.runner.step import Context
 
     store = LocalStore(paths.workspace())
     proofs = (store.open(digest) for digest in reversed(list(store.digests())) if store.manifest(digest).kind == "evidence")

@@ -46,7 +46,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as the demo's download step makes it: fp16, hidden size 576."""
     from artifacts.store.local import LocalStore
     from tasks.download import DownloadRequest, download
-    from tasks.step import Context
+    from tasks.runner.step import Context
 
     store = LocalStore(tmp_path_factory.mktemp("smollm2"))
     return download(DownloadRequest(source=load(PROJECT / "configs/demo.yaml").source), Context(store)).model.path
@@ -62,7 +62,7 @@ def pad_to(folder: Path, multiple: int, place: Path) -> Path:
     """A model folder zero-padded by the project's own step."""
     from artifacts.store.local import LocalStore
     from tasks.pad import PadRequest, pad
-    from tasks.step import Context
+    from tasks.runner.step import Context
 
     store = LocalStore(place)
     with store.stage() as staging:

@@ -14,7 +14,7 @@ from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
-from tasks.step import Context
+from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.gpu.test_engines import TEXT
 
@@ -23,7 +23,7 @@ ENGINE = EngineTurbomind(name="turbomind", cache_max_entry_count=0.1)
 
 def quantized(folder: Path, store: LocalStore, group_size: int) -> ModelArtifact:
     """The folder as an AWQ artifact, by a short calibration on the GPU, in a child of its own (one quantization per process)."""
-    from tasks.child import run_child
+    from tasks.runner.parent import run_child
 
     context = Context(store)
     with store.stage() as staging:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from configs.errors import TransferError
-from tasks.step import Context, Request, Result, step
+from tasks.runner.step import Context, Request, Result, step
 
 
 class Planted(Request):

@@ -22,7 +22,7 @@ from tasks.keep_layers import KeepLayersRequest, keep_layers
 from tasks.model_files import write_config
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
-from tasks.step import Context
+from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 
 AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}}

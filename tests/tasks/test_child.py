@@ -16,8 +16,8 @@ import pytest
 from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepFailed, StepTimeout
 from configs.paths import PROJECT
-from tasks.child import reap_orphans, run_child
 from tasks.machine.gpus import Gpu
+from tasks.runner.parent import reap_orphans, run_child
 from tests.tasks import planted
 from tests.tasks.planted import Planted
 
@@ -143,7 +143,7 @@ FLOW = """
 import sys
 from pathlib import Path
 from artifacts.store.local import LocalStore
-from tasks.child import run_child
+from tasks.runner.parent import run_child
 from tests.tasks import planted
 from tests.tasks.test_child import Heard
 folder = Path(sys.argv[1])

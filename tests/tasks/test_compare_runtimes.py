@@ -22,9 +22,9 @@ import pytest
 from artifacts.store.local import LocalStore
 from configs.errors import EngineError
 from configs.schema import Benchmark, EngineTransformers, TextFile
-from tasks import runtimes
 from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, RuntimeFigures, compare_runtimes, ratio
-from tasks.step import Context
+from tasks.runner import runtimes
+from tasks.runner.step import Context
 from tests.tasks.engines.test_process import another_python, children
 
 TEXT = "\n\n".join(["The with statement wraps the execution of a block.", "x", "A list is a mutable sequence of objects, and a tuple is not.",

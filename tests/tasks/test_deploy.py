@@ -41,7 +41,7 @@ from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deplo
 from tasks.endpoints import KEYS, LOG, RECORD, Endpoint
 from tasks.engines.reference import ReferenceEngine
 from tasks.evaluate import PROBES
-from tasks.step import Context
+from tasks.runner.step import Context
 from tests import s3_server
 
 KEYS_VARIABLE = "LMFLOWS_TEST_KEYS"

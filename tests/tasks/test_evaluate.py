@@ -23,8 +23,8 @@ from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import scores
 from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, divergence, evaluate, read_evidence, summarize_kl
 from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_scores
+from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
-from tasks.step import Context
 from tasks.texts import CALIBRATION, HELD_OUT, TextsRequest, texts
 from tasks.verdict import judge
 

@@ -21,7 +21,7 @@ from artifacts.store.local import LocalStore
 from configs.errors import SourceError, TransferError
 from configs.schema import PypiGgufSource
 from tasks.download import DownloadRequest, download
-from tasks.step import Context
+from tasks.runner.step import Context
 
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
          "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",

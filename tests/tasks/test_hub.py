@@ -14,8 +14,8 @@ import pytest
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError, TransferError
 from configs.schema import HubDataset, HubSource
-from tasks.child import run_child
 from tasks.download import DownloadRequest, DownloadResult, download
+from tasks.runner.parent import run_child
 from tasks.texts import read
 from tests.tasks.test_child import Heard
 

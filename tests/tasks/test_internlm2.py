@@ -28,14 +28,14 @@ from configs.errors import PreflightError, SourceError, TransferError
 from configs.paths import PROJECT
 from configs.schema import EngineTransformers, LocalSource, PypiGgufSource, PythonDocs, Quantize, SmokeTest, Texts
 from tasks import model_files
-from tasks.child import run_child
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.engines.reference import ReferenceEngine
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, PreflightResult, preflight
 from tasks.quantize import QuantizeRequest, quantize
+from tasks.runner.parent import run_child
+from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, smoke_test, unwell
-from tasks.step import Context
 from tasks.texts import HELD_OUT, TextsRequest, load_records, texts, token_ids
 from tests.internlm2 import CODE, convert, internlm2_config, remote_code
 from tests.random_model import SHAPES, build, tensors

@@ -18,7 +18,7 @@ from tasks.engines.reference import ReferenceEngine
 from tasks.keep_layers import KeepLayersRequest, KeepLayersResult, keep_layers
 from tasks.model_files import read_config
 from tasks.quantize import QuantizeRequest, quantize
-from tasks.step import Context
+from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 
 RECIPE = Quantize(samples=4, sequence_length=64, batch_size=4, keep_layers=1)

@@ -16,7 +16,7 @@ from configs.schema import LocalSource, PythonDocs, TextFile, Texts
 from tasks.download import DownloadRequest, download
 from tasks.pad import PadRequest, pad
 from tasks.report import report
-from tasks.step import Context
+from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.tasks import stories
 from tests.tasks.test_evaluate import compared, planted

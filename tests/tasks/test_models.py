@@ -16,7 +16,7 @@ from configs.errors import SourceError
 from configs.schema import LocalSource
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.pad import PadRequest, pad
-from tasks.step import Context
+from tasks.runner.step import Context
 
 
 def fetch(tmp_path: Path, folder: Path, **options: object) -> DownloadResult:

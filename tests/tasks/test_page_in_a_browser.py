@@ -20,7 +20,7 @@ import pytest
 
 from artifacts.store.local import LocalStore
 from tasks.report import report
-from tasks.step import Context
+from tasks.runner.step import Context
 from tests.tasks import stories
 
 BROWSER = os.environ.get("CHROME") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -29,12 +29,12 @@ from configs.schema import (
     Texts,
     Variant,
 )
-from tasks import runtimes
 from tasks.capacity import CapacityRequest, MachineRequest, capacity, estimate, machine, port_problem
 from tasks.download import DownloadRequest, download
 from tasks.machine import gpus
 from tasks.preflight import PreflightRequest, PreflightResult, preflight, refused
-from tasks.step import Context
+from tasks.runner import runtimes
+from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests import s3_server
 from tests.tasks.test_gpus import GB, Board, Machine

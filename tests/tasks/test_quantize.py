@@ -15,12 +15,12 @@ from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
-from tasks.child import run_child
 from tasks.download import DownloadRequest, download
 from tasks.engines.int4 import ORDER, Int4Weight
 from tasks.engines.reference import ReferenceEngine
 from tasks.quantize import QuantizeRequest, QuantizeResult, calibration_rows, quantize
-from tasks.step import Context
+from tasks.runner.parent import run_child
+from tasks.runner.step import Context
 from tasks.texts import HELD_OUT, TextsRequest, load_records, texts, token_ids
 from tests.tasks.test_child import Heard
 

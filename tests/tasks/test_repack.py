@@ -20,7 +20,7 @@ from tasks import model_files
 from tasks.engines.int4 import Int4Weight, Tensors
 from tasks.engines.reference import ReferenceEngine
 from tasks.repack import RepackRequest, RepackResult, repack
-from tasks.step import Context
+from tasks.runner.step import Context
 from tests.tasks.test_int4 import awq_layer, same_bits
 from tests.tasks.test_quantize import Bench
 

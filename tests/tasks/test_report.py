@@ -11,7 +11,7 @@ from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
 from tasks.report import ReportRequest, report
 from tasks.report_markdown import quoted, size, table
-from tasks.step import Context
+from tasks.runner.step import Context
 from tests.tasks import stories
 from tests.tasks.stories import Site
 

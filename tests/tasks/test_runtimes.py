@@ -24,7 +24,7 @@ import pytest
 
 from configs.errors import ConfigError, DiskFull, EngineError, TransferError
 from configs.paths import PROJECT
-from tasks import runtimes
+from tasks.runner import runtimes
 from tests.artifacts.test_files import tmpfs as tmpfs
 
 NAME = "tiny"
@@ -36,7 +36,7 @@ WAITS = "import os, time\nopen(os.environ['AT'], 'w').close()\nwhile not os.path
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path) -> None:
     """A cache of its own, and a child that needs no more than what the small lock has."""
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(runtimes, "NEEDS", ("lmdeploy", "tasks.stage"))
+    monkeypatch.setattr(runtimes, "NEEDS", ("lmdeploy", "tasks.runner.child"))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from tasks import runtimes
-runtimes.NEEDS = ("lmdeploy", "tasks.stage")
+runtimes.NEEDS = ("lmdeploy", "tasks.runner.child")
 print(runtimes.prepare("tiny", say=lambda text: print(text, flush=True), wheels=Path(sys.argv[1])).python, flush=True)
 """
 
@@ -126,7 +126,7 @@ def test_a_lock_becomes_an_environment_of_its_own(wheels: Path, folder: Path) ->
 def test_a_step_runs_there_as_a_child_would(wheels: Path, folder: Path) -> None:
     lock(folder, wheel(wheels))
     python = runtimes.prepare(NAME, wheels=wheels).python
-    ran = subprocess.run([python, "-P", "-m", "tasks.stage", "--help"], capture_output=True, text=True, cwd="/",
+    ran = subprocess.run([python, "-P", "-m", "tasks.runner.child", "--help"], capture_output=True, text=True, cwd="/",
                          env=os.environ | {"PYTHONPATH": str(PROJECT)})
     assert ran.returncode == 0 and "MODULE:NAME" in ran.stdout
 
@@ -367,7 +367,7 @@ def interpreter(folder: Path, version: str | None) -> Path:
 
 def test_an_interpreter_is_adopted_under_a_name_and_says_that_it_is_unlocked(
         folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "NEEDS", ("tasks.stage",))
+    monkeypatch.setattr(runtimes, "NEEDS", ("tasks.runner.child",))
     python = interpreter(tmp_path / "env", "0.11.0")
     adopted = runtimes.adopt("container", python)
     assert (adopted.python, adopted.lock, adopted.digest, adopted.ready, adopted.adopted) == (python, None, None, True, True)

@@ -11,7 +11,7 @@ import pytest
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import PythonDocs, TextFile, Texts
-from tasks.step import Context
+from tasks.runner.step import Context
 from tasks.texts import CALIBRATION, HELD_OUT, SHARED_WORDS, TextsRequest, load_records, read, split, texts, unique, words
 
 

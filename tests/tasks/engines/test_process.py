@@ -29,11 +29,11 @@ from hypothesis.extra import numpy as hnp
 from configs.errors import ConfigError, EngineCrashed, EngineError
 from configs.paths import PROJECT
 from configs.schema import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
-from tasks import runtimes
 from tasks.engines import process, wire
 from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
 from tasks.engines.reference import ReferenceEngine
+from tasks.runner import runtimes
 from tests.tasks.test_child import all_gone
 
 TRANSFORMERS = EngineTransformers(name="transformers")

@@ -23,7 +23,7 @@ from tasks.load.steps import (
     load_test,
     read_load,
 )
-from tasks.step import Context
+from tasks.runner.step import Context
 from tests.slow_server import running
 
 ENGINE = EngineTransformers(name="transformers")

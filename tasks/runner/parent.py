@@ -27,7 +27,7 @@ from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
 from configs.paths import process_environment
 from tasks.machine.gpus import Gpu, PeakMeter
-from tasks.step import In, Out, Step
+from tasks.runner.step import In, Out, Step
 
 POLL_SECONDS = 0.1
 LAST_LINES = 15
@@ -76,7 +76,7 @@ def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalSto
         (folder / NOTE).write_text(json.dumps({"host": _host(), "flow": os.getpid(), "flow_started": psutil.Process().create_time(), "token": token}))
     with (folder / "log.txt").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tasks.stage", step.address, "--folder", folder, "--workspace", store.root,
+            [sys.executable, "-P", "-m", "tasks.runner.child", step.address, "--folder", folder, "--workspace", store.root,
              "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(gpus) | {TOKEN: token})
     try:

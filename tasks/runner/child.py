@@ -1,4 +1,4 @@
-"""The child's side of a step: `python -m tasks.stage MODULE:NAME --folder F --workspace W --parent PID`.
+"""The child's side of a step: `python -m tasks.runner.child MODULE:NAME --folder F --workspace W --parent PID`.
 
 The process forks at once. The outer half, the guard, loads nothing: it leads the process group, notes what the
 step used, and kills the whole group when the flow dies, even by kill -9. The inner half does the work, reads
@@ -71,7 +71,7 @@ def _work(address: str, folder: Path, workspace: Path) -> int:
     from artifacts.store.files import disk_full_is_an_error
     from artifacts.store.local import LocalStore
     from configs.errors import LmflowsError, StepFailed
-    from tasks.step import Context, Step
+    from tasks.runner.step import Context, Step
 
     module, name = address.split(":")
     try:

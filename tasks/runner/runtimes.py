@@ -28,15 +28,15 @@ import psutil
 from artifacts.store.files import disk_full_is_an_error, fsync_folder, is_disk_full, sha256_file, write_atomic
 from configs import paths
 from configs.errors import ConfigError, DiskFull, EngineError, LmflowsError, TransferError
-from tasks import guarded
-from tasks.guarded import Say
-from tasks.step import versions
+from tasks.runner import command
+from tasks.runner.command import Say
+from tasks.runner.step import versions
 
 DEFAULT = "default"
 SHIPPED = paths.PROJECT / "configs" / "runtimes"
 LIBRARIES = ("lmdeploy", "torch", "transformers")  # the distributions that decide what an engine computes
 # what of ours runs there: an engine, a server, a step
-NEEDS = ("tasks.engines.host", "tasks.engines.reference", "tasks.engines.launch", "tasks.stage", "artifacts.store.local")
+NEEDS = ("tasks.engines.host", "tasks.engines.reference", "tasks.engines.launch", "tasks.runner.child", "artifacts.store.local")
 # runtimes that are no engine's, and the modules that must be there
 TOOLS = {"lm-eval": ("lm_eval", "transformers")}
 NOTE = "runtime.json"  # an environment's versions
@@ -113,12 +113,12 @@ def _named(name: str, runtimes: Sequence[Runtime]) -> Runtime:
     return known[name]
 
 
-def python(name: str, *, say: Say = guarded.silent) -> Path:
+def python(name: str, *, say: Say = command.silent) -> Path:
     """The interpreter of an engine's runtime, prepared on first use. Raises what `one` and `prepare` raise."""
     return prepare(one(name).name, say=say).python
 
 
-def run_tool(name: str, words: Sequence[str], *, say: Say = guarded.silent, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
+def run_tool(name: str, words: Sequence[str], *, say: Say = command.silent, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
     """Run Python with these arguments in a tool's runtime, prepared on first use. It is killed with this process, however that ends.
 
     Args:
@@ -128,10 +128,10 @@ def run_tool(name: str, words: Sequence[str], *, say: Say = guarded.silent, envi
     Returns:
         Its exit status, and the lines of its stdout and stderr. Raises what `prepare` raises.
     """
-    return guarded.run([str(prepare(name, say=say).python), *words], handle=None, say=say, environment=environment)
+    return command.run([str(prepare(name, say=say).python), *words], handle=None, say=say, environment=environment)
 
 
-def prepare(name: str, *, say: Say = guarded.silent, wheels: Path | None = None, offline: bool = False) -> Runtime:
+def prepare(name: str, *, say: Say = command.silent, wheels: Path | None = None, offline: bool = False) -> Runtime:
     """Make a runtime's environment if it is not there yet. Two processes that want the same wait for one another.
 
     Args:
@@ -163,7 +163,7 @@ def prepare(name: str, *, say: Say = guarded.silent, wheels: Path | None = None,
     return runtime
 
 
-def fingerprint(name: str, *, say: Say = guarded.silent) -> dict[str, str]:
+def fingerprint(name: str, *, say: Say = command.silent) -> dict[str, str]:
     """What belongs into a cache key and into evidence: versions, and for a locked runtime `lock`, its digest.
 
     The environment is made if need be. Raises what `one` and `prepare` raise.
@@ -205,7 +205,7 @@ def remove(name: str) -> list[Path]:
     """
     if name == DEFAULT:
         raise ConfigError("the project's own environment is not removed", where=f"runtime {name}", hint="`make clean` does that")
-    with _alone(guarded.silent):
+    with _alone(command.silent):
         _sweep()
         environment = re.compile(re.escape(name) + rf"-[0-9a-f]{{{DIGITS}}}")
         there = [path for path in sorted(_folder().iterdir()) if environment.fullmatch(path.name) or path.name == f"{name}.json"]
@@ -320,7 +320,7 @@ def _uv(runtime: Runtime, say: Say, handle: int, *words: str) -> None:
         program = find_uv_bin()
     except (ImportError, FileNotFoundError):
         raise EngineError("uv is not installed in the project's environment", where=f"runtime {runtime.name}", hint="run `make install`") from None
-    status, lines = guarded.run([program, *words], handle=handle,
+    status, lines = command.run([program, *words], handle=handle,
                                 say=lambda line: None if line.startswith((" +", "Using Python")) else say(line.strip()))
     if status:
         raise _failure(runtime, status, lines)
@@ -374,7 +374,7 @@ def _probe(name: str, python: Path, *, needs: Sequence[str] | None = None, handl
     where, fix = f"runtime {name}", f"it needs Python 3.11 or later, LMDeploy, and what {SHIPPED}/*.in names"
     tool = TOOLS.get(name)
     words = json.dumps([tool or LIBRARIES, needs if needs is not None else tool or NEEDS])
-    status, lines = guarded.run([str(python), "-P", "-c", PROBE, words], handle=handle, environment={"PYTHONPATH": paths.python_path()})
+    status, lines = command.run([str(python), "-P", "-c", PROBE, words], handle=handle, environment={"PYTHONPATH": paths.python_path()})
     answer = [line.removeprefix("versions ") for line in lines if line.startswith("versions {")]
     last = lines[-1].strip() if lines else f"exit status {status}"
     if not answer:

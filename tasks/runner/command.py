@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from tasks.child import kill_group
+from tasks.runner.parent import kill_group
 
 Say = Callable[[str], None]
 

@@ -126,8 +126,8 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
         return
     if name is None:
         raise ConfigError("which model?", where="--engine", hint="name an artifact's digest or a model folder")
+    from tasks.checkpoints.files import read_config
     from tasks.machine.gpus import cuda_is_visible
-    from tasks.model_files import read_config
     from tasks.once import served
 
     folder, digest = find_model(name)

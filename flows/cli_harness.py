@@ -56,8 +56,8 @@ def harness(
 
 
 def _ask(endpoint: Endpoint, tasks: list[str], include: Path | None, limit: int | None, fewshot: int | None, chat: bool) -> HarnessResult:
+    from tasks.checkpoints.files import read_config
     from tasks.harness import TOLD, run_harness
-    from tasks.model_files import read_config
 
     def say(line: str) -> None:
         if line.startswith(TOLD):

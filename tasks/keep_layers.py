@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from configs.schema import Quantize
-from tasks import card, model_files
+from tasks.checkpoints import card, files
+from tasks.checkpoints.rewrite import rewrite
 from tasks.quantize import calibration_rows
 from tasks.runner.step import Context, Request, Result, step, versions
-from tasks.shards import rewrite
 from tasks.texts import CALIBRATION, load_records
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class KeepLayersResult(Result):
 @step(libraries=LIBRARIES, revision=2)  # 2: the model card
 def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResult:
     """Find the layers that quantization damages most, and leave them in fp16."""
-    from tasks.engines.int4 import Tensors
+    from tasks.checkpoints.int4 import Tensors
 
-    layers = model_files.inspect(request.parent.path).layers
+    layers = files.inspect(request.parent.path).layers
     if request.config.keep_layers > layers // 2:
         raise SourceError(f"{request.config.keep_layers} of {layers} layers in fp16 leave no 4-bit model", where="keep_layers",
                           hint=f"keep at most {layers // 2}")
@@ -61,13 +61,13 @@ def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResul
     kept = sorted(layer for layer, _ in ranked[:request.config.keep_layers])
     context.log(f"kept in fp16: layers {', '.join(map(str, kept))}")
     source = request.quantized.path
-    quantized, parent, config = Tensors(source), Tensors(request.parent.path), model_files.read_config(source)
+    quantized, parent, config = Tensors(source), Tensors(request.parent.path), files.read_config(source)
     prefix = next(match[1] for name in quantized if (match := LAYER.match(name)))
     marked = {**config["quantization_config"], "modules_to_not_convert": [f"{prefix}{layer}." for layer in kept]}
     manifest, new = context.store.manifest(request.quantized.digest), config | {"quantization_config": marked}
     recipe = manifest.recipe | {"keep_layers": kept, "quantized_from": request.quantized.digest,
                                 "kept_with": versions((*LIBRARIES, "huggingface_hub"))}
-    readme = card.card(card.base_of_quantized(source, manifest), new, recipe, model_files.companions(source))
+    readme = card.card(card.base_of_quantized(source, manifest), new, recipe, files.companions(source))
     with context.store.stage() as staging:
         rewrite(source, staging, new, readme, lambda names: mixed_shard(quantized, parent, names, kept),
                 lambda done, text: context.progress(0.8 + 0.15 * done, text))
@@ -80,14 +80,14 @@ def rank(request: KeepLayersRequest, context: Context) -> list[tuple[int, float]
     """Every decoder layer and its damage, the worst first. Memory: the parent, and one layer more."""
     import torch
 
-    from tasks.engines.int4 import Tensors
+    from tasks.checkpoints.int4 import Tensors
     from tasks.engines.reference import ReferenceEngine
 
     context.progress(0.02, "loading the parent")
     engine = ReferenceEngine(request.parent.path, trust_remote_code=request.trust_remote_code)
     rows = calibration_rows(engine.tokenizer, load_records(request.texts.path / CALIBRATION), samples=min(ROWS, request.config.samples),
                             length=request.config.sequence_length, seed=request.config.seed)
-    layers = decoder_layers(engine.model, model_files.inspect(request.parent.path).layers)
+    layers = decoder_layers(engine.model, files.inspect(request.parent.path).layers)
     errors, norms = [0.0] * len(layers), [0.0] * len(layers)
     tensors = Tensors(request.quantized.path)
     for number, row in enumerate(rows):
@@ -143,7 +143,7 @@ def _hook(handle: Any) -> Iterator[None]:
 
 def quantized_twin(layer: torch.nn.Module, tensors: Mapping[str, torch.Tensor], number: int) -> torch.nn.Module:
     """A copy of a decoder layer with the quantized checkpoint's weights, unpacked."""
-    from tasks.engines.int4 import dequantize_checkpoint
+    from tasks.checkpoints.int4 import dequantize_checkpoint
 
     one = next(layer.parameters())
     found = {name: match.end() for name in tensors if (match := LAYER.match(name)) and int(match[2]) == number}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
-from tasks import model_files
+from tasks.checkpoints import files
 from tasks.runner.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def pad(request: PadRequest, context: Context) -> PadResult:
     from safetensors.torch import load_file, save_file
 
     source = request.model.path
-    old = model_files.read_config(source)
+    old = files.read_config(source)
     new = padded_config(old, request.multiple, where=str(source))
-    weights = model_files.weight_files(source)
+    weights = files.weight_files(source)
     with context.store.stage() as staging:
         for number, name in enumerate(weights):
             context.progress(number / len(weights), f"padding {name}")
@@ -50,11 +50,11 @@ def pad(request: PadRequest, context: Context) -> PadResult:
             save_file(tensors, staging.target(name), metadata={"format": "pt"})
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source).as_posix()
-            if path.is_file() and name not in (*weights, model_files.INDEX, "config.json"):
+            if path.is_file() and name not in (*weights, files.INDEX, "config.json"):
                 staging.copy(path, name)
-        if (source / model_files.INDEX).exists():
-            staging.write(model_files.INDEX, _index(source / model_files.INDEX, staging.path, weights))
-        model_files.write_config(staging.path, new)
+        if (source / files.INDEX).exists():
+            staging.write(files.INDEX, _index(source / files.INDEX, staging.path, weights))
+        files.write_config(staging.path, new)
         recipe = context.store.manifest(request.model.digest).recipe | {"padded_to_multiple": request.multiple, "padded_with": versions(LIBRARIES)}
         artifact = context.store.commit(staging, "fp16", parents=[Parent(role="model", digest=request.model.digest)], recipe=recipe)
     return PadResult(model=artifact)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from artifacts.manifest import ModelArtifact
 from configs.errors import PreflightError, SourceError
 from configs.schema import Engine, EngineTransformers, EngineTurbomind, Quantize, Variant, weights_and_kv
-from tasks import model_files
+from tasks.checkpoints import files
+from tasks.checkpoints.files import ModelFacts
 from tasks.engines import turbomind
 from tasks.machine.gpus import cuda_is_visible
-from tasks.model_files import ModelFacts
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 from tasks.texts import CALIBRATION, load_records
@@ -74,7 +74,7 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
     """Ask every known trap of this model and config; raise one error that lists all that would snap."""
     import torch
 
-    facts = model_files.inspect(request.model.path)
+    facts = files.inspect(request.model.path)
     subject = Subject(request, facts, torch.cuda.is_available())
     found = []
     for number, trap in enumerate(TRAPS):
@@ -105,7 +105,7 @@ def remote_code(subject: Subject) -> Iterator[str]:
     import transformers
 
     folder = subject.request.model.path
-    references = model_files.code_references(folder)
+    references = files.code_references(folder)
     native = subject.facts.config.get("model_type") in transformers.CONFIG_MAPPING
     if references and not native and not subject.request.trust_remote_code:
         listing = ", ".join(f"{name}: {sha}" for name, sha in subject.request.untrusted_code.items()) or "no Python file is in the folder"

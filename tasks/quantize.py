@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
 from configs.schema import Quantize
-from tasks import card, model_files
+from tasks.checkpoints import card
+from tasks.checkpoints import files as model_files
 from tasks.machine.gpus import cuda_is_visible
 from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, load_records, token_ids
@@ -57,7 +58,7 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     import torch
     from transformers import AutoTokenizer
 
-    from tasks import lmdeploy_hooks
+    from tasks.checkpoints import lmdeploy_hooks
 
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=request.trust_remote_code)
     rows = calibration_rows(tokenizer, load_records(request.texts.path / CALIBRATION), samples=config.samples,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
-from tasks import card, model_files
+from tasks.checkpoints import card, files
+from tasks.checkpoints.rewrite import rewrite
 from tasks.runner.step import Context, Request, Result, step, versions
-from tasks.shards import rewrite
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,10 @@ class RepackResult(Result):
 @step(libraries=LIBRARIES, revision=2)  # 2: the model card, and the versions
 def repack(request: RepackRequest, context: Context) -> RepackResult:
     """Rewrite an AWQ checkpoint in the compressed-tensors format, with the same numbers."""
-    from tasks.engines.int4 import Tensors
+    from tasks.checkpoints.int4 import Tensors
 
     source, group_size = request.model.path, request.group_size
-    facts, config = model_files.inspect(source), model_files.read_config(source)
+    facts, config = files.inspect(source), files.read_config(source)
     old = awq_group_size(config, where=str(source / "config.json"))
     check_group_size(old, group_size)
     check_layers(facts.tensors, old, group_size, where=str(source))
@@ -50,7 +50,7 @@ def repack(request: RepackRequest, context: Context) -> RepackResult:
     recipe = manifest.recipe | {"format": "compressed-tensors", "group_size": group_size, "repacked_from": request.model.digest,
                                 "repacked_with": versions((*LIBRARIES, "huggingface_hub"))}
     new = config | {"quantization_config": quantization_config(group_size, plain_matrices(facts.tensors))}
-    readme = card.card(card.base_of_quantized(source, manifest), new, recipe, model_files.companions(source))
+    readme = card.card(card.base_of_quantized(source, manifest), new, recipe, files.companions(source))
     with context.store.stage() as staging:
         tensors = Tensors(source)
         rewrite(source, staging, new, readme, lambda names: repacked_shard(tensors, names, group_size), context.progress)
@@ -113,7 +113,7 @@ def repacked_shard(tensors: Mapping[str, torch.Tensor], names: list[str], group_
         tensors: those of the whole AWQ checkpoint.
         names: those of the old shard.
     """
-    from tasks.engines.int4 import Int4Weight
+    from tasks.checkpoints.int4 import Int4Weight
 
     shard: dict[str, torch.Tensor] = {}
     for name in names:

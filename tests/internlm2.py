@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.store.files import sha256_file
 from configs.errors import SourceError, TransferError
 from configs.paths import PROJECT
-from tasks import model_files
+from tasks.checkpoints import files
 
 PACKAGE, VERSION = "xtuner", "0.2.0"
 WHEEL_SHA256 = "5b59e7e194d78579c3d00a9a68ea7195472869d7a4601d692ce200224ac86443"
@@ -55,19 +55,19 @@ def convert(source: Path, target: Path, code: Path) -> None:
     Raises:
         SourceError: InternLM2 cannot express the model, or the Python files are not those that were pinned.
     """
-    llama = model_files.read_config(source)
+    llama = files.read_config(source)
     config = internlm2_config(llama, where=str(source))
     tensors: dict[str, torch.Tensor] = {}
-    for name in model_files.weight_files(source):
+    for name in files.weight_files(source):
         tensors |= load_file(source / name)
     target.mkdir(parents=True)
     add_code(code, target)
-    for name in model_files.companions(source):
+    for name in files.companions(source):
         if name != "config.json" and not name.endswith(".py"):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
     save_file(internlm2_tensors(tensors, config), target / "model.safetensors", metadata={"format": "pt"})
-    model_files.write_config(target, config)
+    files.write_config(target, config)
 
 
 def internlm2_config(llama: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, head_dim: int) -> t
 
 def add_code(code: Path, target: Path) -> None:
     """Copy InternLM2's Python files into a model folder; SourceError if they are not those that were pinned."""
-    model_files.check_code(code, CODE)
+    files.check_code(code, CODE)
     for name in CODE:
         shutil.copyfile(code / name, target / name)
 
@@ -144,7 +144,7 @@ def remote_code(cache: Path) -> Path:
             except OSError:  # another run was faster
                 if not folder.exists():
                     raise
-    model_files.check_code(folder, CODE)
+    files.check_code(folder, CODE)
     return folder
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from configs.errors import SourceError
-from tasks import model_files
+from tasks.checkpoints import files
 from tests.internlm2 import FAMILY, PYTEST_CACHE, add_code, remote_code
 
 SHARD_BYTES = 4_000_000_000
@@ -116,7 +116,7 @@ def build(folder: Path, shape: Shape, tokenizer: Path, *, code: Path | None = No
         for path in tokenizer.glob(pattern):
             shutil.copyfile(path, folder / path.name)
     ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-    model_files.write_config(folder, config(shape, vocabulary) | ends | ({"quantization_config": AWQ} if w4a16 else {}))
+    files.write_config(folder, config(shape, vocabulary) | ends | ({"quantization_config": AWQ} if w4a16 else {}))
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2, sort_keys=True) + "\n")
     speakable = printable_tokens(words, vocabulary).to(device)
     shards = split(list(tensors(shape, vocabulary, w4a16=w4a16)), shard_bytes)
@@ -127,7 +127,7 @@ def build(folder: Path, shape: Shape, tokenizer: Path, *, code: Path | None = No
         index |= {tensor.name: name for tensor in shard}
     total = sum(tensor.bytes for shard in shards for tensor in shard)
     if len(shards) > 1:
-        (folder / model_files.INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2) + "\n")
+        (folder / files.INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2) + "\n")
     return total
 
 

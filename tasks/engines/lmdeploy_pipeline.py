@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from configs.errors import EngineError
 from configs.schema import EnginePytorch, EngineTurbomind
-from tasks import model_files
+from tasks.checkpoints import files
 from tasks.engines import pytorch, turbomind
 from tasks.engines.base import EngineSpec, Generation, Scores, Tokenized
 
@@ -40,8 +40,8 @@ class LmdeployEngine(Tokenized):
 
         self.name = options.name
         self.tokenizer = AutoTokenizer.from_pretrained(spec.folder, trust_remote_code=spec.trust_remote_code)
-        self.vocabulary = int(model_files.inspect(spec.folder).config["vocab_size"])
-        self.end_ids = model_files.end_ids(spec.folder, self.tokenizer.eos_token_id)
+        self.vocabulary = int(files.inspect(spec.folder).config["vocab_size"])
+        self.end_ids = files.end_ids(spec.folder, self.tokenizer.eos_token_id)
         import lmdeploy
 
         started = time.monotonic()

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.modeling_utils import no_init_weights
 
 from configs.errors import SourceError
-from tasks import model_files
+from tasks.checkpoints import files
+from tasks.checkpoints.int4 import Tensors, dequantize_checkpoint, is_readable
 from tasks.engines.base import Generation, Scores, Tokenized
-from tasks.engines.int4 import Tensors, dequantize_checkpoint, is_readable
 from tasks.engines.scoring import scores
 
 
@@ -54,7 +54,7 @@ class ReferenceEngine(Tokenized):
         self.use_cache = not trust_remote_code or self.model.config.model_type == "internlm2"
         if self.use_cache and trust_remote_code:
             DynamicCache.get_max_length = lambda _: None  # type: ignore[attr-defined]  # transformers 4.57 has it no more; None: no limit
-        self.end_ids = model_files.end_ids(folder, self.tokenizer.eos_token_id)
+        self.end_ids = files.end_ids(folder, self.tokenizer.eos_token_id)
         self.vocabulary = int(self.model.config.vocab_size)
         self.load_seconds = time.monotonic() - started
 

@@ -14,7 +14,7 @@ from artifacts.manifest import canonical_json
 from configs import paths
 from configs.errors import EngineError
 from configs.schema import EngineTurbomind
-from tasks import model_files
+from tasks.checkpoints import files
 from tasks.engines.base import EngineSpec
 from tasks.machine import gpus
 
@@ -45,13 +45,13 @@ def unavailable() -> str | None:
 
 def model_format(folder: Path) -> str | None:
     """LMDeploy's word for a quantized folder's weights; None for fp16."""
-    quantization = model_files.read_config(folder).get("quantization_config")
+    quantization = files.read_config(folder).get("quantization_config")
     return None if quantization is None else str(quantization["quant_method"])
 
 
 def group_size(folder: Path) -> int | None:
     """The group size of a quantized folder, AWQ or compressed-tensors (once loaded, TurboMind computes alike); None for fp16."""
-    quantization = model_files.read_config(folder).get("quantization_config") or {}
+    quantization = files.read_config(folder).get("quantization_config") or {}
     groups = quantization.get("config_groups", {}).get("group_0", {}).get("weights", {})
     found = quantization.get("group_size", groups.get("group_size"))
     return None if found is None else int(found)
@@ -69,7 +69,7 @@ def config(spec: EngineSpec) -> Any:
 
 def tuning_file(folder: Path, tp: int) -> Path:
     """Where the GEMM tuning of this model shape lies, for the first visible GPU and the LMDeploy of this environment."""
-    values = model_files.read_config(folder)
+    values = files.read_config(folder)
     seen = gpus.visible()
     key = {"shape": {name: values.get(name) for name in SHAPE}, "group_size": group_size(folder), "tp": tp,
            "lmdeploy": importlib.metadata.version("lmdeploy"),

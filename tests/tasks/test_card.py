@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from artifacts.manifest import Manifest, ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
-from tasks import card
+from tasks.checkpoints import card
+from tasks.checkpoints.files import write_config
 from tasks.download import DownloadRequest, download
 from tasks.keep_layers import KeepLayersRequest, keep_layers
-from tasks.model_files import write_config
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
 from tasks.runner.step import Context

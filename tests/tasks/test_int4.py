@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tasks.engines.int4 import Int4Weight, Tensors, dequantize_checkpoint, is_readable, pack, unpack, unpack_awq
+from tasks.checkpoints.int4 import Int4Weight, Tensors, dequantize_checkpoint, is_readable, pack, unpack, unpack_awq
 from tasks.repack import quantization_config
 
 AWQ = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}

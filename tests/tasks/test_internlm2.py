@@ -27,7 +27,7 @@ from artifacts.store.local import LocalStore
 from configs.errors import PreflightError, SourceError, TransferError
 from configs.paths import PROJECT
 from configs.schema import EngineTransformers, LocalSource, PypiGgufSource, PythonDocs, Quantize, SmokeTest, Texts
-from tasks import model_files
+from tasks.checkpoints import files
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.engines.reference import ReferenceEngine
 from tasks.pad import PadRequest, pad
@@ -152,7 +152,7 @@ def test_every_group_of_heads_keeps_its_place(tied: bool, tiny_model: Path, code
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 2.0)
     llama.save_pretrained(tmp_path / "llama", max_shard_size="500KB")
-    assert len(model_files.weight_files(tmp_path / "llama")) > 1
+    assert len(files.weight_files(tmp_path / "llama")) > 1
     transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "llama")
     convert(tmp_path / "llama", tmp_path / "grouped-internlm2", code)
     assert largest_difference(tmp_path / "llama", tmp_path / "grouped-internlm2", [torch.randint(1024, (60,)).tolist()]) < 1e-4
@@ -220,12 +220,12 @@ def test_it_speaks_in_the_smoke_test(bench: Bench) -> None:
 
 def test_the_quantized_artifact_brings_the_reviewed_code_and_nothing_else(bench: Bench, quantized: ModelArtifact) -> None:
     config = json.loads((quantized.path / "config.json").read_text())
-    references = {name for names in model_files.code_references(quantized.path).values() for name in names}
+    references = {name for names in files.code_references(quantized.path).values() for name in names}
     assert {path.name: sha256_file(path)[1] for path in quantized.path.rglob("*.py")} == CODE
     assert references == {"configuration_internlm2.InternLM2Config", "modeling_internlm2.InternLM2ForCausalLM"}
     assert config["quantization_config"] == {"bits": 4, "group_size": 128, "quant_method": "awq", "version": "gemm", "zero_point": True}
     assert bench.store.manifest(quantized.digest).recipe["trusted_code"] == CODE
-    names = set(model_files.inspect(quantized.path).tensors)
+    names = set(files.inspect(quantized.path).tensors)
     assert {"model.layers.1.attention.wqkv.qweight", "model.layers.1.feed_forward.w2.scales", "output.weight"} <= names
 
 
@@ -248,7 +248,7 @@ def test_scale_search_works_on_a_fused_matrix(bench: Bench) -> None:
 def test_a_random_model_loads_and_says_printable_words(name: str, w4a16: bool, tiny_model: Path, code: Path, tmp_path: Path) -> None:
     folder = tmp_path / f"random-{name}"
     size = build(folder, SHAPES[name], tiny_model, code=code, w4a16=w4a16, shard_bytes=400_000)
-    facts, weights = model_files.inspect(folder), model_files.weight_files(folder)
+    facts, weights = files.inspect(folder), files.weight_files(folder)
     assert facts.bytes == size and len(weights) > 1
     assert all((folder / file).stat().st_size < 410_000 or len(safetensors_header(folder / file)) == 1 for file in weights)
     engine = ReferenceEngine(folder, trust_remote_code="internlm2" in name)

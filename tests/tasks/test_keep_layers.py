@@ -12,11 +12,11 @@ from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
+from tasks.checkpoints.files import read_config
+from tasks.checkpoints.int4 import Tensors
 from tasks.download import DownloadRequest, download
-from tasks.engines.int4 import Tensors
 from tasks.engines.reference import ReferenceEngine
 from tasks.keep_layers import KeepLayersRequest, KeepLayersResult, keep_layers
-from tasks.model_files import read_config
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts

@@ -15,8 +15,8 @@ from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
 from configs.schema import LocalSource, PythonDocs, Quantize, Texts
+from tasks.checkpoints.int4 import ORDER, Int4Weight
 from tasks.download import DownloadRequest, download
-from tasks.engines.int4 import ORDER, Int4Weight
 from tasks.engines.reference import ReferenceEngine
 from tasks.quantize import QuantizeRequest, QuantizeResult, calibration_rows, quantize
 from tasks.runner.parent import run_child
@@ -83,7 +83,7 @@ def test_a_quantized_model_is_nearly_as_good(bench: Bench, plain: ModelArtifact)
 
 
 def test_scale_search_on_a_cpu_does_not_spoil_the_weights(bench: Bench) -> None:
-    """Unmended, LMDeploy's search scales the very tensors it means to restore (see tasks.lmdeploy_hooks)."""
+    """Unmended, LMDeploy's search scales the very tensors it means to restore (see tasks.checkpoints.lmdeploy_hooks)."""
     searched = bench.quantize(search_scale=True).candidate
     assert bench.nll(searched) < bench.nll(bench.model) + 0.3
 

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
-from tasks import model_files
-from tasks.engines.int4 import Int4Weight, Tensors
+from tasks.checkpoints import files
+from tasks.checkpoints.int4 import Int4Weight, Tensors
 from tasks.engines.reference import ReferenceEngine
 from tasks.repack import RepackRequest, RepackResult, repack
 from tasks.runner.step import Context
@@ -64,7 +64,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         else:
             tensors[name] = tensor.contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    model_files.write_config(folder, config.to_dict() | {"architectures": ["LlamaForCausalLM"], "quantization_config": AWQ})
+    files.write_config(folder, config.to_dict() | {"architectures": ["LlamaForCausalLM"], "quantization_config": AWQ})
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_model / name, folder / name)
     (folder / "code").mkdir()
@@ -193,14 +193,14 @@ def sharded(folder: Path, target: Path) -> Path:
     weight_map = {name: f"model-0000{1 + number % 3}-of-00003.safetensors" for number, name in enumerate(sorted(tensors))}
     for file in set(weight_map.values()):
         save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, target / file)
-    (target / model_files.INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (target / files.INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
     return target
 
 
 def test_a_sharded_checkpoint_stays_sharded(narrow: Path, store: LocalStore, tmp_path: Path) -> None:
     source = committed(sharded(narrow, tmp_path / "sharded"), store)
     folder = repacked(source, store).candidate.path
-    index = json.loads((folder / model_files.INDEX).read_text())
+    index = json.loads((folder / files.INDEX).read_text())
     found = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
     assert len(found) == 3
     assert index["weight_map"] == {name: file for file, tensors in found.items() for name in tensors}

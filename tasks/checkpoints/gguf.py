@@ -14,7 +14,7 @@ import gguf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks import model_files
+from tasks.checkpoints import files
 
 
 def convert_gguf(file: Path, folder: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def convert_gguf(file: Path, folder: Path) -> dict[str, Any]:
     tokenizer.add_bos_token = bool(fields.get("tokenizer.ggml.add_bos_token", fields.get("tokenizer.ggml.model") != "gpt2"))
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer.model").unlink(missing_ok=True)
-    model_files.write_config(folder, model_files.read_config(folder))
+    files.write_config(folder, files.read_config(folder))
     return {"method": "gguf to fp16", "license": fields.get("general.license"), "origin": fields.get("general.name"),
             "organization": fields.get("general.organization"), "gguf_file_type": fields.get("general.file_type")}
 

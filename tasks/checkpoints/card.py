@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from artifacts.manifest import Manifest
-from tasks import model_files
+from tasks.checkpoints import files as model_files
 
 CARD = "README.md"
 BELOW = "<!-- Below is the card of the base model, as it came. -->"

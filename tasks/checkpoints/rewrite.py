@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.store.files import safetensors_header
-from tasks import card, model_files
+from tasks.checkpoints import card, files
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +28,19 @@ def rewrite(source: Path, staging: Staging, config: Mapping[str, Any], readme: s
     from safetensors.torch import save_file
 
     weight_map: dict[str, str] = {}
-    tensor_bytes, weights = 0, model_files.weight_files(source)
+    tensor_bytes, weights = 0, files.weight_files(source)
     for number, name in enumerate(weights):
         saw(number / len(weights), f"writing {name}")
         shard = shard_of(list(safetensors_header(source / name)))
         save_file(shard, staging.target(name), metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
         tensor_bytes += sum(tensor.nbytes for tensor in shard.values())
-    names = model_files.companions(source)
+    names = files.companions(source)
     for name in names:
         if name not in ("config.json", *card.card_files(names)):
             staging.copy(source / name, name)
     staging.write(card.CARD, readme.encode())
-    if (source / model_files.INDEX).exists():
+    if (source / files.INDEX).exists():
         index = {"metadata": {"total_size": tensor_bytes}, "weight_map": weight_map}
-        staging.write(model_files.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-    model_files.write_config(staging.path, config)
+        staging.write(files.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    files.write_config(staging.path, config)

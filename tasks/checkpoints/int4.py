@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tasks import model_files
+from tasks.checkpoints import files
 
 # Nibble i of an int32 holds column ORDER[i] of its eight: AutoAWQ's gemm packing, which LMDeploy writes too.
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -105,7 +105,7 @@ class Tensors(Mapping[str, torch.Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}
-        for name in model_files.weight_files(folder):
+        for name in files.weight_files(folder):
             file: Any = safe_open(folder / name, framework="pt")
             self._files |= dict.fromkeys(file.keys(), file)
 

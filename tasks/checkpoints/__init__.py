@@ -1,0 +1,1 @@
+"""Model folders and their weights: read, checked, converted, quantized layouts, model cards."""

@@ -14,8 +14,8 @@ import argparse
 from configs.schema import weights_and_kv
 from flows.cli_engines import engine_of, variant_of
 from flows.terminal import find_model
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
 
 PROMPTS = ("Give 3 advices on preparing IELTS", "中国科学院是")
 

@@ -23,13 +23,13 @@ from artifacts.records.evidence import DocumentScore, Speed
 from configs.errors import EngineError, LmflowsError, SourceError
 from configs.schema import Benchmark, Engine, EngineTransformers, KvBits, PythonDocs, TextFile
 from tasks.checkpoints import files
-from tasks.engines.base import EngineSpec, Scores
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec, Scores
+from tasks.engines.speed import one_round
 from tasks.evaluate import compare
 from tasks.machine import gpus
 from tasks.measure import score_all
 from tasks.runner.step import Context, Request, Result, step
-from tasks.speed import one_round
 from tasks.texts import read
 
 T = TypeVar("T")

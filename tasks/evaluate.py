@@ -17,7 +17,7 @@ from pydantic import Field
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from configs.errors import SourceError
-from tasks.engines.base import Scores
+from tasks.engines.protocol import Scores
 from tasks.generation_checks import check
 from tasks.items import compare_items
 from tasks.measure import read_measurement, read_scores

@@ -13,7 +13,7 @@ from typing import Any
 
 from artifacts.records.checks import CheckResult, Example, ProbeAnswer, ProbeAnswers, Rendering
 from configs.errors import EngineCrashed
-from tasks.engines.base import Engine, Generation
+from tasks.engines.protocol import Engine, Generation
 from tasks.judging import MIXED, calls_well, has_keys, repeats, script
 from tasks.paired import mcnemar
 

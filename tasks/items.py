@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from artifacts.manifest import digest_of
 from artifacts.records.items import ItemOutcome, TaskComparison
 from configs.errors import SourceError
-from tasks.engines.base import Engine
+from tasks.engines.protocol import Engine
 from tasks.paired import detectable_drop, holm, mcnemar
 
 Saw = Callable[[float, str], None]

@@ -26,15 +26,15 @@ from artifacts.records.load_results import Environment
 from artifacts.store.files import sha256_file
 from configs.errors import SourceError
 from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv
-from tasks.engines.base import EngineSpec, Scores
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec, Scores
+from tasks.engines.speed import speeds
 from tasks.generation_checks import PROBE_PROMPTS, ask_probes, probe_answer
 from tasks.items import Item, read_items, run_items
 from tasks.load.environment import Watch
 from tasks.machine import gpus
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
-from tasks.speed import speeds
 from tasks.texts import HELD_OUT, load_records
 
 RECORD, SCORES = "measurement.json", "scores.npz"

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from configs.errors import EngineError, LmflowsError
 from configs.schema import EnginePytorch, EngineTurbomind, KvBits
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus
 from tasks.runner.step import Context, Request, Result, step
 

@@ -18,7 +18,7 @@ from tasks.machine.gpus import cuda_is_visible
 from tasks.runner.step import Context, Request, Result, step
 
 if TYPE_CHECKING:
-    from tasks.engines.base import Generation
+    from tasks.engines.protocol import Generation
 
 REPEATS = 8  # an n-gram this many times in a row is a loop, not a style
 

@@ -25,8 +25,8 @@ from configs.reader import load
 from configs.schema import EngineTransformers
 from tasks.compare_runtimes import ratio
 from tasks.download import DownloadRequest, download
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
 from tasks.measure import batches, held_out_ids
 from tasks.pad import PadRequest, pad
 from tasks.runner.step import Context

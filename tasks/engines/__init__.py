@@ -1,1 +1,1 @@
-"""One module per engine behind the protocol of `tasks.engines.base`."""
+"""One module per engine behind the protocol of `tasks.engines.protocol`."""

@@ -17,7 +17,7 @@ from typing import Any
 from configs.errors import EngineError, LmflowsError
 from configs.schema import EngineTransformers
 from tasks.engines import wire
-from tasks.engines.base import Engine, EngineSpec
+from tasks.engines.protocol import Engine, EngineSpec
 from tasks.runner.child import die_with
 
 Answer = tuple[Mapping[str, Any], wire.Arrays]
@@ -68,7 +68,7 @@ def load(spec: EngineSpec) -> Engine:
         from tasks.engines.reference import ReferenceEngine
 
         return ReferenceEngine(spec.folder, dtype=getattr(torch, spec.engine.dtype), trust_remote_code=spec.trust_remote_code)
-    from tasks.engines.lmdeploy_pipeline import LmdeployEngine
+    from tasks.engines.lmdeploy import LmdeployEngine
 
     return LmdeployEngine(spec)
 

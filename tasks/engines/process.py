@@ -22,7 +22,7 @@ from configs.errors import EngineCrashed, LmflowsError, from_dict
 from configs.paths import process_environment
 from configs.schema import Engine as EngineOptions
 from tasks.engines import wire
-from tasks.engines.base import EngineSpec, Generation, Scores
+from tasks.engines.protocol import EngineSpec, Generation, Scores
 from tasks.runner import runtimes
 
 LAST_LINES = 15

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import EngineError
 from configs.schema import EnginePytorch
-from tasks.engines.base import EngineSpec
+from tasks.engines.protocol import EngineSpec
 
 if TYPE_CHECKING:
     from tasks.endpoints import Endpoint

@@ -15,7 +15,7 @@ from configs import paths
 from configs.errors import EngineError
 from configs.schema import EngineTurbomind
 from tasks.checkpoints import files
-from tasks.engines.base import EngineSpec
+from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus
 
 if TYPE_CHECKING:

@@ -220,8 +220,8 @@ def start_up(place: Path) -> dict[str, Any]:
 def scoring(place: Path) -> dict[str, Any]:
     """Tokens per second of scoring through TurboMind and through the transformers engine, by turns, in the same batches."""
     from configs.schema import EngineTransformers, EngineTurbomind
-    from tasks.engines.base import EngineSpec
     from tasks.engines.process import EngineProcess
+    from tasks.engines.protocol import EngineSpec
     from tasks.measure import score_all
 
     folder, rng = random_model(place, "internlm2-1.9b"), random.Random(0)
@@ -245,8 +245,8 @@ def scoring(place: Path) -> dict[str, Any]:
 def tune(folder: Path) -> None:
     """Load the model once, as the measure step does, so that its tuning is kept."""
     from configs.schema import EngineTurbomind
-    from tasks.engines.base import EngineSpec
     from tasks.engines.process import EngineProcess
+    from tasks.engines.protocol import EngineSpec
 
     EngineProcess(EngineSpec(folder=folder, engine=EngineTurbomind(name="turbomind", cache_max_entry_count=0.1))).close()
 

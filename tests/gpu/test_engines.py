@@ -9,11 +9,11 @@ import pytest
 
 from configs.errors import EngineCrashed, EngineError
 from configs.schema import Benchmark, EnginePytorch, EngineTransformers, EngineTurbomind, KvBits
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
+from tasks.engines.speed import speeds
 from tasks.engines.turbomind import tuning_file
 from tasks.machine import gpus
-from tasks.speed import speeds
 
 TEXT = {"text": "The with statement is used to wrap the execution of a block with methods defined by a context manager. " * 6}
 TURBOMIND = EngineTurbomind(name="turbomind", cache_max_entry_count=0.1)

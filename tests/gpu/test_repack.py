@@ -10,8 +10,8 @@ import pytest
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.schema import EngineTransformers, EngineTurbomind, PythonDocs, Quantize, Texts
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
 from tasks.runner.step import Context

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.schema import EngineTurbomind
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus
 from tests.gpu.test_engines import TEXT
 

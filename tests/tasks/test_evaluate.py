@@ -18,7 +18,7 @@ from artifacts.store.local import LocalStore
 from configs.errors import SmokeTestFailed, SourceError
 from configs.schema import EngineTransformers, Evaluate, LocalSource, PythonDocs, SmokeTest, Texts
 from tasks.download import DownloadRequest, download
-from tasks.engines.base import Generation, Scores
+from tasks.engines.protocol import Generation, Scores
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import scores
 from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, divergence, evaluate, read_evidence, summarize_kl

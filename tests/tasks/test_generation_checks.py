@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.records.checks import CheckResult, ProbeAnswer, ProbeAnswers, Rendering
 from configs.schema import EngineTransformers
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine
 from tasks.generation_checks import JSON_PROMPTS, PROBE_PROMPTS, SHAPES, TOOL_PROMPTS, TOOLS, WITH_TOOLS, ask_probes, check, check_answers, offers
 from tasks.judging import MIXED, calls_well, function_calls, has_keys, periodic_tail, repeats, script

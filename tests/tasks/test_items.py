@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from artifacts.records.items import ItemOutcome
 from configs.errors import SourceError
-from tasks.engines.base import Scores
+from tasks.engines.protocol import Scores
 from tasks.engines.reference import ReferenceEngine
 from tasks.items import Item, compare_items, found_in, normalized, read_items, run_items
 from tasks.paired import detectable_drop, holm, mcnemar

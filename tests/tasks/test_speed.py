@@ -12,8 +12,8 @@ import pytest
 
 from configs.errors import EngineError
 from configs.schema import Benchmark
-from tasks.engines.base import Engine, Generation, Scores
-from tasks.speed import DECODE_PROMPT, one_round, speeds
+from tasks.engines.protocol import Engine, Generation, Scores
+from tasks.engines.speed import DECODE_PROMPT, one_round, speeds
 
 CONFIG = Benchmark(batch_sizes=(1, 4), prompt_tokens=40, new_tokens=8, rounds=2)
 
@@ -73,7 +73,7 @@ class Clockwork:
 @pytest.fixture(scope="module")
 def clockwork() -> Iterator[Clockwork]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.speed.time", clock := Clock())
+        patch.setattr("tasks.engines.speed.time", clock := Clock())
         yield Clockwork(clock)
 
 

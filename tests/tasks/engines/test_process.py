@@ -30,8 +30,8 @@ from configs.errors import ConfigError, EngineCrashed, EngineError
 from configs.paths import PROJECT
 from configs.schema import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
 from tasks.engines import process, wire
-from tasks.engines.base import EngineSpec
 from tasks.engines.process import EngineProcess
+from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine
 from tasks.runner import runtimes
 from tests.tasks.test_child import all_gone
@@ -224,7 +224,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from configs.schema import EngineTransformers
-from tasks.engines.base import EngineSpec
+from tasks.engines.protocol import EngineSpec
 from tasks.engines.process import EngineProcess
 engine = EngineProcess(EngineSpec(folder=sys.argv[1], engine=EngineTransformers(name="transformers")), log=Path(sys.argv[2]))
 print("loaded", flush=True)

@@ -19,7 +19,7 @@ from configs.errors import EngineError
 from configs.schema import EnginePytorch, EngineTurbomind
 from tasks.checkpoints import files
 from tasks.engines import pytorch, turbomind
-from tasks.engines.base import EngineSpec, Generation, Scores, Tokenized
+from tasks.engines.protocol import EngineSpec, Generation, Scores, Tokenized
 
 T = TypeVar("T")
 

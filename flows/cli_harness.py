@@ -30,8 +30,8 @@ def harness(
 ) -> None:
     """Ask an endpoint tasks of lm-evaluation-harness; with --against two of them, compared question by question."""
     from tasks import endpoints
-    from tasks.harness import RUNTIME
-    from tasks.items import compare_items
+    from tasks.quality.harness import RUNTIME
+    from tasks.quality.items import compare_items
     from tasks.runner import runtimes
 
     if not task:
@@ -57,7 +57,7 @@ def harness(
 
 def _ask(endpoint: Endpoint, tasks: list[str], include: Path | None, limit: int | None, fewshot: int | None, chat: bool) -> HarnessResult:
     from tasks.checkpoints.files import read_config
-    from tasks.harness import TOLD, run_harness
+    from tasks.quality.harness import TOLD, run_harness
 
     def say(line: str) -> None:
         if line.startswith(TOLD):

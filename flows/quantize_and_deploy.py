@@ -33,7 +33,6 @@ from flows.terminal import whoami
 from flows.variants import Examination, yardstick_request
 from tasks import endpoints, supervisor
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
-from tasks.choice import choose
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
 from tasks.evaluate import read_evidence
@@ -43,6 +42,7 @@ from tasks.measure import items_files
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, preflight
 from tasks.promote import PromoteRequest, PromoteResult, SignRequest, promote, sign
+from tasks.quality.objective import choose
 from tasks.quantize import quantize
 from tasks.report import Choice, ReportRequest, ReportResult, StepTime, report
 from tasks.smoke_test import SmokeTestRequest, smoke_test

@@ -15,8 +15,8 @@ from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
 from tasks.load.steps import LoadTestRequest, load_test
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
 from tasks.preflight import refused
+from tasks.quality.verdict import judge, wants_more
 from tasks.report import Attempt, VariantOutcome
-from tasks.verdict import judge, wants_more
 
 
 def yardstick_request(run: Run, pipeline: Pipeline, model: ModelArtifact, texts: ModelArtifact, items: tuple[ItemsFile, ...], *,

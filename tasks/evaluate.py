@@ -1,7 +1,7 @@
 """The evaluate step: what a candidate's measurement says beside its parent's.
 
 Both have scored the same token ids, each through its own engine and KV cache. Hands on the evidence artifact. Knows nothing
-of limits: `tasks.verdict` judges.
+of limits: `tasks.quality.verdict` judges.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from configs.errors import SourceError
 from tasks.engines.protocol import Scores
-from tasks.generation_checks import check
-from tasks.items import compare_items
 from tasks.measure import read_measurement, read_scores
+from tasks.quality.generation_checks import check
+from tasks.quality.items import compare_items
 from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.texts import CALIBRATION, HELD_OUT, load_records, passages
 

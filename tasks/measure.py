@@ -29,10 +29,10 @@ from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec, Scores
 from tasks.engines.speed import speeds
-from tasks.generation_checks import PROBE_PROMPTS, ask_probes, probe_answer
-from tasks.items import Item, read_items, run_items
 from tasks.load.environment import Watch
 from tasks.machine import gpus
+from tasks.quality.generation_checks import PROBE_PROMPTS, ask_probes, probe_answer
+from tasks.quality.items import Item, read_items, run_items
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 from tasks.texts import HELD_OUT, load_records

@@ -1,7 +1,7 @@
 """The report's page: everything that a run or a comparison has found, in one HTML file that needs nothing else.
 
 `collect` reads the artifacts of a request into one plain `Story`, which the page and the markdown tell; `render` makes the page.
-What a model has said is hostile input: it is shown, never obeyed. Decides nothing: that is `tasks.verdict`.
+What a model has said is hostile input: it is shown, never obeyed. Decides nothing: that is `tasks.quality.verdict`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from configs.errors import ArtifactMissing
 from tasks.evaluate import read_evidence
 from tasks.load.steps import read_load
 from tasks.measure import read_measurement
+from tasks.quality.verdict import judge
 from tasks.report_markdown import percent, size, step_rows, task_rows, variant_rows
-from tasks.verdict import judge
 
 if TYPE_CHECKING:
     from tasks.plots import Plot

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from artifacts.records.load_results import OK, LoadResult
 from configs.errors import LmflowsError
 from tasks import plots
-from tasks.choice import UNITS, figure
 from tasks.plots import Curve, Interval, Option, Plot
+from tasks.quality.objective import UNITS, figure
 from tasks.report_markdown import percent
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Generation checks: what a model answered to the probes, and what that says of a candidate beside its parent.
 
-Data only; `tasks.generation_checks` asks and judges.
+Data only; `tasks.quality.generation_checks` asks and judges.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measurement, evidence, verdict: what was measured of each variant, what that says of a candidate beside its parent, and
 the decision that rests on it.
 
-Data only, as it is stored; `tasks.measure` measures, `tasks.evaluate` compares and `tasks.verdict` judges. All NLL and KL
+Data only, as it is stored; `tasks.measure` measures, `tasks.evaluate` compares and `tasks.quality.verdict` judges. All NLL and KL
 figures are in nats.
 """
 

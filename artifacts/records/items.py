@@ -1,6 +1,6 @@
 """Task items: what a model answered to each, and how two models compare on those that both were asked.
 
-Data only; `tasks.items` asks and compares.
+Data only; `tasks.quality.items` asks and compares.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A promotion reads the ref, checks everything, and writes the ref if it has not moved meanwhile; a rollback checks that what it goes
 back to is there. Each is one small conditional write, so a kill at any moment leaves the old state or the new one. Knows nothing of
-how a verdict is reached (`tasks.verdict`), and serves nothing.
+how a verdict is reached (`tasks.quality.verdict`), and serves nothing.
 """
 
 from __future__ import annotations

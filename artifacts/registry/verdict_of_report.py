@@ -1,6 +1,6 @@
 """What speaks for an artifact: a report with its verdict, checked against itself and against the evidence that it rests on.
 
-Everything is read from the store that it is promoted in. How a verdict is reached is the business of `tasks.verdict`.
+Everything is read from the store that it is promoted in. How a verdict is reached is the business of `tasks.quality.verdict`.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import scores
 from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, divergence, evaluate, read_evidence, summarize_kl
 from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_scores
+from tasks.quality.verdict import judge
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
 from tasks.texts import CALIBRATION, HELD_OUT, TextsRequest, texts
-from tasks.verdict import judge
 
 DIGEST = "0" * 64
 CONFIG = Evaluate(max_perplexity_ratio=1.1, documents=24, max_documents=24, max_tokens_per_document=100, max_new_tokens=12)

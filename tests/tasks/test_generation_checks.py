@@ -20,8 +20,19 @@ from configs.schema import EngineTransformers
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine
-from tasks.generation_checks import JSON_PROMPTS, PROBE_PROMPTS, SHAPES, TOOL_PROMPTS, TOOLS, WITH_TOOLS, ask_probes, check, check_answers, offers
-from tasks.judging import MIXED, calls_well, function_calls, has_keys, periodic_tail, repeats, script
+from tasks.quality.answer_text import MIXED, calls_well, function_calls, has_keys, periodic_tail, repeats, script
+from tasks.quality.generation_checks import (
+    JSON_PROMPTS,
+    PROBE_PROMPTS,
+    SHAPES,
+    TOOL_PROMPTS,
+    TOOLS,
+    WITH_TOOLS,
+    ask_probes,
+    check,
+    check_answers,
+    offers,
+)
 from tests.tiny_model import END, TEMPLATE
 
 PROMPTS = ("hello", "What is a list in Python?", "please provide three suggestions about ielts' preparation")

@@ -20,8 +20,8 @@ from flows.cli_harness import harness
 from tasks import endpoints
 from tasks.endpoints import Endpoint
 from tasks.engines.reference import ReferenceEngine
-from tasks.harness import RUNTIME, run_harness
-from tasks.items import Item, compare_items, run_items
+from tasks.quality.harness import RUNTIME, run_harness
+from tasks.quality.items import Item, compare_items, run_items
 from tasks.runner import runtimes
 from tests.tasks.engines.test_server import NAME, serving
 

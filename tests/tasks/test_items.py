@@ -19,8 +19,8 @@ from artifacts.records.items import ItemOutcome
 from configs.errors import SourceError
 from tasks.engines.protocol import Scores
 from tasks.engines.reference import ReferenceEngine
-from tasks.items import Item, compare_items, found_in, normalized, read_items, run_items
-from tasks.paired import detectable_drop, holm, mcnemar
+from tasks.quality.items import Item, compare_items, found_in, normalized, read_items, run_items
+from tasks.quality.mcnemar import detectable_drop, holm, mcnemar
 
 CHOICE = {"task": "python", "id": "list", "prompt": "A list is a mutable", "choices": ["sequence of objects.", "of sequence mutable."], "answer": 0}
 CHAT = {"task": "chat", "id": "hello", "messages": [{"role": "user", "content": "hello"}], "answer": ["Hello! How can I help you today"]}
@@ -148,7 +148,7 @@ def test_a_token_across_the_boundary_belongs_to_the_choice(engine: ReferenceEngi
     ("Answer:", "Paris", None, "Answer: Paris"), ("Answer: ", "Paris", None, "Answer: Paris"), ("Answer:", " Paris", None, "Answer: Paris"),
     ("\u7b54\u6848", "\u5df4\u9ece", "", "\u7b54\u6848\u5df4\u9ece"), ("Answer:\n", "Paris", " ", "Answer:\nParis")])
 def test_prompt_and_choice_are_joined_by_one_delimiter(engine: ReferenceEngine, prompt: str, choice: str, delimiter: str | None, joined: str) -> None:
-    from tasks.items import _tokenized
+    from tasks.quality.items import _tokenized
 
     fields = {} if delimiter is None else {"delimiter": delimiter}
     ids, start = next(_tokenized(engine, item(prompt=prompt, choices=[choice, "other"], answer=0, **fields), 0))
@@ -156,7 +156,7 @@ def test_prompt_and_choice_are_joined_by_one_delimiter(engine: ReferenceEngine, 
 
 
 def test_a_chats_choices_are_scored_through_the_template_without_its_end(engine: ReferenceEngine) -> None:
-    from tasks.items import _template_tail, _tokenized
+    from tasks.quality.items import _template_tail, _tokenized
 
     chat = item(messages=CHAT["messages"], choices=["Hello! How can I help you today?", "A list is a mutable sequence"], answer=0)
     tail = _template_tail(engine)

@@ -25,10 +25,10 @@ from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import KEPT, scores
 from tasks.evaluate import PROBES, EvaluateRequest, compare, evaluate, kl_divergence, read_evidence
 from tasks.measure import ItemsFile, MeasureRequest, hardware, held_out_ids, measure, read_measurement, read_scores
+from tasks.quality.verdict import judge
 from tasks.runner import runtimes
 from tasks.runner.step import Context
 from tasks.texts import HELD_OUT, TextsRequest, load_records, texts
-from tasks.verdict import judge
 from tests.tasks.engines.test_process import another_python
 
 Logits = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from tasks.statistics import POWER, Estimate, looks_levels, paired_difference, smallest_detectable
+from tasks.quality.non_inferiority import POWER, Estimate, looks_levels, paired_difference, smallest_detectable
 
 MARGIN = 0.1  # nats a token
 SIMULATIONS = 2000

@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from configs.schema import Evaluate
-from tasks.verdict import judge, wants_more
+from tasks.quality.verdict import judge, wants_more
 
 PARENT, CANDIDATE, DIGEST = "a" * 64, "b" * 64, "c" * 64
 CONFIG = Evaluate(max_perplexity_ratio=1.1, documents=24, max_documents=48)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from artifacts.records.evidence import Difference, Evidence, Verdict
 from configs.schema import Evaluate
-from tasks.statistics import looks_levels, paired_difference, smallest_detectable
+from tasks.quality.non_inferiority import looks_levels, paired_difference, smallest_detectable
 
 FEWEST_DOCUMENTS = 24  # with fewer, the interval of skewed differences misses too often (docs/verdict.md)
 LOWEST_PERPLEXITY = 1.05  # a parent that knows every next token was trained on this text, or it is one line over and over

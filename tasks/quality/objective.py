@@ -9,8 +9,8 @@ from configs.schema import Evaluate, weights_and_kv
 from tasks.checkpoints import files
 from tasks.evaluate import read_evidence
 from tasks.measure import read_measurement
+from tasks.quality.verdict import judge
 from tasks.report import Choice, VariantOutcome
-from tasks.verdict import judge
 
 Objective = Literal["memory", "latency", "throughput"]
 CACHED_TOKENS = 32_768  # what `memory` counts beside the weights: eight sessions of 4096 tokens

@@ -31,7 +31,7 @@ from artifacts.manifest import digest_of
 from artifacts.records.items import ItemOutcome, TaskComparison
 from configs.errors import SourceError
 from tasks.engines.protocol import Engine
-from tasks.paired import detectable_drop, holm, mcnemar
+from tasks.quality.mcnemar import detectable_drop, holm, mcnemar
 
 Saw = Callable[[float, str], None]
 Text = Annotated[str, Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness against one of our endpoints: `python -m tasks.harness_host REQUEST ANSWER`, in the runtime `lm-eval`.
+"""lm-evaluation-harness against one of our endpoints: `python -m tasks.quality.harness_host REQUEST ANSWER`, in the runtime `lm-eval`.
 
 Its own clients of OpenAI's API want the log-probabilities of a prompt (`echo`), which neither LMDeploy's api_server nor the reference
 server gives. Both give `/get_ppl`, the mean NLL of token ids, and two of those make a log-likelihood: that of question and answer

@@ -14,8 +14,8 @@ from typing import Any
 from artifacts.records.checks import CheckResult, Example, ProbeAnswer, ProbeAnswers, Rendering
 from configs.errors import EngineCrashed
 from tasks.engines.protocol import Engine, Generation
-from tasks.judging import MIXED, calls_well, has_keys, repeats, script
-from tasks.paired import mcnemar
+from tasks.quality.answer_text import MIXED, calls_well, has_keys, repeats, script
+from tasks.quality.mcnemar import mcnemar
 
 Saw = Callable[[float, str], None]
 Messages = Sequence[Mapping[str, str]]

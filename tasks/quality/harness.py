@@ -1,5 +1,5 @@
 """lm-evaluation-harness against an endpoint, as an option: any of its tasks, through the library itself in a runtime of its own,
-whose dependencies must not meet ours. Two endpoints' answers are compared in pairs by `tasks.items.compare_items`.
+whose dependencies must not meet ours. Two endpoints' answers are compared in pairs by `tasks.quality.items.compare_items`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run_harness(endpoint_url: str, model_name: str, tokenizer_folder: Path, task
                          "chat": chat, "longest": longest, "at_once": at_once, "timeout_s": timeout_s,
                          "trust_remote_code": trust_remote_code}}))
         # -P: the folder that somebody stands in is no package
-        status, lines = runtimes.run_tool(RUNTIME, ["-P", "-m", "tasks.harness_host", str(request), str(answer)], say=say,
+        status, lines = runtimes.run_tool(RUNTIME, ["-P", "-m", "tasks.quality.harness_host", str(request), str(answer)], say=say,
                                           environment=paths.process_environment() | {KEY: key or ""})
         try:
             found: dict[str, Any] = json.loads(answer.read_text())

@@ -1,0 +1,1 @@
+"""What makes a verdict: statistics, items, generation checks, the rules."""

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from rich.console import Console
 
 from configs.errors import EndpointError
-from tasks.endpoints import Endpoint
+from tasks.serving.endpoints import Endpoint
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def run(config: ConfigPath, set_: Overrides = None,
     with out.status("starting Prefect") if out.is_terminal else _nothing():
         from flows.console import ConsoleDisplay, MemoryMeter, print_summary
         from flows.quantize_and_deploy import quantize_and_deploy
-        from tasks import supervisor
+        from tasks.serving import supervisor
     meter = MemoryMeter([process] if (process := supervisor.pid()) else [])
     meter.start()
     failed = None
@@ -118,7 +118,7 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
 
     An empty line or Ctrl-D ends it, /new forgets the conversation, Ctrl-C cuts an answer short."""
     from flows.chat import Manner, converse
-    from tasks import endpoints
+    from tasks.serving import endpoints
 
     manner = Manner(system=system, temperature=temperature, max_tokens=max_tokens, timing=timing)
     if engine is None:
@@ -128,7 +128,7 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
         raise ConfigError("which model?", where="--engine", hint="name an artifact's digest or a model folder")
     from tasks.checkpoints.files import read_config
     from tasks.machine.gpus import cuda_is_visible
-    from tasks.once import served
+    from tasks.serving.temporary import served
 
     folder, digest = find_model(name)
     kind = "w4a16" if "quantization_config" in read_config(folder) else "fp16"
@@ -149,7 +149,7 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the endpoints on this machine, and whether they run."""
-    from tasks import endpoints, supervisor
+    from tasks.serving import endpoints, supervisor
 
     rows = []
     for endpoint in endpoints.everyone():
@@ -163,7 +163,7 @@ def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 @app.command()
 def stop(name: EndpointName = None, every: Annotated[bool, typer.Option("--all", help="stop every endpoint")] = False) -> None:
     """Take an endpoint down and free its port."""
-    from tasks import endpoints, supervisor
+    from tasks.serving import endpoints, supervisor
 
     for endpoint in endpoints.everyone() if every else [endpoints.one(name)]:
         supervisor.stop(endpoint)
@@ -177,7 +177,7 @@ def stop(name: EndpointName = None, every: Annotated[bool, typer.Option("--all",
 @app.command()
 def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min=1)] = 40) -> None:
     """Show the last lines of an endpoint's server log."""
-    from tasks import endpoints
+    from tasks.serving import endpoints
 
     log = endpoints.one(name).folder / endpoints.LOG
     if not log.exists():

@@ -13,7 +13,7 @@ from flows.terminal import err, out, show_rows
 
 if TYPE_CHECKING:
     from artifacts.records.items import HarnessResult, TaskComparison
-    from tasks.endpoints import Endpoint
+    from tasks.serving.endpoints import Endpoint
 
 LONGEST = 2048  # the library's own
 
@@ -29,10 +29,10 @@ def harness(
     json_file: Annotated[Path | None, typer.Option("--json", help="write figures and answers to this file")] = None,
 ) -> None:
     """Ask an endpoint tasks of lm-evaluation-harness; with --against two of them, compared question by question."""
-    from tasks import endpoints
     from tasks.quality.harness import RUNTIME
     from tasks.quality.items import compare_items
     from tasks.runner import runtimes
+    from tasks.serving import endpoints
 
     if not task:
         raise ConfigError("which task?", where="--task", hint="for example --task arc_easy, or one of your own with --include FOLDER")

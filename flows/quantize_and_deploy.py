@@ -31,7 +31,6 @@ from flows.steps import Done, Run, artifact_key, begin_run
 from flows.summary import RunSummary
 from flows.terminal import whoami
 from flows.variants import Examination, yardstick_request
-from tasks import endpoints, supervisor
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
@@ -45,6 +44,7 @@ from tasks.promote import PromoteRequest, PromoteResult, SignRequest, promote, s
 from tasks.quality.objective import choose
 from tasks.quantize import quantize
 from tasks.report import Choice, ReportRequest, ReportResult, StepTime, report
+from tasks.serving import endpoints, supervisor
 from tasks.smoke_test import SmokeTestRequest, smoke_test
 from tasks.texts import TextsRequest, texts
 from tasks.upload import UploadRequest, upload

@@ -21,11 +21,11 @@ from configs.errors import PreflightError
 from configs.location import Location
 from configs.policy import Policy
 from configs.schema import Deploy, Engine, EngineTransformers, Evaluate, Quantize
-from tasks.endpoints import given_keys
 from tasks.machine.gpus import choose, free_bytes
 from tasks.preflight import PreflightResult, raise_all
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
+from tasks.serving.endpoints import given_keys
 
 LIBRARIES_RSS = 1_300_000_000  # bytes that torch with CUDA, transformers and lmdeploy take before any weight
 SMALL_BYTES = 50_000_000  # logs, reports, Prefect's database

@@ -1,7 +1,7 @@
 """The deploy step: from an artifact to an endpoint that has answered, and that scores text as the evidence says.
 
 A new server takes over an endpoint's name and port only if it becomes ready; otherwise the one before it is started
-again. Knows nothing of Prefect; the server runs under `tasks.supervisor` and outlives everybody.
+again. Knows nothing of Prefect; the server runs under `tasks.serving.supervisor` and outlives everybody.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from configs.errors import ConfigError, EndpointError
 from configs.location import Location
 from configs.policy import Policy
 from configs.schema import Deploy, Engine
-from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
-from tasks.endpoints import LOG, Endpoint
 from tasks.evaluate import PROBES, Probe
 from tasks.runner.step import Context, Request, Result, step
+from tasks.serving import endpoints, supervisor
+from tasks.serving.endpoints import LOG, Endpoint
 
 POLL_SECONDS = 0.5
 GAVE_UP = ("FATAL", "EXITED", "STOPPED", "UNKNOWN")

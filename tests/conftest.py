@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "home"
     monkeypatch.setenv("LMFLOWS_HOME", str(folder))
     yield folder
-    from tasks import endpoints, supervisor
+    from tasks.serving import endpoints, supervisor
 
     for endpoint in endpoints.everyone():
         supervisor.stop(endpoint)

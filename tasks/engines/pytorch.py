@@ -11,7 +11,7 @@ from configs.schema import EnginePytorch
 from tasks.engines.protocol import EngineSpec
 
 if TYPE_CHECKING:
-    from tasks.endpoints import Endpoint
+    from tasks.serving.endpoints import Endpoint
 
 
 def require() -> None:

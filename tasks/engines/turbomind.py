@@ -19,7 +19,7 @@ from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus
 
 if TYPE_CHECKING:
-    from tasks.endpoints import Endpoint
+    from tasks.serving.endpoints import Endpoint
 
 SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "num_experts",
          "num_local_experts", "moe_intermediate_size")

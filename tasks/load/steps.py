@@ -11,9 +11,9 @@ from configs.schema import Engine, Variant
 from tasks.load.compare import MIN_ROUNDS, TOLERANCE, compare_servers
 from tasks.load.run import default_processes, run_loads
 from tasks.load.target import Server, named, of_endpoint
-from tasks.once import served
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
+from tasks.serving.temporary import served
 
 RECORD = "load.json"
 READY_SECONDS = 1800.0

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from artifacts.records.load_results import Load, Target
 from configs.errors import ConfigError, EndpointError
-from tasks import endpoints
-from tasks.endpoints import Endpoint
 from tasks.load.stream import Service
 from tasks.runner import runtimes
+from tasks.serving import endpoints
+from tasks.serving.endpoints import Endpoint
 
 NAME_SECONDS = 20.0
 

@@ -36,7 +36,7 @@ DEFAULT = "default"
 SHIPPED = paths.PROJECT / "configs" / "runtimes"
 LIBRARIES = ("lmdeploy", "torch", "transformers")  # the distributions that decide what an engine computes
 # what of ours runs there: an engine, a server, a step
-NEEDS = ("tasks.engines.host", "tasks.engines.reference", "tasks.engines.launch", "tasks.runner.child", "artifacts.store.local")
+NEEDS = ("tasks.engines.host", "tasks.engines.reference", "tasks.serving.launch", "tasks.runner.child", "artifacts.store.local")
 # runtimes that are no engine's, and the modules that must be there
 TOOLS = {"lm-eval": ("lm_eval", "transformers")}
 NOTE = "runtime.json"  # an environment's versions

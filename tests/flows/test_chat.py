@@ -20,8 +20,8 @@ import pytest
 from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.schema import Deploy, EngineTransformers
-from tasks.endpoints import Endpoint
 from tasks.engines.reference import ReferenceEngine
+from tasks.serving.endpoints import Endpoint
 from tests.tasks.engines.test_server import serving
 
 

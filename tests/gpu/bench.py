@@ -188,10 +188,10 @@ def start_up(place: Path) -> dict[str, Any]:
     without the GEMM tuning of an earlier start."""
     from artifacts.store.local import LocalStore
     from configs.schema import Deploy, EngineTurbomind
-    from tasks import endpoints, supervisor
     from tasks.deploy import DeployRequest, deploy
     from tasks.evaluate import read_evidence
     from tasks.runner.step import Context
+    from tasks.serving import endpoints, supervisor
 
     store = LocalStore(paths.workspace())
     proofs = (store.open(digest) for digest in reversed(list(store.digests())) if store.manifest(digest).kind == "evidence")

@@ -27,7 +27,7 @@ def test_the_whole_flow(internlm2: Path, tmp_path: Path, home: Path, free_port: 
 
     environment.prepare(quiet=True)
     from flows.quantize_and_deploy import quantize_and_deploy
-    from tasks import endpoints
+    from tasks.serving import endpoints
 
     config = tmp_path / "internlm2.yaml"
     config.write_text(yaml.safe_dump({

@@ -35,13 +35,13 @@ from configs import paths
 from configs.errors import ArtifactDamaged, ConfigError, EndpointError, SignatureRefused
 from configs.policy import Policy, SigningKey, TrustedKey
 from configs.schema import Deploy, EngineTransformers, EngineTurbomind
-from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
 from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deploy
-from tasks.endpoints import KEYS, LOG, RECORD, Endpoint
 from tasks.engines.reference import ReferenceEngine
 from tasks.evaluate import PROBES
 from tasks.runner.step import Context
+from tasks.serving import endpoints, supervisor
+from tasks.serving.endpoints import KEYS, LOG, RECORD, Endpoint
 from tests import s3_server
 
 KEYS_VARIABLE = "LMFLOWS_TEST_KEYS"

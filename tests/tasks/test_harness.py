@@ -17,12 +17,12 @@ from artifacts.records.items import HarnessResult
 from configs.errors import ConfigError, EndpointError
 from configs.schema import Deploy, EngineTransformers
 from flows.cli_harness import harness
-from tasks import endpoints
-from tasks.endpoints import Endpoint
 from tasks.engines.reference import ReferenceEngine
 from tasks.quality.harness import RUNTIME, run_harness
 from tasks.quality.items import Item, compare_items, run_items
 from tasks.runner import runtimes
+from tasks.serving import endpoints
+from tasks.serving.endpoints import Endpoint
 from tests.tasks.engines.test_server import NAME, serving
 
 QUESTIONS = [

@@ -20,8 +20,8 @@ from configs import paths
 from configs.errors import EndpointError
 from configs.schema import EngineTransformers
 from flows import cli
-from tasks.once import served
 from tasks.runner import runtimes
+from tasks.serving.temporary import served
 from tests.flows.test_engines import with_environment
 from tests.tasks.engines.test_process import another_python
 

@@ -22,9 +22,9 @@ from artifacts.manifest import ModelArtifact
 from configs import paths
 from configs.errors import EndpointError
 from configs.schema import Deploy, EngineTransformers
-from tasks import endpoints, supervisor
 from tasks.capacity import port_problem
-from tasks.endpoints import Endpoint
+from tasks.serving import endpoints, supervisor
+from tasks.serving.endpoints import Endpoint
 from tests import planted_runtime
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
@@ -53,7 +53,7 @@ def answers(endpoint: Endpoint) -> bool:
 
 def is_server(pid: int) -> bool:
     """Whether a process has become the server: until then it is the launcher that reads the endpoint's record."""
-    return pid != 0 and "tasks.engines.server" in psutil.Process(pid).cmdline()
+    return pid != 0 and "tasks.serving.reference_server" in psutil.Process(pid).cmdline()
 
 
 def processes_with(home: Path) -> list[psutil.Process]:

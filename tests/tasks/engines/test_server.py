@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from tasks.engines.reference import ReferenceEngine
-from tasks.engines.server import Service, _Text, build_app
+from tasks.serving.reference_server import Service, _Text, build_app
 
 NAME = "tiny"
 CHAT = "/v1/chat/completions"

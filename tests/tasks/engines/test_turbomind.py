@@ -16,11 +16,11 @@ import pytest
 from artifacts.manifest import ModelArtifact
 from configs.paths import PROJECT
 from configs.schema import Deploy, EnginePytorch, EngineTransformers, EngineTurbomind
-from tasks.endpoints import RECORD, Endpoint
-from tasks.engines.launch import api_server, command
+from tasks.serving.endpoints import RECORD, Endpoint
+from tasks.serving.launch import api_server, command
 
 AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4}}
-# Becomes the server of a record as `python -m tasks.engines.launch` does, on a machine without a GPU: the engine is not asked
+# Becomes the server of a record as `python -m tasks.serving.launch` does, on a machine without a GPU: the engine is not asked
 # whether it is there, and LMDeploy's program tells what it was given instead of serving.
 LAUNCH = """
 import json, sys
@@ -139,7 +139,7 @@ def test_an_lmdeploy_that_trusts_by_itself_is_not_told_to(home: Path, tmp_path: 
 def test_without_a_gpu_no_other_engine_is_taken_in_silence(home: Path, tmp_path: Path, engine: type[EngineTurbomind | EnginePytorch],
                                                            words: str) -> None:
     endpoint = served(tmp_path, engine=engine)
-    done = subprocess.run([sys.executable, "-m", "tasks.engines.launch", str(endpoint.folder / RECORD)], capture_output=True, text=True, cwd=PROJECT,
+    done = subprocess.run([sys.executable, "-m", "tasks.serving.launch", str(endpoint.folder / RECORD)], capture_output=True, text=True, cwd=PROJECT,
                           env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, timeout=120)
     assert done.returncode == 1
     assert words in done.stderr.splitlines()[-1]
@@ -148,4 +148,4 @@ def test_without_a_gpu_no_other_engine_is_taken_in_silence(home: Path, tmp_path:
 def test_the_reference_server_is_told_only_where_its_record_is(home: Path, tmp_path: Path) -> None:
     endpoint = served(tmp_path, keys=("secret",)).model_copy(update={"engine": EngineTransformers(name="transformers")})
     record = endpoint.folder / RECORD
-    assert command(endpoint, record) == [sys.executable, "-P", "-m", "tasks.engines.server", str(record)]
+    assert command(endpoint, record) == [sys.executable, "-P", "-m", "tasks.serving.reference_server", str(record)]

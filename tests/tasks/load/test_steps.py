@@ -50,7 +50,7 @@ def test_a_variant_is_served_for_its_test_and_no_longer(tiny_model: Path, tmp_pa
         assert result.environment.engine["engine"] == "transformers" and "torch" in result.environment.engine
         assert result.environment.engine["artifact"] == "a" * 64
     children = [one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process().children(recursive=True)]  # a zombie has none
-    assert not [words for words in children if "tasks.engines.server" in " ".join(words)]
+    assert not [words for words in children if "tasks.serving.reference_server" in " ".join(words)]
 
 
 def test_what_decides_the_result_is_in_the_key(tiny_model: Path) -> None:

@@ -18,10 +18,10 @@ from artifacts.manifest import ModelArtifact
 from configs.errors import EndpointError
 from configs.paths import process_environment
 from configs.schema import Deploy, Engine, Variant
-from tasks.endpoints import LOG, RECORD, Endpoint
 from tasks.engines.process import interpreter
 from tasks.runner.child import die_with
 from tasks.runner.parent import kill_group
+from tasks.serving.endpoints import LOG, RECORD, Endpoint
 
 POLL_SECONDS = 0.3
 STOP_SECONDS = 20.0
@@ -45,7 +45,7 @@ def served(folder: Path, engine: Engine, variant: Variant, *, trust_remote_code:
         record.write_text(endpoint.model_dump_json())
         with log.open("wb") as output:
             server = subprocess.Popen(
-                [interpreter(engine), "-P", "-m", "tasks.engines.launch", str(record)], stdin=subprocess.DEVNULL, stdout=output,
+                [interpreter(engine), "-P", "-m", "tasks.serving.launch", str(record)], stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM),
                 env=os.environ | process_environment())
         try:

@@ -26,8 +26,8 @@ from supervisor.xmlrpc import SupervisorTransport
 from artifacts.store.files import write_atomic
 from configs import paths
 from configs.errors import EndpointError
-from tasks.endpoints import LOG, PROGRAM, RECORD, Endpoint
 from tasks.engines.process import interpreter
+from tasks.serving.endpoints import LOG, PROGRAM, RECORD, Endpoint
 
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107, and supervisord appends the pid while it binds
 START_SECONDS = 20.0
@@ -200,7 +200,7 @@ def _program(endpoint: Endpoint) -> str:
         **paths.process_environment(), **({"CUDA_VISIBLE_DEVICES": ",".join(endpoint.gpus)} if endpoint.gpus else {})}.items())
     return f"""\
 [program:{endpoint.name}]
-command={_escape(shlex.quote(interpreter(endpoint.engine)))} -P -m tasks.engines.launch {_escape(shlex.quote(str(endpoint.folder / RECORD)))}
+command={_escape(shlex.quote(interpreter(endpoint.engine)))} -P -m tasks.serving.launch {_escape(shlex.quote(str(endpoint.folder / RECORD)))}
 directory=/
 environment={environment}
 autorestart=true

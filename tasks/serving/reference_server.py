@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server over the reference engine: `python -m tasks.engines.server RECORD`.
+"""An OpenAI-compatible server over the reference engine: `python -m tasks.serving.reference_server RECORD`.
 
 `transformers serve` (4.57) was tried first: when its generation raises, the client waits for ever, because its
 streamer's queue has no end; it also answers only as a stream. So this thin app: one generation at a time, in a thread;
@@ -34,8 +34,8 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from configs.schema import EngineTransformers
-from tasks import endpoints
 from tasks.engines.reference import ReferenceEngine
+from tasks.serving import endpoints
 
 LOG = logging.getLogger("uvicorn.error")
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""`python -m tasks.engines.launch RECORD`: become the server of the endpoint whose record (endpoint.json) is named. Run by the
+"""`python -m tasks.serving.launch RECORD`: become the server of the endpoint whose record (endpoint.json) is named. Run by the
 supervisor, in the engine's runtime."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from configs.errors import EngineError
 from configs.schema import EngineTransformers, EngineTurbomind, weights_and_kv
-from tasks import endpoints
+from tasks.serving import endpoints
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 def command(endpoint: endpoints.Endpoint, record: Path) -> list[str]:
     """The server's words: for the reference server a command line, for LMDeploy the arguments of its program."""
     if isinstance(endpoint.engine, EngineTransformers):
-        return [sys.executable, "-P", "-m", "tasks.engines.server", str(record)]
+        return [sys.executable, "-P", "-m", "tasks.serving.reference_server", str(record)]
     return api_server(endpoint)
 
 

@@ -1,0 +1,1 @@
+"""Servers that answer clients: their records, their supervisor, how each is started."""

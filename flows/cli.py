@@ -189,7 +189,7 @@ def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min
 def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the artifacts on this machine, oldest first, and the stages that point to them."""
     from artifacts.registry.refs import Registry
-    from tasks.report_markdown import mb
+    from tasks.reporting.markdown import mb
 
     stages: dict[str, list[str]] = {}
     for store in stores():

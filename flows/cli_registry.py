@@ -161,7 +161,7 @@ def pull(what: Annotated[str, typer.Argument(metavar="DIGEST|MODEL/STAGE")],
 def push(digest: Annotated[str, typer.Argument(metavar="DIGEST", help="of an artifact on this machine")], store: StoreAt = None,
          as_json: AsJson = False) -> None:
     """Send an artifact with all that it comes from to the store; what is there already is not sent again."""
-    from tasks.report_markdown import mb
+    from tasks.reporting.markdown import mb
 
     place = opened(store, new=True)
     source, full = resolve(digest)

@@ -19,7 +19,7 @@ from flows.quantize_and_deploy import Summary
 from flows.steps import DISPLAY
 from flows.terminal import show_rows
 from tasks.capacity import gb
-from tasks.report_markdown import mb, one_line
+from tasks.reporting.markdown import mb, one_line
 
 PLAIN_SECONDS = 10.0  # between two progress lines where nothing can move, in a log file for example
 

@@ -9,7 +9,7 @@ from flows.steps import artifact_key, begin_run
 from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, Ratio, RuntimeFigures, compare_runtimes
 from tasks.machine.gpus import choose
 from tasks.memory import MemoryRequest, MemoryResult, memory
-from tasks.report_markdown import mb
+from tasks.reporting.markdown import mb
 from tasks.runner import runtimes
 
 

@@ -8,7 +8,7 @@ from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.evidence import PAGE, Verdict
 from configs.schema import Evaluate, Variant
 from tasks.preflight import PreflightResult
-from tasks.report_markdown import markdown, variant_rows
+from tasks.reporting.markdown import markdown, variant_rows
 from tasks.runner.step import Context, Request, Result, step, versions
 from tasks.smoke_test import SmokeTestResult
 
@@ -100,7 +100,7 @@ class ReportResult(Result):
 @step(child=False, cached=False)
 def report(request: ReportRequest, context: Context) -> ReportResult:
     """Judge the candidate by the evidence, and write down the verdict and the run's story."""
-    from tasks import page  # it loads what draws and what judges, which the command line has no use for
+    from tasks.reporting import page  # it loads what draws and what judges, which the command line has no use for
 
     story = page.collect(request, context.store)
     verdict, rows = story.verdict, variant_rows(story)

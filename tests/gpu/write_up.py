@@ -18,7 +18,7 @@ from flows.engines import comparison_rows, memory_rows
 from flows.steps import artifact_key
 from tasks.compare_runtimes import CompareRuntimesResult
 from tasks.memory import MemoryResult
-from tasks.report_markdown import in_order, table
+from tasks.reporting.markdown import in_order, table
 
 Figures = dict[str, Any]
 

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 
 from artifacts.store.local import LocalStore
-from tasks import page, plots
-from tasks.plots import Option, with_dominated
 from tasks.report import ReportRequest
+from tasks.reporting import page, plots
+from tasks.reporting.plots import Option, with_dominated
 from tests.tasks import stories
 from tests.tasks.stories import Site
 

@@ -10,7 +10,7 @@ import pytest
 from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
 from tasks.report import ReportRequest, report
-from tasks.report_markdown import quoted, size, table
+from tasks.reporting.markdown import quoted, size, table
 from tasks.runner.step import Context
 from tests.tasks import stories
 from tests.tasks.stories import Site

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from artifacts.records.evidence import Measurement, Speed
-    from tasks.page import Ancestor, Story, Subject
     from tasks.report import ReportRequest
+    from tasks.reporting.page import Ancestor, Story, Subject
 
 COLUMNS = ("variant", "verdict", "size", "perplexity", "ratio", "top-1", "mean KL", "load", "GPU memory", "prefill tokens/s", "decode tokens/s")
 LONGEST_ANSWER = 600  # characters; the page has more

@@ -9,7 +9,7 @@ from artifacts.records.checks import CheckResult
 from artifacts.records.load_results import LoadResult, Percentiles
 
 if TYPE_CHECKING:
-    from tasks.page import Story
+    from tasks.reporting.page import Story
 
 Row = dict[str, str]
 

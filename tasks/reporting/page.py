@@ -26,11 +26,11 @@ from tasks.evaluate import read_evidence
 from tasks.load.steps import read_load
 from tasks.measure import read_measurement
 from tasks.quality.verdict import judge
-from tasks.report_markdown import percent, size, step_rows, task_rows, variant_rows
+from tasks.reporting.markdown import percent, size, step_rows, task_rows, variant_rows
 
 if TYPE_CHECKING:
-    from tasks.plots import Plot
     from tasks.report import ReportRequest, VariantOutcome
+    from tasks.reporting.plots import Plot
 
 WIDEST_CELL = 28  # characters that a cell shows in one line
 SPEEDS = ("prefill tokens/s", "decode tokens/s")  # of the table of variants; the page has a table of its own for them
@@ -261,8 +261,8 @@ def _speed_up(parent: Subject | None, served: Subject) -> tuple[str, str, str] |
 
 def render(story: Story) -> str:
     """The page as HTML: one file, no script, nothing fetched from anywhere."""
-    from tasks import page_plots, plots
-    from tasks.page_tables import checks, engine_table, load_notes, load_table, machines
+    from tasks.reporting import figures, plots
+    from tasks.reporting.tables import checks, engine_table, load_notes, load_table, machines
 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, finalize=lambda value: shown(value) if type(value) is str else value)  # but no markup
@@ -279,7 +279,7 @@ def render(story: Story) -> str:
     return environment.get_template("report.html.j2").render(
         story=story, name=story.request.name, verdict=story.verdict, evidence=story.evidence, sign=SIGNS[story.verdict.outcome], signs=SIGNS,
         headline=headline(story), explanation=explanation(story), tiles=list(tiles(story)), figure=figure,
-        quality=[*page_plots.quality(story), *page_plots.trade_offs(story)], speed=list(page_plots.speed(story)), variants=variants,
+        quality=[*figures.quality(story), *figures.trade_offs(story)], speed=list(figures.speed(story)), variants=variants,
         tasks=task_rows(story), checks=checks(story), loads=load_table(story), speeds=engine_table(story), notes=load_notes(story),
         machines=machines(story), steps=step_rows(story.request), run=story.request)
 

@@ -1,4 +1,4 @@
-"""Which plots the report's page has, from what was measured, and what their captions say. `tasks.plots` draws them."""
+"""Which plots the report's page has, from what was measured, and what their captions say. `tasks.reporting.plots` draws them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from artifacts.records.load_results import OK, LoadResult
 from configs.errors import LmflowsError
-from tasks import plots
-from tasks.plots import Curve, Interval, Option, Plot
 from tasks.quality.objective import UNITS, figure
-from tasks.report_markdown import percent
+from tasks.reporting import plots
+from tasks.reporting.markdown import percent
+from tasks.reporting.plots import Curve, Interval, Option, Plot
 
 if TYPE_CHECKING:
-    from tasks.page import Story, Subject
+    from tasks.reporting.page import Story, Subject
 
 
 def quality(story: Story) -> Iterator[Plot]:

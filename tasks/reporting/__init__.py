@@ -1,0 +1,1 @@
+"""The report of a run: its page, tables, figures and markdown."""

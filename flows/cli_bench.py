@@ -38,7 +38,7 @@ def bench(endpoint: Annotated[str | None, typer.Argument(help="an endpoint's nam
     """Put a running server under load: latencies with their intervals, throughput, goodput, and the client's own lag.
 
     The exit status is 1 if a result is invalid, because the client was the bottleneck for example."""
-    from tasks.load.steps import BenchRequest
+    from tasks.load_test import BenchRequest
 
     if url is not None and endpoint is not None:
         raise ConfigError("an endpoint and a URL were given", where="--url", hint="give one of them")
@@ -81,7 +81,7 @@ def bench_compare(first: Annotated[str, typer.Argument(help="the yardstick: an e
 
     The exit status is 3 if it is, and 1 if that cannot be said."""
     from tasks.load.run import default_processes
-    from tasks.load.steps import CompareServersRequest
+    from tasks.load_test import CompareServersRequest
 
     check_place(json_file)
     load = checked(Load, concurrency=concurrency or (None if rate else 4), rate_per_second=rate, requests=requests, prompt_tokens=prompt_tokens,

@@ -105,9 +105,9 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
            engine: EngineName = "turbomind", variant: VariantName = "w4a16", runtime: str = "default", trust_remote_code: Trust = False,
            json_file: Json = None) -> None:
     """Load a model with several values of cache_max_entry_count, and show the GPU memory that each takes."""
+    from tasks.kv_memory import MemoryRequest, require_gpu
     from tasks.machine.gpus import choose
     from tasks.measure import hardware
-    from tasks.memory import MemoryRequest, require_gpu
     from tasks.runner.runtimes import one
 
     folder, digest = find_model(model)

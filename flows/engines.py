@@ -7,8 +7,8 @@ from prefect.artifacts import create_table_artifact
 
 from flows.steps import artifact_key, begin_run
 from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, Ratio, RuntimeFigures, compare_runtimes
+from tasks.kv_memory import MemoryRequest, MemoryResult, memory
 from tasks.machine.gpus import choose
-from tasks.memory import MemoryRequest, MemoryResult, memory
 from tasks.reporting.markdown import mb
 from tasks.runner import runtimes
 

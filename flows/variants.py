@@ -12,7 +12,7 @@ from configs.errors import LmflowsError
 from configs.schema import Evaluate, Pipeline, Variant, weights_and_kv
 from flows.steps import Done, Run
 from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
-from tasks.load.steps import LoadTestRequest, load_test
+from tasks.load_test import LoadTestRequest, load_test
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
 from tasks.preflight import refused
 from tasks.quality.verdict import judge, wants_more

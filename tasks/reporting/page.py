@@ -23,7 +23,7 @@ from artifacts.records.load_results import LoadReport
 from artifacts.store.local import LocalStore
 from configs.errors import ArtifactMissing
 from tasks.evaluate import read_evidence
-from tasks.load.steps import read_load
+from tasks.load_test import read_load
 from tasks.measure import read_measurement
 from tasks.quality.verdict import judge
 from tasks.reporting.markdown import percent, size, step_rows, task_rows, variant_rows

@@ -22,7 +22,7 @@ from configs.schema import EngineTurbomind
 from flows import cli, cli_engines
 from flows.engines import comparison_rows, memory_rows
 from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures
-from tasks.memory import MemoryRequest, MemoryResult, Taken, memory
+from tasks.kv_memory import MemoryRequest, MemoryResult, Taken, memory
 from tasks.runner.step import Context
 from tests.tasks.engines.test_process import another_python
 

@@ -28,7 +28,7 @@ from artifacts.store.protocol import open_store
 from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.capacity import port_problem
-from tasks.load.steps import read_load
+from tasks.load_test import read_load
 from tests import planted_runtime, s3_server
 from tests.prefect_server import prefect_server
 from tests.tasks.test_deploy import key_pair

@@ -17,7 +17,7 @@ from configs.paths import PROJECT
 from flows.engines import comparison_rows, memory_rows
 from flows.steps import artifact_key
 from tasks.compare_runtimes import CompareRuntimesResult
-from tasks.memory import MemoryResult
+from tasks.kv_memory import MemoryResult
 from tasks.reporting.markdown import in_order, table
 
 Figures = dict[str, Any]

@@ -17,7 +17,7 @@ from artifacts.records.items import TaskComparison
 from artifacts.records.load_results import Environment, Load, LoadReport, LoadResult, Target, Warmup
 from artifacts.store.local import LocalStore
 from configs.schema import Evaluate, Variant
-from tasks.load import steps as load_steps
+from tasks import load_test as load_steps
 from tasks.load.metrics import summarize
 from tasks.load.pool import Measured
 from tasks.measure import RECORD

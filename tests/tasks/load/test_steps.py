@@ -14,7 +14,7 @@ from artifacts.store.local import LocalStore
 from configs.load_testing import LoadTest, Slo
 from configs.schema import EngineTransformers
 from tasks.load.compare import MIN_ROUNDS
-from tasks.load.steps import (
+from tasks.load_test import (
     BenchRequest,
     CompareServersRequest,
     LoadTestRequest,

@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from artifacts.records.load_results import LoadResult, Percentile, RatioInterval, SpeedComparison
-from flows.steps import artifact_key, begin_run
+from flows.run.run import artifact_key, begin_run
 from tasks.load_test import BenchRequest, BenchResult, CompareServersRequest, CompareServersResult, bench_server, compare_speed
 
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end", "tokens_per_second": "tokens/s"}

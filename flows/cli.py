@@ -71,10 +71,10 @@ def run(config: ConfigPath, set_: Overrides = None,
     """Download, check, quantize, evaluate, judge, upload, promote and serve a model."""
     overrides = overrides_of(set_ or [])
     load(config, overrides)  # a bad config ends here, before Prefect is started
-    from flows import environment, watcher
+    from flows.run import environment, server_guard
 
     environment.prepare(quiet=not verbose)
-    watcher.watch_this_process()
+    server_guard.watch_this_process()
     started = time.monotonic()
     with out.status("starting Prefect") if out.is_terminal else _nothing():
         from flows.console import ConsoleDisplay, MemoryMeter, print_summary
@@ -251,7 +251,7 @@ app.command()(cli_harness.harness)
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 4200) -> None:
     """Run the Prefect server and its UI over this machine's runs, until Ctrl-C."""
-    from flows import environment
+    from flows.run import environment
 
     environment.prepare()
     # the page asks the server that it came from: Prefect's own default is port 4200 of this machine, whatever the port or tunnel

@@ -10,7 +10,7 @@ from artifacts.records.load_results import Load
 from configs.errors import ConfigError, LmflowsError, VerdictFailed
 from configs.load_testing import LoadTest, Slo
 from flows.cli_engines import Json, check_place, checked, numbers, prepare_prefect, write_figures
-from flows.environment import unreachable_is_an_error
+from flows.run.environment import unreachable_is_an_error
 from flows.terminal import err, out, show_rows
 
 Api = Annotated[str, typer.Option("--api", help="completions or chat")]

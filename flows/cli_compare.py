@@ -10,7 +10,7 @@ import typer
 from configs.errors import VerdictFailed
 from configs.reader import load, overrides_of
 from flows.cli_engines import prepare_prefect
-from flows.environment import unreachable_is_an_error
+from flows.run.environment import unreachable_is_an_error
 from flows.terminal import out, show_rows
 
 Model = Annotated[str, typer.Argument(help="an artifact's digest or its first digits, or a folder with an unquantized model")]

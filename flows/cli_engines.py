@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
 from configs.schema import Benchmark, Engine, EnginePytorch, EngineTransformers, EngineTurbomind, PythonDocs, TextFile, weights_and_kv
-from flows.environment import unreachable_is_an_error
+from flows.run.environment import unreachable_is_an_error
 from flows.terminal import err, find_model, out, show_rows, variant_of
 
 M = TypeVar("M", bound=BaseModel)
@@ -139,10 +139,10 @@ def _make_ready(names: Sequence[str]) -> None:
 
 def prepare_prefect() -> None:
     """Make Prefect ready for a flow in this process, quietly, and see to it that its server ends with us."""
-    from flows import environment, watcher
+    from flows.run import environment, server_guard
 
     environment.prepare(quiet=True)
-    watcher.watch_this_process()
+    server_guard.watch_this_process()
 
 
 def engine_of(name: str, **options: Any) -> Engine:

@@ -19,7 +19,7 @@ from artifacts.records.evidence import PAGE
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
-from flows.summary import SUMMARY, RunSummary
+from flows.run.summary import SUMMARY, RunSummary
 from flows.terminal import find, out, resolve, stores
 
 SHORTEST_ID = 6  # characters of a flow run's id, as of a digest

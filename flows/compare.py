@@ -15,7 +15,7 @@ from configs.errors import ConfigError
 from configs.reader import load
 from configs.schema import LocalSource, Pipeline
 from flows.quantize_and_deploy import find_config, summarize, tell, times
-from flows.steps import Done, Run, begin_run
+from flows.run.run import Done, Run, begin_run
 from flows.terminal import resolve, variant_of
 from flows.variants import Examination, yardstick_request
 from tasks.download import DownloadRequest, download

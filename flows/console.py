@@ -16,7 +16,7 @@ from rich.text import Text
 
 from artifacts.registry.refs import STAGES
 from flows.quantize_and_deploy import Summary
-from flows.steps import DISPLAY
+from flows.run.run import DISPLAY
 from flows.terminal import show_rows
 from tasks.capacity import gb
 from tasks.reporting.markdown import mb, one_line

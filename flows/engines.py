@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.steps import artifact_key, begin_run
+from flows.run.run import artifact_key, begin_run
 from tasks.compare_runtimes import CompareRuntimesRequest, CompareRuntimesResult, Ratio, RuntimeFigures, compare_runtimes
 from tasks.kv_memory import MemoryRequest, MemoryResult, memory
 from tasks.machine.gpus import choose

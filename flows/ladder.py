@@ -11,7 +11,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Verdict
 from configs.errors import SourceError
 from configs.schema import Pipeline, Quantize
-from flows.steps import DISPLAY, Done, NoDisplay, Run
+from flows.run.run import DISPLAY, Done, NoDisplay, Run
 from flows.variants import Examination, Ladder
 from tasks.keep_layers import KeepLayersRequest, keep_layers
 from tasks.quantize import QuantizeRequest, quantize

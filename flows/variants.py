@@ -10,7 +10,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Verdict
 from configs.errors import LmflowsError
 from configs.schema import Evaluate, Pipeline, Variant, weights_and_kv
-from flows.steps import Done, Run
+from flows.run.run import Done, Run
 from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
 from tasks.load_test import LoadTestRequest, load_test
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure

@@ -1,7 +1,7 @@
 """What a step is: a typed function with a declaration of what decides its result and how it may be repeated.
 
 This module and the step modules know nothing of Prefect, so that a child process (which may run in another locked
-environment than the flow) needs none of it; `flows.steps` makes the Prefect task.
+environment than the flow) needs none of it; `flows.run.run` makes the Prefect task.
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ from prefect.concurrency.sync import concurrency
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from configs.paths import PROJECT
-from flows import gpu_slots
-from flows.gpu_slots import held, slot_name
+from flows.run import gpu_slots
+from flows.run.gpu_slots import held, slot_name
 from tasks.machine.gpus import Gpu
 from tests.prefect_server import prefect_server
 
 HOLD = """
 import select, sys, time
-from flows.gpu_slots import held
+from flows.run.gpu_slots import held
 from tasks.machine.gpus import Gpu
 gpus = [Gpu(0, uuid, "Test", "sm_90", 1, 1, "1") for uuid in sys.argv[1].split(",")]
 with held(gpus, waiting=lambda text: print("waiting", text, flush=True)):

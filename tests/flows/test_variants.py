@@ -70,12 +70,12 @@ def story(outcomes: list[VariantOutcome]) -> ReportRequest:
 
 def main(folder: Path, tiny_model: Path) -> None:
     """Make a workspace with the small model and a candidate with slightly other weights, and run every flow over them."""
-    from flows import environment
+    from flows.run import environment
 
     environment.prepare(quiet=True)
     from prefect import flow
 
-    from flows.steps import Done, Run
+    from flows.run.run import Done, Run
     from flows.variants import Examination, Ladder
     from tasks.report import report
 

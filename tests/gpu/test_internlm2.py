@@ -23,7 +23,7 @@ def internlm2(smollm2: Path, tmp_path: Path, request: pytest.FixtureRequest) -> 
 
 
 def test_the_whole_flow(internlm2: Path, tmp_path: Path, home: Path, free_port: int) -> None:
-    from flows import environment
+    from flows.run import environment
 
     environment.prepare(quiet=True)
     from flows.quantize_and_deploy import quantize_and_deploy

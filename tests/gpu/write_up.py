@@ -15,7 +15,7 @@ from typing import Any
 
 from configs.paths import PROJECT
 from flows.engines import comparison_rows, memory_rows
-from flows.steps import artifact_key
+from flows.run.run import artifact_key
 from tasks.compare_runtimes import CompareRuntimesResult
 from tasks.kv_memory import MemoryResult
 from tasks.reporting.markdown import in_order, table

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
-from flows.gpu_slots import held
+from flows.run.gpu_slots import held
 from tasks.machine.gpus import Gpu, GpuBusy, require_free
 from tasks.runner.parent import Usage, reap_orphans, run_child
 from tasks.runner.step import Context, Result, Step

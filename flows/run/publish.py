@@ -9,7 +9,7 @@ from prefect.artifacts import create_link_artifact
 from artifacts.records.evidence import PAGE
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
-from flows.steps import artifact_key
+from flows.run.run import artifact_key
 
 
 def link_artifacts(model: str, stage: str, location: str, report: str, here: LocalStore) -> None:

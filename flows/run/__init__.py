@@ -1,0 +1,1 @@
+"""How flows run steps: Prefect tasks, GPU slots, the display, what is published."""

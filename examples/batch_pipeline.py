@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 from configs.schema import weights_and_kv
-from flows.cli_engines import engine_of, variant_of
-from flows.terminal import find_model
+from flows.cli.engines import engine_of, variant_of
+from flows.cli.terminal import find_model
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 

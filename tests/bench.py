@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lmflows-bench-") as folder:
         start, _ = timed([sys.executable, "-c", EMPTY_FLOW], Path(folder) / "empty")
         home = Path(folder) / "demo"
-        run = [sys.executable, "-m", "flows.cli", "run", "configs/demo.yaml", "--set", "deploy=null"]
+        run = [sys.executable, "-m", "flows.cli.main", "run", "configs/demo.yaml", "--set", "deploy=null"]
         wall, output = timed(run, home)
         children = {path.parent.name: json.loads(path.read_text())["seconds"] for path in sorted(home.glob("runs/*/*/usage.json"))}
         cached, _ = timed(run, home)

@@ -13,15 +13,15 @@ import pytest
 from artifacts.records.load_results import LoadResult, SpeedComparison
 from configs.errors import ConfigError
 from configs.paths import PROJECT
-from flows.cli_bench import bench, bench_compare
+from flows.cli.bench import bench, bench_compare
 from tests.slow_server import running
 
-# the two commands alone, as `flows.cli` registers them
+# the two commands alone, as `flows.cli.main` registers them
 COMMANDS = """
 import sys
 from configs.errors import LmflowsError
 import typer
-from flows.cli_bench import bench, bench_compare
+from flows.cli.bench import bench, bench_compare
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("bench")(bench)
 app.command("bench-compare")(bench_compare)

@@ -37,7 +37,7 @@ def url(engine: ReferenceEngine) -> Iterator[str]:
 
 
 def chat(url: str, lines: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "flows.cli", "chat", "--url", f"{url}/v1", *options], input=lines, capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "flows.cli.main", "chat", "--url", f"{url}/v1", *options], input=lines, capture_output=True, text=True,
                           cwd=paths.PROJECT, env=os.environ | {"OPENAI_API_KEY": "secret"} | environment, timeout=60)
 
 
@@ -80,7 +80,7 @@ def test_words_appear_as_they_are_generated(url: str, engine: ReferenceEngine, m
         return forward(**inputs)
 
     monkeypatch.setattr(engine.model, "forward", stops_in_the_middle)
-    command = [sys.executable, "-m", "flows.cli", "chat", "--url", f"{url}/v1"]
+    command = [sys.executable, "-m", "flows.cli.main", "chat", "--url", f"{url}/v1"]
     environment, started = os.environ | {"OPENAI_API_KEY": "secret"}, time.monotonic()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=paths.PROJECT, env=environment) as process:
         assert process.stdin is not None
@@ -96,7 +96,7 @@ def test_words_appear_as_they_are_generated(url: str, engine: ReferenceEngine, m
 def test_the_only_endpoint_is_taken_with_its_key_and_without_a_proxy(url: str, home: Path, free_port: int) -> None:
     Endpoint(name="only", model_name="tiny", artifact=ModelArtifact(digest="0" * 64, kind="fp16", path=home), since=datetime.now(UTC),
              engine=EngineTransformers(name="transformers"), options=Deploy(port=int(url.rpartition(":")[2]))).save(["secret"])
-    done = subprocess.run([sys.executable, "-m", "flows.cli", "chat"], input="hello\n", capture_output=True, text=True, cwd=paths.PROJECT, timeout=60,
+    done = subprocess.run([sys.executable, "-m", "flows.cli.main", "chat"], input="hello\n", capture_output=True, text=True, cwd=paths.PROJECT, timeout=60,
                           env=os.environ | {"HTTP_PROXY": f"http://127.0.0.1:{free_port}", "NO_PROXY": ""})
     assert (done.stdout, done.stderr) == ("Hello! How can I help you today?\n", "")
 

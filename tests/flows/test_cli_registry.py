@@ -21,7 +21,7 @@ from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef
-from flows import cli_registry
+from flows.cli import registry
 from tests.artifacts import places
 from tests.artifacts.places import OLD, Judged, Place, judged
 
@@ -40,7 +40,7 @@ class Said:
 
 
 def call(*words: str, fails: type[LmflowsError] | None = None) -> Said:
-    found = CliRunner().invoke(cli_registry.app, list(words))
+    found = CliRunner().invoke(registry.app, list(words))
     error = found.exception if isinstance(found.exception, LmflowsError) else None
     assert error is not None or found.exception is None or isinstance(found.exception, SystemExit), found.exception
     assert type(error) is (fails or type(None)), error
@@ -147,7 +147,7 @@ def test_what_is_refused_has_its_own_status_and_says_why(store: LocalStore, one:
 def test_exit_statuses_and_no_traceback(store: LocalStore, one: Judged, home: Path) -> None:
     bad = judged(store, "bad", outcome="INCONCLUSIVE")
     for words, status in ((["promote", "m", bad.candidate, "dev"], 3), (["promote", "m", one.candidate, "nowhere"], 2), (["verify", "0" * 64], 1)):
-        done = subprocess.run([sys.executable, "-m", "flows.cli", "registry", *words], cwd=PROJECT, capture_output=True, text=True,
+        done = subprocess.run([sys.executable, "-m", "flows.cli.main", "registry", *words], cwd=PROJECT, capture_output=True, text=True,
                               env=os.environ | {"LMFLOWS_HOME": str(home)})
         assert done.returncode == status, done.stderr
         assert done.stderr.startswith("error ") and "Traceback" not in done.stderr and "->" in done.stderr
@@ -173,7 +173,7 @@ def test_production_at_a_terminal_is_confirmed_by_typing_the_model(store: LocalS
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a script inherit an ignored one
         os.login_tty(theirs)
 
-    command = [sys.executable, "-m", "flows.cli", "registry", "promote", "m", "staging", "production"]
+    command = [sys.executable, "-m", "flows.cli.main", "registry", "promote", "m", "staging", "production"]
     process = subprocess.Popen(command, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"LMFLOWS_HOME": str(home)},
                                start_new_session=True, preexec_fn=at_a_terminal)
     os.close(theirs)
@@ -315,7 +315,7 @@ def test_gc_spares_what_an_endpoint_serves_until_it_is_forgotten(store: LocalSto
 
 @pytest.mark.parametrize("hours", ["nan", "inf", "-1"])
 def test_gc_with_a_number_that_is_none_touches_nothing(store: LocalStore, one: Judged, hours: str) -> None:
-    assert CliRunner().invoke(cli_registry.app, ["gc", "--delete", "--min-age-hours", hours]).exit_code != 0
+    assert CliRunner().invoke(registry.app, ["gc", "--delete", "--min-age-hours", hours]).exit_code != 0
     assert set(store.digests()) == set(one.all)
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
-from flows import cli_report
+from flows.cli import report as cli_report
 from tasks.report import report
 from tasks.runner.step import Context
 from tests.tasks import stories

@@ -19,7 +19,7 @@ from artifacts.store.local import LocalStore
 from configs.errors import EngineError
 from configs.paths import PROJECT
 from configs.schema import EngineTurbomind
-from flows import cli, cli_engines
+from flows.cli import engines, main
 from flows.engines import comparison_rows, memory_rows
 from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures
 from tasks.kv_memory import MemoryRequest, MemoryResult, Taken, memory
@@ -37,7 +37,7 @@ class Site:
     def call(self, *words: str, **more: str) -> tuple[int, str, str]:
         """Run `lmflows engines ...`: its exit status, and what it writes to stdout and to stderr."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        done = subprocess.run([sys.executable, "-m", "flows.cli", "engines", *words], capture_output=True, text=True, cwd=PROJECT, timeout=240,
+        done = subprocess.run([sys.executable, "-m", "flows.cli.main", "engines", *words], capture_output=True, text=True, cwd=PROJECT, timeout=240,
                               env=environment | {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder), "COLUMNS": "300"} | more)
         return done.returncode, done.stdout, done.stderr
 
@@ -176,9 +176,9 @@ def test_refused_with_status_2(words: list[str], problem: str, home: Path, tiny_
                                capsys: pytest.CaptureFixture[str]) -> None:
     places = {"MODEL": str(tiny_model), "HERE": str(tmp_path), "PYTHON": sys.executable}
     monkeypatch.setattr(sys, "argv", ["lmflows", "engines", *(places.get(word, word) for word in words)])
-    monkeypatch.setattr(cli_engines, "prepare_prefect", lambda: pytest.fail("Prefect was started"))
+    monkeypatch.setattr(engines, "prepare_prefect", lambda: pytest.fail("Prefect was started"))
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main.main()
     said = capsys.readouterr()
     assert caught.value.code == 2 and said.out == ""
     assert problem in " ".join(said.err.split()), said.err
@@ -187,7 +187,7 @@ def test_refused_with_status_2(words: list[str], problem: str, home: Path, tiny_
 def test_a_model_that_is_nowhere_is_told_with_what_there_is(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["lmflows", "engines", "compare", "0123abcd", "--runtime", "default"])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main.main()
     assert caught.value.code == 1 and "no artifact starts with '0123abcd'" in capsys.readouterr().err
 
 

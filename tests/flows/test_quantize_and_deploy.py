@@ -62,7 +62,7 @@ class Site:
         if not environment["PREFECT_API_URL"]:
             del environment["PREFECT_API_URL"]
         # tests that run in the background of a script inherit an ignored SIGINT; a person's terminal does not
-        return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT,
+        return subprocess.Popen([sys.executable, "-m", "flows.cli.main", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT,
                                 env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def call(self, *words: str, **more: str) -> tuple[int, str]:

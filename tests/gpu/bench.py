@@ -46,7 +46,7 @@ run()
 
 def lmflows(*words: str, check: bool = True) -> tuple[float, str]:
     """Run the command line; wall seconds and output."""
-    command = [sys.executable, "-m", "flows.cli", *words]
+    command = [sys.executable, "-m", "flows.cli.main", *words]
     print("$ lmflows", *words, flush=True)
     started = time.monotonic()
     done = subprocess.run(command, cwd=paths.PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

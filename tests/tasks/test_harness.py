@@ -16,7 +16,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.records.items import HarnessResult
 from configs.errors import ConfigError, EndpointError
 from configs.schema import Deploy, EngineTransformers
-from flows.cli_harness import harness
+from flows.cli.harness import harness
 from tasks.engines.reference import ReferenceEngine
 from tasks.quality.harness import RUNTIME, run_harness
 from tasks.quality.items import Item, compare_items, run_items

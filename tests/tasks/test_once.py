@@ -19,7 +19,7 @@ from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import EndpointError
 from configs.schema import EngineTransformers
-from flows import cli
+from flows.cli import main
 from tasks.runner import runtimes
 from tasks.serving.temporary import served
 from tests.flows.test_engines import with_environment
@@ -35,7 +35,7 @@ class Talk:
         self.home, self.temporary = folder / "home", folder / "temporary"
         self.temporary.mkdir()
         environment = os.environ | {"LMFLOWS_HOME": str(self.home), "TMPDIR": str(self.temporary)}
-        self.process = subprocess.Popen([sys.executable, "-m", "flows.cli", "chat", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen([sys.executable, "-m", "flows.cli.main", "chat", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, cwd=paths.PROJECT, env=environment, text=True)
 
     def say(self, *lines: str) -> tuple[str, str]:
@@ -166,7 +166,7 @@ def test_what_cannot_be_is_one_clear_line(words: list[str], status: int, problem
     places = {"EMPTY": str(tmp_path / "empty"), "REPORT": report.digest[:12], "MODEL": str(tiny_model)}
     monkeypatch.setattr(sys, "argv", ["lmflows", "chat", *(places.get(word, word) for word in words)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main.main()
     said = capsys.readouterr()
     assert (caught.value.code, said.out) == (status, "")
     assert problem in said.err and len(said.err.splitlines()) == 1

@@ -19,8 +19,8 @@ from artifacts.records.evidence import PAGE
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
+from flows.cli.terminal import find, out, resolve, stores
 from flows.run.summary import SUMMARY, RunSummary
-from flows.terminal import find, out, resolve, stores
 
 SHORTEST_ID = 6  # characters of a flow run's id, as of a digest
 

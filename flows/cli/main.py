@@ -23,15 +23,15 @@ import typer
 
 from configs.errors import ConfigError, EndpointError, LmflowsError, VerdictFailed
 from configs.reader import load, overrides_of
-from flows import cli_bench, cli_compare, cli_engines, cli_harness, cli_registry, cli_report
-from flows.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
+from flows.cli import bench, compare, engines, harness, registry, report
+from flows.cli.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.")
 config_app = typer.Typer(no_args_is_help=True, help="Pipeline configs.")
 app.add_typer(config_app, name="config")
-app.add_typer(cli_engines.app, name="engines")
-app.add_typer(cli_registry.app, name="registry")
+app.add_typer(engines.app, name="engines")
+app.add_typer(registry.app, name="registry")
 LOADING_SECONDS = 1800  # the longest that a conversation waits for its model: hundreds of GB come from a slow disk
 
 ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]
@@ -77,7 +77,7 @@ def run(config: ConfigPath, set_: Overrides = None,
     server_guard.watch_this_process()
     started = time.monotonic()
     with out.status("starting Prefect") if out.is_terminal else _nothing():
-        from flows.console import ConsoleDisplay, MemoryMeter, print_summary
+        from flows.cli.console import ConsoleDisplay, MemoryMeter, print_summary
         from flows.quantize_and_deploy import quantize_and_deploy
         from tasks.serving import supervisor
     meter = MemoryMeter([process] if (process := supervisor.pid()) else [])
@@ -117,7 +117,7 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
     """Talk to an endpoint, or to a model in an engine of its own.
 
     An empty line or Ctrl-D ends it, /new forgets the conversation, Ctrl-C cuts an answer short."""
-    from flows.chat import Manner, converse
+    from flows.cli.chat import Manner, converse
     from tasks.serving import endpoints
 
     manner = Manner(system=system, temperature=temperature, max_tokens=max_tokens, timing=timing)
@@ -132,7 +132,7 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
 
     folder, digest = find_model(name)
     kind = "w4a16" if "quantization_config" in read_config(folder) else "fp16"
-    options = cli_engines.engine_of(engine, cache_max_entry_count=cache_max_entry_count,
+    options = engines.engine_of(engine, cache_max_entry_count=cache_max_entry_count,
                                     dtype="float16" if cuda_is_visible() else "float32")  # as the tutorial does; float32 runs out of memory
     moving = err.status("loading")  # shows nothing where nothing can move
     moving.start()
@@ -241,11 +241,11 @@ def verify(digest: Annotated[str, typer.Argument(help="a digest, or its first di
         raise typer.Exit(1)
 
 
-app.command()(cli_report.report)
-app.command()(cli_compare.compare)
-app.command()(cli_bench.bench)
-app.command("bench-compare")(cli_bench.bench_compare)
-app.command()(cli_harness.harness)
+app.command()(report.report)
+app.command()(compare.compare)
+app.command()(bench.bench)
+app.command("bench-compare")(bench.bench_compare)
+app.command()(harness.harness)
 
 
 @app.command()

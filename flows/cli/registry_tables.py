@@ -18,7 +18,7 @@ from artifacts.registry.lineage import VERDICT, about, tree
 from artifacts.registry.refs import Ref
 from artifacts.store.protocol import Store
 from configs.errors import LmflowsError
-from flows.terminal import err, out, show_rows
+from flows.cli.terminal import err, out, show_rows
 from tasks.reporting.markdown import mb
 
 MENTIONS = 12  # of those that name an artifact as their parent, in a printed answer

@@ -9,9 +9,9 @@ import typer
 
 from configs.errors import VerdictFailed
 from configs.reader import load, overrides_of
-from flows.cli_engines import prepare_prefect
+from flows.cli.engines import prepare_prefect
+from flows.cli.terminal import out, show_rows
 from flows.run.environment import unreachable_is_an_error
-from flows.terminal import out, show_rows
 
 Model = Annotated[str, typer.Argument(help="an artifact's digest or its first digits, or a folder with an unquantized model")]
 
@@ -28,8 +28,8 @@ def compare(
     overrides = overrides_of(set_ or [])
     load(config, overrides)
     prepare_prefect()
+    from flows.cli.console import ConsoleDisplay
     from flows.compare import compare_models
-    from flows.console import ConsoleDisplay
 
     with ConsoleDisplay(out), unreachable_is_an_error():
         result = compare_models(first, second, str(config), kv, overrides)

@@ -9,9 +9,9 @@ import typer
 from artifacts.records.load_results import Load
 from configs.errors import ConfigError, LmflowsError, VerdictFailed
 from configs.load_testing import LoadTest, Slo
-from flows.cli_engines import Json, check_place, checked, numbers, prepare_prefect, write_figures
+from flows.cli.engines import Json, check_place, checked, numbers, prepare_prefect, write_figures
+from flows.cli.terminal import err, out, show_rows
 from flows.run.environment import unreachable_is_an_error
-from flows.terminal import err, out, show_rows
 
 Api = Annotated[str, typer.Option("--api", help="completions or chat")]
 Keys = Annotated[str | None, typer.Option("--api-keys-env", help="environment variable with the API key of a URL")]

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from artifacts.registry.refs import STAGES
+from flows.cli.terminal import show_rows
 from flows.quantize_and_deploy import Summary
 from flows.run.run import DISPLAY
-from flows.terminal import show_rows
 from tasks.capacity import gb
 from tasks.reporting.markdown import mb, one_line
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
 from configs.schema import Benchmark, Engine, EnginePytorch, EngineTransformers, EngineTurbomind, PythonDocs, TextFile, weights_and_kv
+from flows.cli.terminal import err, find_model, out, show_rows, variant_of
 from flows.run.environment import unreachable_is_an_error
-from flows.terminal import err, find_model, out, show_rows, variant_of
 
 M = TypeVar("M", bound=BaseModel)
 app = typer.Typer(no_args_is_help=True, help="Engine runtimes: locked environments of their own, side by side.")

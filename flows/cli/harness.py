@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from configs.errors import ConfigError
-from flows.terminal import err, out, show_rows
+from flows.cli.terminal import err, out, show_rows
 
 if TYPE_CHECKING:
     from artifacts.records.items import HarnessResult, TaskComparison

@@ -19,7 +19,7 @@ from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, UnsafeManifest
 from configs.location import S3, normal
 from configs.policy import load_policy
-from flows.terminal import err, out, resolve, show_rows, whoami
+from flows.cli.terminal import err, out, resolve, show_rows, whoami
 
 app = typer.Typer(no_args_is_help=True, help="Stages of models: promote, roll back, look at them; and the store that they lie in.")
 
@@ -38,7 +38,7 @@ SAFE_HOURS = 1  # a promotion makes young what it needs, reads all of it, and on
 def ls(artifacts: Annotated[bool, typer.Option("--artifacts", help="every artifact of the store, oldest first")] = False,
        store: StoreAt = None, as_json: AsJson = False) -> None:
     """List what each stage of each model serves."""
-    from flows import registry_tables
+    from flows.cli import registry_tables
 
     place = opened(store)
     refs = Registry(place.objects).refs()
@@ -52,7 +52,7 @@ def ls(artifacts: Annotated[bool, typer.Option("--artifacts", help="every artifa
 def show(what: Annotated[str, typer.Argument(metavar="MODEL[/STAGE]|DIGEST")], store: StoreAt = None, as_json: AsJson = False) -> None:
     """Show what a stage serves, why it may, and what it was made from; or the same of any artifact."""
     from artifacts.registry.promotion import find
-    from flows import registry_tables
+    from flows.cli import registry_tables
 
     place = opened(store)
     refs = [ref for ref in refs_named(place, what) if ref.current]
@@ -71,7 +71,7 @@ def show(what: Annotated[str, typer.Argument(metavar="MODEL[/STAGE]|DIGEST")], s
 @app.command()
 def history(model: Model, stage: AStage, store: StoreAt = None, as_json: AsJson = False) -> None:
     """List every change of a stage, oldest first."""
-    from flows import registry_tables
+    from flows.cli import registry_tables
 
     ref = ref_of(opened(store), model, stage)
     show_rows(registry_tables.entries(ref, full=as_json), as_json, f"{model}/{stage} never pointed to anything")
@@ -124,7 +124,7 @@ def gc(delete: Annotated[bool, typer.Option("--delete", help="do it; without, on
        store: StoreAt = None, as_json: AsJson = False) -> None:
     """Remove artifacts that no stage, no history and no endpoint on any machine needs. Without --delete nothing is removed."""
     from artifacts.registry import garbage
-    from flows import registry_tables
+    from flows.cli import registry_tables
 
     place, policy = opened(store), load_policy()
     history = policy.keep_history if keep is None else keep

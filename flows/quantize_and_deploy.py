@@ -26,11 +26,11 @@ from configs.policy import Policy, load_policy
 from configs.reader import load
 from configs.schema import Pipeline, Variant
 from flows.cli.terminal import whoami
-from flows.ladder import Recipes, climb
+from flows.evaluation import Examination, yardstick_request
+from flows.repair import Recipes, climb
 from flows.run import events
 from flows.run.run import Done, Run, artifact_key, begin_run
 from flows.run.summary import RunSummary
-from flows.variants import Examination, yardstick_request
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download

@@ -51,7 +51,7 @@ def bench(endpoint: Annotated[str | None, typer.Argument(help="an endpoint's nam
                      max_lag_ms=max_lag_ms, slo=checked(Slo, ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2e_ms=slo_e2e_ms))
     request = checked(BenchRequest, place=url or endpoint, model=model, api_keys_env=api_keys_env, config=config)
     prepare_prefect()
-    from flows.benchmark import benchmark_endpoint, latency_rows, throughput_rows
+    from flows.benchmark_endpoint import benchmark_endpoint, latency_rows, throughput_rows
 
     with unreachable_is_an_error():
         result = benchmark_endpoint(f"bench {url or endpoint or 'endpoint'}", request)
@@ -89,7 +89,7 @@ def bench_compare(first: Annotated[str, typer.Argument(help="the yardstick: an e
     request = checked(CompareServersRequest, first=first, second=second, model=model, api_keys_env=api_keys_env, load=load, rounds=rounds,
                       metric=metric, tolerance=tolerance)
     prepare_prefect()
-    from flows.benchmark import compare_endpoints, ratio_rows, verdict_line
+    from flows.benchmark_endpoint import compare_endpoints, ratio_rows, verdict_line
 
     with unreachable_is_an_error():
         comparison = compare_endpoints(f"compare {first} {second}", request, timeout_minutes).comparison

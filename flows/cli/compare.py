@@ -29,7 +29,7 @@ def compare(
     load(config, overrides)
     prepare_prefect()
     from flows.cli.console import ConsoleDisplay
-    from flows.compare import compare_models
+    from flows.compare_models import compare_models
 
     with ConsoleDisplay(out), unreachable_is_an_error():
         result = compare_models(first, second, str(config), kv, overrides)

@@ -92,7 +92,7 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
         hardware=hardware(choose(None, options.tp)), trust_remote_code=trust_remote_code or digest is not None)
     _make_ready(runtimes)
     prepare_prefect()
-    from flows.engines import compare_engines, comparison_rows
+    from flows.compare_engines import compare_engines, comparison_rows
 
     with unreachable_is_an_error():
         result = compare_engines(f"compare {digest[:12] if digest else folder.name}", request)
@@ -121,7 +121,7 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
     require_gpu()
     _make_ready([runtime])
     prepare_prefect()
-    from flows.engines import kv_cache_memory, memory_rows
+    from flows.compare_engines import kv_cache_memory, memory_rows
 
     with unreachable_is_an_error():
         result = kv_cache_memory(f"memory {digest[:12] if digest else folder.name}", request)

@@ -20,7 +20,7 @@ from configs.errors import EngineError
 from configs.paths import PROJECT
 from configs.schema import EngineTurbomind
 from flows.cli import engines, main
-from flows.engines import comparison_rows, memory_rows
+from flows.compare_engines import comparison_rows, memory_rows
 from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures
 from tasks.kv_memory import MemoryRequest, MemoryResult, Taken, memory
 from tasks.runner.step import Context

@@ -75,8 +75,8 @@ def main(folder: Path, tiny_model: Path) -> None:
     environment.prepare(quiet=True)
     from prefect import flow
 
+    from flows.evaluation import Examination, Ladder
     from flows.run.run import Done, Run
-    from flows.variants import Examination, Ladder
     from tasks.report import report
 
     planted_runtime.adopt("planted", folder / "planted", fails="spec.kv_bits", how=FAILS)

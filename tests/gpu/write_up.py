@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.paths import PROJECT
-from flows.engines import comparison_rows, memory_rows
+from flows.compare_engines import comparison_rows, memory_rows
 from flows.run.run import artifact_key
 from tasks.compare_runtimes import CompareRuntimesResult
 from tasks.kv_memory import MemoryResult

@@ -15,9 +15,9 @@ from configs.errors import ConfigError
 from configs.reader import load
 from configs.schema import LocalSource, Pipeline
 from flows.cli.terminal import resolve, variant_of
+from flows.evaluation import Examination, yardstick_request
 from flows.quantize_and_deploy import find_config, summarize, tell, times
 from flows.run.run import Done, Run, begin_run
-from flows.variants import Examination, yardstick_request
 from tasks.download import DownloadRequest, download
 from tasks.machine.gpus import choose, cuda_is_visible
 from tasks.measure import items_files

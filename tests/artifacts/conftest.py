@@ -12,10 +12,9 @@ import pytest
 
 from artifacts.store.local import LocalStore
 from artifacts.store.s3.store import S3Store
-from tests import s3_server
-from tests.artifacts import places
-from tests.artifacts.s3_parts import at
-from tests.s3_server import Server
+from tests.support import places, s3_server
+from tests.support.s3_parts import at
+from tests.support.s3_server import Server
 
 
 @pytest.fixture

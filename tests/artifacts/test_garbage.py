@@ -21,8 +21,8 @@ from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, StoreBusy, UnsafeManifest
-from tests.artifacts import places
-from tests.artifacts.places import OPEN, Judged, Place
+from tests.support import places
+from tests.support.places import OPEN, Judged, Place
 
 LATER = 3600.0 * 24 * 30  # how much later the collections below take place: everything is old then
 PROJECT = Path(__file__).parents[2]
@@ -389,7 +389,7 @@ from pathlib import Path
 import artifacts.store.s3.lease
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store, lineage
-from tests.artifacts.places import judged
+from tests.support.places import judged
 artifacts.store.s3.lease.POLL_SECONDS = 0.05
 store, workshop = open_store(sys.argv[1]), LocalStore(Path(sys.argv[2]))
 print("ready", flush=True)

@@ -14,8 +14,8 @@ from artifacts.registry.refs import STAGES, Ref, Registry, Served, Stage
 from artifacts.store.local import LocalStore
 from configs.errors import ConfigError, PromotionRefused, SignatureRefused, StaleRef, TransferError
 from configs.policy import Policy
-from tests.artifacts import places
-from tests.artifacts.places import OPEN, Judged, Place
+from tests.support import places
+from tests.support.places import OPEN, Judged, Place
 
 
 def up(place: Place, what: str, to: Stage = "dev", **more: Any) -> Any:

@@ -16,8 +16,8 @@ from artifacts.registry.promotion import NOTHING, promote
 from artifacts.registry.refs import Registry, Served
 from artifacts.store.protocol import open_store
 from configs.errors import StaleRef
-from tests.artifacts import places
-from tests.artifacts.places import OPEN, Judged
+from tests.support import places
+from tests.support.places import OPEN, Judged
 
 RACERS, ROUNDS = 32, 50
 WHOLE_ON_S3 = int(os.environ.get("LMFLOWS_TEST_ROUNDS", "3"))  # each takes four seconds on two cores; `make soak` asks for 50

@@ -12,9 +12,9 @@ from artifacts.registry.garbage import collect
 from artifacts.registry.promotion import promote, rollback
 from artifacts.registry.refs import Ref, Registry
 from artifacts.store.protocol import Store
-from tests.artifacts import places
-from tests.artifacts.kills import FORK, kill_after, unused
-from tests.artifacts.places import OPEN, Judged, Place
+from tests.support import places
+from tests.support.kills import FORK, kill_after, unused
+from tests.support.places import OPEN, Judged, Place
 
 KILLS = 50
 

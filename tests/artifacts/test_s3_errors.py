@@ -13,9 +13,9 @@ import pytest
 from artifacts.store.local import LocalStore
 from artifacts.store.s3.store import S3Store
 from configs.errors import ConfigError, TransferError
-from tests.artifacts.s3_parts import at, commit
-from tests.faulty_proxy import Fault, in_front_of
-from tests.s3_server import BUCKET, SECRET, Server, credentials, running
+from tests.support.faulty_proxy import Fault, in_front_of
+from tests.support.s3_parts import at, commit
+from tests.support.s3_server import BUCKET, SECRET, Server, credentials, running
 
 PROJECT = Path(__file__).parents[2]
 

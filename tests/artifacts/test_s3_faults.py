@@ -16,9 +16,9 @@ from artifacts.store.local import LocalStore
 from artifacts.store.s3.store import S3Store
 from configs.errors import ArtifactDamaged, LmflowsError, TransferError
 from configs.location import parse_s3
-from tests.artifacts.s3_parts import commit
-from tests.faulty_proxy import Fault, FaultyProxy, Kind, in_front_of
-from tests.s3_server import BUCKET, SMALL, Server, credentials, running
+from tests.support.faulty_proxy import Fault, FaultyProxy, Kind, in_front_of
+from tests.support.s3_parts import commit
+from tests.support.s3_server import BUCKET, SMALL, Server, credentials, running
 
 PART = SMALL.part_bytes
 DICE = random.Random(0)

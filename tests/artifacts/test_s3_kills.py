@@ -14,9 +14,9 @@ from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Store
 from artifacts.store.s3.store import S3Store
 from configs.location import parse_s3
-from tests.artifacts.kills import FORK, kill_after, unused
-from tests.artifacts.s3_parts import commit
-from tests.s3_server import SMALL, Server
+from tests.support.kills import FORK, kill_after, unused
+from tests.support.s3_parts import commit
+from tests.support.s3_server import SMALL, Server
 
 KILLS = 50  # of each, push and pull
 DICE = random.Random(0)

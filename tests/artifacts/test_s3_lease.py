@@ -15,7 +15,7 @@ import artifacts.store.s3.lease as s3_lease
 from artifacts.store.local import LocalStore
 from artifacts.store.s3.store import S3Store
 from configs.errors import StoreBusy
-from tests.artifacts.s3_parts import at, commit
+from tests.support.s3_parts import at, commit
 
 
 def test_one_collector_at_a_time(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:

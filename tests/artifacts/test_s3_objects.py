@@ -12,8 +12,8 @@ import pytest
 from artifacts.store.s3.store import S3Objects, S3Store
 from configs.errors import ConditionalWritesIgnored, StaleRef
 from configs.location import parse_s3
-from tests.faulty_proxy import Fault, in_front_of
-from tests.s3_server import SMALL, Server, credentials, running
+from tests.support.faulty_proxy import Fault, in_front_of
+from tests.support.s3_server import SMALL, Server, credentials, running
 
 KEY = "refs/qwen/dev.json"
 

@@ -17,9 +17,9 @@ from artifacts.store.protocol import Problem, Store, lineage, open_store
 from artifacts.store.s3.store import S3Store, manifest_key
 from artifacts.store.s3.upload import MAX_PARTS, blob_key, part_bytes
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull, TransferError
-from tests.artifacts.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit, files_of
-from tests.faulty_proxy import Fault, in_front_of
-from tests.s3_server import BUCKET, Server, credentials, running
+from tests.support.faulty_proxy import Fault, in_front_of
+from tests.support.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit, files_of
+from tests.support.s3_server import BUCKET, Server, credentials, running
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -23,8 +23,8 @@ from artifacts.store.local import LocalStore
 from artifacts.store.protocol import carry_signatures, open_store, push_lineage
 from configs.errors import ArtifactMissing, ConfigError, SignatureRefused
 from configs.policy import Policy, SigningCertificate, SigningKey, TrustedCertificate, TrustedKey
-from tests.artifacts import places
-from tests.artifacts.keys import NOW, Keys, private_pem, public_pem
+from tests.support import places
+from tests.support.keys import NOW, Keys, private_pem, public_pem
 
 PASSWORD = "correct horse"
 

@@ -14,7 +14,7 @@ from artifacts.records.load_results import LoadResult, SpeedComparison
 from configs.errors import ConfigError
 from configs.paths import PROJECT
 from flows.cli.bench import bench, bench_compare
-from tests.slow_server import running
+from tests.support.slow_server import running
 
 # the two commands alone, as `flows.cli.main` registers them
 COMMANDS = """

@@ -22,8 +22,8 @@ from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef
 from flows.cli import registry
-from tests.artifacts import places
-from tests.artifacts.places import OLD, Judged, Place, judged
+from tests.support import places
+from tests.support.places import OLD, Judged, Place, judged
 
 PROJECT = Path(__file__).parents[2]
 

@@ -15,8 +15,8 @@ from configs.errors import ArtifactMissing, ConfigError, LmflowsError
 from flows.cli import report as cli_report
 from tasks.report import report
 from tasks.runner.step import Context
-from tests.tasks import stories
-from tests.tasks.stories import Site
+from tests.support import stories
+from tests.support.stories import Site
 
 IDS = ("0a1b2c3d-0000-4000-8000-000000000001", "0a1b2c3d-1111-4000-8000-000000000002", "ffeeddcc-2222-4000-8000-000000000003")
 

@@ -30,7 +30,7 @@ from configs.paths import PROJECT
 from flows.run import gpu_slots
 from flows.run.gpu_slots import held, slot_name
 from tasks.machine.gpus import Gpu
-from tests.prefect_server import prefect_server
+from tests.support.prefect_server import prefect_server
 
 HOLD = """
 import select, sys, time

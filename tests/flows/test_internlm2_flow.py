@@ -14,7 +14,7 @@ import yaml
 
 from configs.errors import TransferError
 from tests.flows.test_quantize_and_deploy import Site
-from tests.internlm2 import CODE, convert, remote_code
+from tests.support.internlm2 import CODE, convert, remote_code
 
 
 @pytest.fixture

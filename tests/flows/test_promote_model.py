@@ -23,8 +23,8 @@ from artifacts.registry.refs import Registry, Stage
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.policy import Policy
-from tests.artifacts.places import judged
-from tests.prefect_server import prefect_server
+from tests.support.places import judged
+from tests.support.prefect_server import prefect_server
 
 pytestmark = pytest.mark.timeout(600)
 PATIENCE = 120  # seconds for a worker to do something on a busy machine

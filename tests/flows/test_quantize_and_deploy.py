@@ -29,8 +29,8 @@ from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.capacity import port_problem
 from tasks.load_test import read_load
-from tests import planted_runtime, s3_server
-from tests.prefect_server import prefect_server
+from tests.support import planted_runtime, s3_server
+from tests.support.prefect_server import prefect_server
 from tests.tasks.test_deploy import key_pair
 
 MEASURED = ("measure fp16", "evaluate fp16", "measure w4a16", "evaluate w4a16")
@@ -238,7 +238,7 @@ def test_on_s3_with_signatures_from_the_upload_to_production_and_back(site: Site
 
 def flip(server: s3_server.Server, digest: str, name: str) -> None:
     """Change one byte of a file of an artifact, as the bucket has it."""
-    from tests.artifacts.places import Place
+    from tests.support.places import Place
 
     with s3_server.credentials():
         store = open_store(server.location("team"))

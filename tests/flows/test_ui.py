@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from configs import paths
-from tests.prefect_server import wait_until_healthy
+from tests.support.prefect_server import wait_until_healthy
 
 
 def test_on_another_port_the_page_finds_its_server(tmp_path: Path, free_port: int) -> None:

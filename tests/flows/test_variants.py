@@ -1,7 +1,7 @@
 """The variants of a run, where an engine fails for some: real steps in real children, real engine processes, a real Prefect.
 
 LMDeploy's engines need a GPU and only they have more than one variant, so a runtime has the reference engine in their place
-(`tests.planted_runtime`). There it aborts with an int8 KV cache, and refuses an int4 one. The flows run in a process of their own
+(`tests.support.planted_runtime`). There it aborts with an int8 KV cache, and refuses an int4 one. The flows run in a process of their own
 (`main`), so that no worker of Prefect stays behind in this one.
 """
 
@@ -28,7 +28,7 @@ from tasks.report import ReportRequest, ReportResult, StepTime, VariantOutcome
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestResult
 from tasks.texts import TextsRequest, texts
-from tests import planted_runtime
+from tests.support import planted_runtime
 
 FAILS = f"""
 from configs.errors import EngineError

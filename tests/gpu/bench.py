@@ -97,7 +97,7 @@ def internlm2_shape(place: Path) -> dict[str, Any]:
 
 def random_model(place: Path, shape: str, *, w4a16: bool = False) -> Path:
     """A random-weight checkpoint, made once; tokenizer and code from where the environment says, or fetched."""
-    from tests import random_model as module
+    from tests.support import random_model as module
 
     folder = place / f"{shape}{'-w4a16' if w4a16 else ''}"
     if not folder.exists():

@@ -10,7 +10,7 @@ import yaml
 
 from artifacts.store.files import sha256_file
 from tests.gpu.conftest import pad_to
-from tests.internlm2 import convert, remote_code
+from tests.support.internlm2 import convert, remote_code
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from configs.errors import LmflowsError, StepCrashed, StepFailed, StepTimeout
 from configs.paths import PROJECT
 from tasks.machine.gpus import Gpu
 from tasks.runner.parent import reap_orphans, run_child
-from tests.tasks import planted
-from tests.tasks.planted import Planted
+from tests.support import planted
+from tests.support.planted import Planted
 
 
 class Heard:

@@ -14,7 +14,7 @@ from artifacts.store.local import LocalStore
 from configs.schema import Evaluate, Variant
 from tasks.quality.objective import CACHED_TOKENS, Objective, choose, kv_bytes_per_token
 from tasks.report import VariantOutcome
-from tests.tasks.stories import SPEEDS, Site
+from tests.support.stories import SPEEDS, Site
 
 CONFIG = Evaluate(max_perplexity_ratio=1.1)
 SHAPE = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512}

@@ -42,7 +42,7 @@ from tasks.evaluate import PROBES
 from tasks.runner.step import Context
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import KEYS, LOG, RECORD, Endpoint
-from tests import s3_server
+from tests.support import s3_server
 
 KEYS_VARIABLE = "LMFLOWS_TEST_KEYS"
 

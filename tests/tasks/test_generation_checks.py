@@ -33,7 +33,7 @@ from tasks.quality.generation_checks import (
     check_answers,
     offers,
 )
-from tests.tiny_model import END, TEMPLATE
+from tests.support.tiny_model import END, TEMPLATE
 
 PROMPTS = ("hello", "What is a list in Python?", "please provide three suggestions about ielts' preparation")
 WITH_FUNCTIONS = "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}" + TEMPLATE

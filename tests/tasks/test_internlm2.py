@@ -1,6 +1,6 @@
 """InternLM2, whose Python files travel with its weights: through the steps with trusted code, quantized, and scored.
 
-The model is the small one rewritten as an InternLM2 (`tests.internlm2`); that both compute the same is shown here too,
+The model is the small one rewritten as an InternLM2 (`tests.support.internlm2`); that both compute the same is shown here too,
 once with the real SmolLM2-135M.
 """
 
@@ -37,8 +37,8 @@ from tasks.runner.parent import run_child
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, smoke_test, unwell
 from tasks.texts import HELD_OUT, TextsRequest, load_records, texts, token_ids
-from tests.internlm2 import CODE, convert, internlm2_config, remote_code
-from tests.random_model import SHAPES, build, tensors
+from tests.support.internlm2 import CODE, convert, internlm2_config, remote_code
+from tests.support.random_model import SHAPES, build, tensors
 from tests.tasks.test_child import Heard
 
 RECIPE = Quantize(group_size=128, samples=4, sequence_length=64, batch_size=4)

@@ -18,7 +18,7 @@ from tasks.pad import PadRequest, pad
 from tasks.report import report
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
-from tests.tasks import stories
+from tests.support import stories
 from tests.tasks.test_evaluate import compared, planted
 
 

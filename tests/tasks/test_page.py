@@ -12,8 +12,8 @@ from artifacts.store.local import LocalStore
 from tasks.report import ReportRequest
 from tasks.reporting import page, plots
 from tasks.reporting.plots import Option, with_dominated
-from tests.tasks import stories
-from tests.tasks.stories import Site
+from tests.support import stories
+from tests.support.stories import Site
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

@@ -21,7 +21,7 @@ import pytest
 from artifacts.store.local import LocalStore
 from tasks.report import report
 from tasks.runner.step import Context
-from tests.tasks import stories
+from tests.support import stories
 
 BROWSER = os.environ.get("CHROME") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH (Debian: apt-get install chromium), and CHROME does not name one")]

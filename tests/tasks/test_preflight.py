@@ -36,7 +36,7 @@ from tasks.preflight import PreflightRequest, PreflightResult, preflight, refuse
 from tasks.runner import runtimes
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
-from tests import s3_server
+from tests.support import s3_server
 from tests.tasks.test_gpus import GB, Board, Machine
 from tests.tasks.test_runtimes import interpreter
 

@@ -12,8 +12,8 @@ from artifacts.store.local import LocalStore
 from tasks.report import ReportRequest, report
 from tasks.reporting.markdown import quoted, size, table
 from tasks.runner.step import Context
-from tests.tasks import stories
-from tests.tasks.stories import Site
+from tests.support import stories
+from tests.support.stories import Site
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from configs.schema import Deploy, EngineTransformers
 from tasks.capacity import port_problem
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import Endpoint
-from tests import planted_runtime
+from tests.support import planted_runtime
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 

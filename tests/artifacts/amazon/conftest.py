@@ -10,11 +10,11 @@ import pytest
 from botocore.loaders import JSONFileLoader
 
 from artifacts.store.s3.store import S3Store
-from tests.artifacts.amazon.parts import DOTTED, KEY
-from tests.artifacts.places import client_of
-from tests.artifacts.s3_parts import at
-from tests.s3_amazon import HOME, Amazon, Key, in_front_of
-from tests.s3_server import BUCKET, SECRET, Server
+from tests.support.amazon import DOTTED, KEY
+from tests.support.places import client_of
+from tests.support.s3_amazon import HOME, Amazon, Key, in_front_of
+from tests.support.s3_parts import at
+from tests.support.s3_server import BUCKET, SECRET, Server
 
 # what the machine that runs the tests may have set, and what `credentials` has set and some tests do without
 FOREIGN = ("https_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY", "REQUESTS_CA_BUNDLE", "AWS_REGION", "AWS_DEFAULT_REGION",

@@ -15,10 +15,10 @@ from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Problem
 from artifacts.store.s3.store import S3Store
 from configs.errors import ConfigError, LmflowsError, TransferError
-from tests.artifacts.amazon.parts import KEY, OTHER, VIRTUAL, hosts
-from tests.artifacts.s3_parts import CONTENT, at, commit, files_of
-from tests.s3_amazon import HOME, Amazon, Key, Role, TokenService, document
-from tests.s3_server import SECRET
+from tests.support.amazon import KEY, OTHER, VIRTUAL, hosts
+from tests.support.s3_amazon import HOME, Amazon, Key, Role, TokenService, document
+from tests.support.s3_parts import CONTENT, at, commit, files_of
+from tests.support.s3_server import SECRET
 
 
 def use_files(monkeypatch: pytest.MonkeyPatch, folder: Path, config: str, shared: str = "") -> None:

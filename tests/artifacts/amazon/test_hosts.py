@@ -14,10 +14,10 @@ from artifacts.store.protocol import open_store
 from artifacts.store.s3.store import S3Store, Tuning
 from configs.errors import ConfigError, StaleRef, TransferError
 from configs.location import parse_s3
-from tests.artifacts.amazon.parts import DOTTED, GLOBAL, KEY, REGIONAL, VIRTUAL, hosts, tops
-from tests.artifacts.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit, files_of
-from tests.s3_amazon import HOME, Amazon, Cut
-from tests.s3_server import BUCKET, Server
+from tests.support.amazon import DOTTED, GLOBAL, KEY, REGIONAL, VIRTUAL, hosts, tops
+from tests.support.s3_amazon import HOME, Amazon, Cut
+from tests.support.s3_parts import CONTENT, DISTINCT, LARGE, PART, at, commit, files_of
+from tests.support.s3_server import BUCKET, Server
 
 
 def test_an_artifact_goes_to_the_buckets_own_host_by_tls_and_comes_back(amazon: Amazon, store: S3Store, source: LocalStore,

@@ -11,7 +11,7 @@ from artifacts.records.load_results import Load, Outcome, SpeedComparison
 from tasks.load.compare import MIN_ROUNDS, compare_servers, interval, outcome_of, signed_rank_place
 from tasks.load.environment import DifferentHardware, require_same
 from tasks.load.target import at_url
-from tests.slow_server import running
+from tests.support.slow_server import running
 
 TRIALS = 400
 

@@ -26,7 +26,7 @@ from tasks.load.pool import LoadClientDied, Pool
 from tasks.load.prompts import WordCount
 from tasks.load.run import run_loads
 from tasks.load.target import at_url
-from tests.slow_server import running
+from tests.support.slow_server import running
 
 LENIENT = {"max_lag_seconds": 0.5}  # other tests run on the same cores
 

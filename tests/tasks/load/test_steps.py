@@ -24,7 +24,7 @@ from tasks.load_test import (
     read_load,
 )
 from tasks.runner.step import Context
-from tests.slow_server import running
+from tests.support.slow_server import running
 
 ENGINE = EngineTransformers(name="transformers")
 

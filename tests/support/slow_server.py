@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server whose speed is known: `python -m tests.slow_server`. It streams words with delays that it was told.
+"""An OpenAI-compatible server whose speed is known: `python -m tests.support.slow_server`. It streams words with delays that it was told.
 
 `/v1/completions` and `/v1/chat/completions` stream; each delay is one of this process alone, counted from when the request came, so
 that small errors of sleeping do not add up. One word is one token.
@@ -124,7 +124,7 @@ def running(**options: float | str | bool) -> Iterator[str]:
 
     words = [word for name, value in options.items() for word in ([f"--{name.replace('_', '-')}"] if value is True
                                                                   else [f"--{name.replace('_', '-')}", str(value)])]
-    process = subprocess.Popen([sys.executable, "-m", "tests.slow_server", *words], stdout=subprocess.PIPE, text=True, cwd=PROJECT,
+    process = subprocess.Popen([sys.executable, "-m", "tests.support.slow_server", *words], stdout=subprocess.PIPE, text=True, cwd=PROJECT,
                                preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL))
     try:
         assert process.stdout is not None

@@ -107,7 +107,7 @@ def running(*, checksums: bool = True, conditions: bool = True, ignores: Sequenc
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "requests"
         log.touch()
-        command = [sys.executable, "-m", "tests.s3_server", "--log", str(log), "--smallest-part", str(smallest_part)]
+        command = [sys.executable, "-m", "tests.support.s3_server", "--log", str(log), "--smallest-part", str(smallest_part)]
         command += ["--no-checksums"] * (not checksums) + ["--opaque-etags"] * opaque_etags + ["--ceph"] * ceph
         command += ["--ignores", *(ignores if conditions else ("If-Match", "If-None-Match"))]
         environment = os.environ | ENVIRONMENT | {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 20), "TMPDIR": folder}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from tests.listener import Listener
+from tests.support.listener import Listener
 
 Kind = Literal["status", "reset upload", "reset download", "cut download", "cut upload", "flip download", "flip upload", "lose answer",
                "flip upload, lose answer", "slow"]

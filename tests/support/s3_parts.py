@@ -8,7 +8,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from artifacts.store.s3.store import S3Store
 from configs.location import parse_s3
-from tests.s3_server import SMALL
+from tests.support.s3_server import SMALL
 
 PART = SMALL.part_bytes
 LARGE = random.Random(0).randbytes(5 * PART + 1234)  # six parts

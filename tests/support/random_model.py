@@ -4,7 +4,7 @@ Engines do the same work on them as on trained weights. What they say is words w
 printable text have an output row, so greedy answers are readable and never end by themselves. Each tensor has a seed of
 its own name, so one seed gives the same files on one device; made and saved shard by shard, on the device.
 
-    python -m tests.random_model OUT --shape llama-7.7b --tokenizer FOLDER [--w4a16] [--device cuda] [--seed N]
+    python -m tests.support.random_model OUT --shape llama-7.7b --tokenizer FOLDER [--w4a16] [--device cuda] [--seed N]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from configs.errors import SourceError
 from tasks.checkpoints import files
-from tests.internlm2 import FAMILY, PYTEST_CACHE, add_code, remote_code
+from tests.support.internlm2 import FAMILY, PYTEST_CACHE, add_code, remote_code
 
 SHARD_BYTES = 4_000_000_000
 STD = 0.02
@@ -206,7 +206,7 @@ def split(names: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.random_model", description="write a checkpoint of random weights")
+    parser = argparse.ArgumentParser(prog="python -m tests.support.random_model", description="write a checkpoint of random weights")
     parser.add_argument("out", type=Path, metavar="OUT", help="must not exist")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", required=True, help="a model folder with the tokenizer to take")

@@ -18,8 +18,8 @@ from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Store, lineage
 from configs.location import parse_s3
 from configs.policy import Policy
-from tests import s3_server
-from tests.s3_server import Server
+from tests.support import s3_server
+from tests.support.s3_server import Server
 
 OPEN = Policy()  # asks for no signatures
 OLD = 1_600_000_000.0  # a time that every age limit is after

@@ -3,7 +3,7 @@
 InternLM2 is a llama with q, k and v fused into one matrix, other names, and no head_dim of its own. transformers does
 not know it: its Python files travel with the weights. They come from the wheel of XTuner, at pinned hashes.
 
-    python -m tests.internlm2 LLAMA_FOLDER OUT_FOLDER [--code FOLDER]
+    python -m tests.support.internlm2 LLAMA_FOLDER OUT_FOLDER [--code FOLDER]
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _fetch_wheel(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.internlm2", description="rewrite a llama-type checkpoint as an InternLM2 checkpoint")
+    parser = argparse.ArgumentParser(prog="python -m tests.support.internlm2", description="rewrite a llama-type checkpoint as an InternLM2 checkpoint")
     parser.add_argument("source", type=Path, metavar="LLAMA_FOLDER")
     parser.add_argument("target", type=Path, metavar="OUT_FOLDER", help="must not exist")
     parser.add_argument("--code", type=Path, metavar="FOLDER", help="InternLM2's Python files; fetched if not given")

@@ -1,4 +1,4 @@
-"""Amazon S3 as a client on the internet sees it, in front of the plain server of `tests.s3_server`.
+"""Amazon S3 as a client on the internet sees it, in front of the plain server of `tests.support.s3_server`.
 
 A client that is given HTTPS_PROXY and AWS_CA_BUNDLE asks the proxy for a tunnel to `*.amazonaws.com:443` and finds at its end what Amazon has there:
 TLS with a certificate for the host names of S3, a bucket for each virtual host, a region for each bucket, and signatures that are recomputed with
@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.listener import Listener
+from tests.support.listener import Listener
 
 Cut = Literal["handshake", "request", "answer"]
 HOME = "eu-central-1"  # of every bucket

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tests.s3_amazon import HOME, Amazon, Key
-from tests.s3_server import BUCKET
+from tests.support.s3_amazon import HOME, Amazon, Key
+from tests.support.s3_server import BUCKET
 
 DOTTED = "my.models"
 VIRTUAL = f"{BUCKET}.s3.{HOME}.amazonaws.com"

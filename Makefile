@@ -43,7 +43,7 @@ test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(STAMP)
-	LMFLOWS_TEST_ROUNDS=50 $(PY) -m pytest tests/artifacts/test_races.py
+	LMFLOWS_TEST_ROUNDS=50 $(PY) -m pytest tests/artifacts/registry/test_races.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -25,7 +25,7 @@ import pytest
 from configs.errors import ConfigError, DiskFull, EngineError, TransferError
 from configs.paths import PROJECT
 from tasks.runner import runtimes
-from tests.artifacts.test_files import tmpfs as tmpfs
+from tests.artifacts.store.test_files import tmpfs as tmpfs
 
 NAME = "tiny"
 WHEEL = "lmdeploy-0.0.1-py3-none-any.whl"

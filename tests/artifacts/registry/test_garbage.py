@@ -376,7 +376,7 @@ def test_a_folder_that_cannot_be_read_stops_it(tmp_path: Path, monkeypatch: pyte
 def test_only_one_collects(place: Place) -> None:
     one = place.judged()
     if place.server is None:
-        pytest.skip("the second waits for ten minutes, then gives up: tests/artifacts/test_store.py")
+        pytest.skip("the second waits for ten minutes, then gives up: tests/artifacts/store/test_local.py")
     with place.store.collecting(), pytest.raises(StoreBusy):
         collected(place)
     require_whole(place, *one.all)

@@ -22,7 +22,7 @@ from configs import paths
 from configs.schema import Deploy, EngineTransformers
 from tasks.engines.reference import ReferenceEngine
 from tasks.serving.endpoints import Endpoint
-from tests.tasks.engines.test_server import serving
+from tests.tasks.serving.test_reference_server import serving
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from tasks.smoke_test import SmokeTestRequest, smoke_test, unwell
 from tasks.texts import HELD_OUT, TextsRequest, load_records, texts, token_ids
 from tests.support.internlm2 import CODE, convert, internlm2_config, remote_code
 from tests.support.random_model import SHAPES, build, tensors
-from tests.tasks.test_child import Heard
+from tests.tasks.runner.test_parent import Heard
 
 RECIPE = Quantize(group_size=128, samples=4, sequence_length=64, batch_size=4)
 

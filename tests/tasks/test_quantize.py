@@ -22,7 +22,7 @@ from tasks.quantize import QuantizeRequest, QuantizeResult, calibration_rows, qu
 from tasks.runner.parent import run_child
 from tasks.runner.step import Context
 from tasks.texts import HELD_OUT, TextsRequest, load_records, texts, token_ids
-from tests.tasks.test_child import Heard
+from tests.tasks.runner.test_parent import Heard
 
 RECIPE: dict[str, Any] = {"group_size": 128, "samples": 4, "sequence_length": 64, "batch_size": 4}
 

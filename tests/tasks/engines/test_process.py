@@ -34,7 +34,7 @@ from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine
 from tasks.runner import runtimes
-from tests.tasks.test_child import all_gone
+from tests.tasks.runner.test_parent import all_gone
 
 TRANSFORMERS = EngineTransformers(name="transformers")
 RECORDS: list[dict[str, Any]] = [

@@ -145,7 +145,7 @@ from pathlib import Path
 from artifacts.store.local import LocalStore
 from tasks.runner.parent import run_child
 from tests.tasks import planted
-from tests.tasks.test_child import Heard
+from tests.tasks.runner.test_parent import Heard
 folder = Path(sys.argv[1])
 run_child(planted.sleeps, planted.Planted(folder=folder), folder=folder / "runs" / "run" / "sleeps", store=LocalStore(folder / "store"),
           timeout_s=600, listener=Heard())

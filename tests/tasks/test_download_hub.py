@@ -17,7 +17,7 @@ from configs.schema import HubDataset, HubSource
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.runner.parent import run_child
 from tasks.texts import read
-from tests.tasks.test_child import Heard
+from tests.tasks.runner.test_parent import Heard
 
 COMMIT = "c0ffee" + "0" * 34
 

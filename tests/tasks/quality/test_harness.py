@@ -23,7 +23,7 @@ from tasks.quality.items import Item, compare_items, run_items
 from tasks.runner import runtimes
 from tasks.serving import endpoints
 from tasks.serving.endpoints import Endpoint
-from tests.tasks.engines.test_server import NAME, serving
+from tests.tasks.serving.test_reference_server import NAME, serving
 
 QUESTIONS = [
     {"question": "A list is a mutable", "choices": ["sequence of objects.", "of sequence mutable."], "label": 0},

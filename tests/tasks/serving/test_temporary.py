@@ -22,7 +22,7 @@ from configs.schema import EngineTransformers
 from flows.cli import main
 from tasks.runner import runtimes
 from tasks.serving.temporary import served
-from tests.flows.test_engines import with_environment
+from tests.flows.cli.test_engines import with_environment
 from tests.tasks.engines.test_process import another_python
 
 HELLO = "Hello! How can I help you today?"

@@ -121,7 +121,7 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """What each flow run says."""
     folder = tmp_path_factory.mktemp("variants")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")} | {"LMFLOWS_HOME": str(folder / "home")}
-    done = subprocess.run([sys.executable, "-m", "tests.flows.test_variants", str(folder), str(tiny_model)], cwd=paths.PROJECT, capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "tests.flows.test_evaluation", str(folder), str(tiny_model)], cwd=paths.PROJECT, capture_output=True,
                           text=True, env=environment | {"HOME": str(folder)}, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return {name: Told.model_validate_json((folder / f"{name}.json").read_text()) for name in RUNS}

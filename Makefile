@@ -50,10 +50,10 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 
 bench: $(STAMP)
-	$(PY) -m tests.bench
-	$(PY) -m tests.bench_scoring
-	$(PY) -m tests.bench_load
-	$(PY) -m tests.bench_s3
+	$(PY) -m benchmarks.orchestration
+	$(PY) -m benchmarks.scoring
+	$(PY) -m benchmarks.load
+	$(PY) -m benchmarks.s3
 
 test-gpu: $(STAMP)
 	$(PY) -m pytest tests/gpu
@@ -61,8 +61,8 @@ test-gpu: $(STAMP)
 # Writes docs/benchmarks/<gpu>.md. The runtimes come first: making them takes minutes and no GPU.
 bench-gpu: $(STAMP)
 	$(VENV)/bin/lmflows engines prepare lmdeploy-0.12.3 lmdeploy-0.18.0
-	$(PY) -m tests.gpu.bench --out build/bench-gpu
-	$(PY) -m tests.gpu.write_up build/bench-gpu
+	$(PY) -m benchmarks.gpu.measure --out build/bench-gpu
+	$(PY) -m benchmarks.gpu.write_up build/bench-gpu
 
 lock:
 	$(COMPILE) pyproject.toml --extra dev -o requirements.lock

@@ -1,4 +1,4 @@
-"""`python -m tests.bench_load`: does the comparison of two servers find a slowdown of 5 %, and how often one that is not there?
+"""`python -m benchmarks.load`: does the comparison of two servers find a slowdown of 5 %, and how often one that is not there?
 
 Real servers with known delays (`tests.support.slow_server`), whose requests vary by 5 % from one to the next. A planted slowdown must be found
 in at least 9 of 10 trials, with at most 1 false alarm in 20 trials without one. Then what the generator measures of a known server, and

@@ -1,4 +1,4 @@
-"""`python -m tests.bench_scoring`: scoring through an engine's process beside plain transformers, in tokens per second.
+"""`python -m benchmarks.scoring`: scoring through an engine's process beside plain transformers, in tokens per second.
 
 The demo's padded fp16 model and its held-out documents, in the same batches, by turns (A B B A). Plain is the forward pass and the mean
 NLL, nothing else; the engine also ranks the vocabulary, keeps the likeliest tokens, and sends it all through a pipe.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.write_up import page, read
 from configs.paths import PROJECT
-from tests.gpu.write_up import page, read
 
 PAGES = sorted((PROJECT / "docs" / "benchmarks").glob("*.md"))
 

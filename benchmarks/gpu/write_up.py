@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.write_up FOLDER`: make `docs/benchmarks/<gpu>.md` of the raw figures that `tests.gpu.bench` has written.
+"""`python -m benchmarks.gpu.write_up FOLDER`: make `docs/benchmarks/<gpu>.md` of the raw figures that `benchmarks.gpu.measure` has written.
 
 The raw figures are kept beside it, in `docs/benchmarks/<gpu>/`. Nothing there is written by hand.
 """
@@ -109,11 +109,11 @@ def page(found: dict[str, Figures]) -> tuple[str, str]:
         raise SystemExit(f"figures of {sorted(names) or 'no GPU'} do not make one page")
     gpu = names.pop()
     key = artifact_key(gpu)
-    text = f"# {gpu}\n\nWritten by `python -m tests.gpu.write_up` from the raw figures in `{key}/`; `make bench-gpu` makes them anew.\n"
+    text = f"# {gpu}\n\nWritten by `python -m benchmarks.gpu.write_up` from the raw figures in `{key}/`; `make bench-gpu` makes them anew.\n"
     for name, figures in found.items():
         title, section = SECTIONS[name]
         made = ", ".join(f"{library} {version}" for library, version in figures["versions"].items())
-        command = figures.get("command", f"python -m tests.gpu.bench {name}")
+        command = figures.get("command", f"python -m benchmarks.gpu.measure {name}")
         text += (f"\n## {title}\n\n{section(figures)}\n<sub>{figures['date']}; {gpu}, driver {figures['gpu']['driver']}, "
                  f"{figures['cores']} CPU cores; {made}. `{command}`</sub>\n")
     return key, text

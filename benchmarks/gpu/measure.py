@@ -1,6 +1,6 @@
-"""Measurements on a GPU: `make bench-gpu`, or `python -m tests.gpu.bench NAME ... --out FOLDER` for some of them.
+"""Measurements on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.measure NAME ... --out FOLDER` for some of them.
 
-Each writes FOLDER/NAME.json: its raw figures with the exact command, versions, GPU and driver. `tests.gpu.write_up` makes
+Each writes FOLDER/NAME.json: its raw figures with the exact command, versions, GPU and driver. `benchmarks.gpu.write_up` makes
 `docs/benchmarks/<gpu>.md` of them; nothing there is written by hand.
 """
 

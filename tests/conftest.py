@@ -44,7 +44,7 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
     import torch
     import transformers
 
-    source = Path(__file__).with_name("tiny_model.py").read_bytes()
+    source = (Path(__file__).parent / "support" / "tiny_model.py").read_bytes()
     key = hashlib.sha256(source + f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()[:16]
     folder: Path = request.config.cache.mkdir("tiny_model") / key  # type: ignore[union-attr]
     if not folder.exists():

@@ -40,8 +40,8 @@ from urllib.parse import parse_qs
 import pytest
 
 from artifacts.store.s3.client import Tuning
+from configs.paths import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 BUCKET = "models"
 ACCOUNT = "123456789012"  # moto's
 HASHES = {"SHA256": lambda data: hashlib.sha256(data).digest(), "SHA1": lambda data: hashlib.sha1(data).digest(),

@@ -21,11 +21,11 @@ from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, StoreBusy, UnsafeManifest
+from configs.paths import PROJECT
 from tests.support import places
 from tests.support.places import OPEN, Judged, Place
 
 LATER = 3600.0 * 24 * 30  # how much later the collections below take place: everything is old then
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture

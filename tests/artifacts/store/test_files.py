@@ -23,8 +23,8 @@ from safetensors.numpy import save, save_file
 
 from artifacts.store import files
 from configs.errors import DiskFull, SourceError
+from configs.paths import PROJECT
 
-PROJECT = Path(__file__).parents[2]
 TENSORS: dict[str, np.ndarray[Any, Any]] = {
     "embed": np.arange(60, dtype=np.float32).reshape(3, 4, 5), "norm": np.ones(7, dtype=np.float16), "empty": np.zeros((0, 3), np.int64)}
 WHOLE = save(TENSORS, metadata={"format": "pt"})

@@ -16,8 +16,8 @@ import pytest
 from artifacts.manifest import ModelArtifact, Parent
 from artifacts.store.local import LocalStore, Problem
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull
+from configs.paths import PROJECT
 
-PROJECT = Path(__file__).parents[2]
 CONTENT = {"config.json": b"{}", "weights/a.safetensors": b"a" * 5000, "weights/b.safetensors": b"b" * 5000}
 
 

@@ -21,11 +21,10 @@ from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, PromotionRefused, StaleRef
+from configs.paths import PROJECT
 from flows.cli import registry
 from tests.support import places
 from tests.support.places import OLD, Judged, Place, judged
-
-PROJECT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

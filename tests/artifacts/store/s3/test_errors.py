@@ -6,18 +6,16 @@ import json
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from artifacts.store.local import LocalStore
 from artifacts.store.s3.store import S3Store
 from configs.errors import ConfigError, TransferError
+from configs.paths import PROJECT
 from tests.support.faulty_proxy import Fault, in_front_of
 from tests.support.s3_parts import at, commit
 from tests.support.s3_server import BUCKET, SECRET, Server, credentials, running
-
-PROJECT = Path(__file__).parents[2]
 
 
 def test_a_wrong_bucket_is_named(server: Server, source: LocalStore) -> None:

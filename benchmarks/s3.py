@@ -92,7 +92,7 @@ class Bench:
 
     def commit(self, case: Case) -> tuple[LocalStore, ModelArtifact]:
         store, block = LocalStore(self.folder / case.name.replace(" ", "-")), os.urandom(MIB)
-        with store.stage() as staging:
+        with store.staging() as staging:
             for number in range(case.files):
                 with staging.target(f"{number:04}").open("wb") as file:
                     for part in range(case.mib):

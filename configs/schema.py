@@ -139,7 +139,7 @@ class Quantize(Section):
         return self
 
 
-class Rung(Section):
+class RecipeChange(Section):
     """A change of the recipe, on top of those before it. One that changes nothing, or that the engine cannot serve, is left out."""
 
     search_scale: bool = Field(default=False, description="search the smoothing ratio per layer")
@@ -155,7 +155,7 @@ class Rung(Section):
 class Repair(Section):
     """What is tried when a candidate is not as good as its parent."""
 
-    rungs: Lax[tuple[Rung, ...]] = Field(default=(Rung(search_scale=True), Rung(samples_times=4), Rung(keep_layers=4)), description=(
+    changes: Lax[tuple[RecipeChange, ...]] = Field(default=(RecipeChange(search_scale=True), RecipeChange(samples_times=4), RecipeChange(keep_layers=4)), description=(
         "recipes, one after the other, until one passes; [] tries none"))
     try_all: bool = Field(default=False, description="try every recipe and take the smallest model that passes")
 
@@ -171,7 +171,7 @@ class Evaluate(Section):
         "the margin, candidate over parent: PASS needs the whole 95 % interval below it"))
     confidence: float = Field(default=0.95, ge=0.5, lt=1.0, description=(
         "of the two-sided interval, over all looks and all attempts of the repair ladder together"))
-    max_parent_perplexity: float = Field(default=500.0, gt=1.0, description="above it the yardstick itself is taken to be broken")
+    max_parent_perplexity: float = Field(default=500.0, gt=1.0, description="above it the baseline itself is taken to be broken")
     prompts: Lax[tuple[str, ...]] = ("hello", "please provide three suggestions about ielts' preparation", "What is a list in Python?")
     max_new_tokens: int = Field(default=48, ge=1, le=4096)
     tasks: Lax[tuple[Lax[Path], ...]] = Field(default=(), description=(
@@ -278,7 +278,7 @@ class Pipeline(Section):
     upload: Upload = Upload()
     promote: Promote = Promote()
     engine: Engine
-    variants: Lax[tuple[Variant, ...]] = Field(default=("fp16", "w4a16"), description="what is measured side by side; fp16 is the yardstick")
+    variants: Lax[tuple[Variant, ...]] = Field(default=("fp16", "w4a16"), description="what is measured side by side; fp16 is the baseline")
     benchmark: Benchmark | None = None
     load: LoadTest | None = Field(default=None, description="a load test of each variant, behind a server of its own")
     objective: Literal["memory", "latency", "throughput"] | None = Field(default=None, description=(
@@ -296,7 +296,7 @@ class Pipeline(Section):
     def recipes(self) -> tuple[Quantize, ...]:
         """The recipe, and those of the repair ladder that differ from the one before and that the engine can serve."""
         recipes = [self.quantize]
-        for rung in self.repair.rungs:
+        for rung in self.repair.changes:
             recipe = rung.apply(recipes[-1])
             if recipe != recipes[-1] and (recipe.keep_layers == self.quantize.keep_layers or self.serves_mixed):
                 recipes.append(recipe)
@@ -309,7 +309,7 @@ class Pipeline(Section):
         return isinstance(self.engine, EngineTransformers) or (isinstance(self.engine, EngineTurbomind) and self.quantize.format == "awq")
 
     @property
-    def share(self) -> Evaluate:
+    def evaluate_each_attempt(self) -> Evaluate:
         """How each attempt is judged: all attempts share the chance of an error, or trying often enough would pass anything."""
         return self.evaluate.model_copy(update={"confidence": 1 - (1 - self.evaluate.confidence) / len(self.recipes)})
 
@@ -338,7 +338,7 @@ class Pipeline(Section):
         if isinstance(self.engine, EnginePytorch) and self.quantize.format != "awq":
             raise ValueError("quantize.format compressed-tensors is for engine turbomind; set format: awq")
         if self.variants[:1] != ("fp16",) or len(set(self.variants)) < len(self.variants) or not any("w4a16" in name for name in self.variants):
-            raise ValueError(f"variants {list(self.variants)}: the first must be fp16, the yardstick, then w4a16 variants, each once")
+            raise ValueError(f"variants {list(self.variants)}: the first must be fp16, the baseline, then w4a16 variants, each once")
         if self.served_variant.startswith("fp16"):
             raise ValueError(f"deploy.variant {self.served_variant}: a pipeline serves what it has quantized; use w4a16, w4a16-kv8 "
                              "or w4a16-kv4 (an objective may choose fp16 all the same)")

@@ -15,7 +15,7 @@ from configs.errors import ConfigError
 from configs.reader import load
 from configs.schema import LocalSource, Pipeline
 from flows.cli.terminal import resolve, variant_of
-from flows.evaluation import Examination, yardstick_request
+from flows.evaluation import Evaluation, baseline_request
 from flows.quantize_and_deploy import find_config, summarize, tell, times
 from flows.run.run import Done, Run, begin_run
 from tasks.download import DownloadRequest, download
@@ -41,7 +41,7 @@ def compare_models(first: str, second: str, config: str = "configs/demo.yaml", k
     """Measure two models on the same text through the same engine, and judge the second one beside the first.
 
     Args:
-        first: the yardstick: an artifact's digest, its first digits, or a folder with an unquantized model.
+        first: the baseline: an artifact's digest, its first digits, or a folder with an unquantized model.
         second: the candidate, named in the same way.
         config: a pipeline's YAML file, for its texts, evaluate, engine, benchmark and load sections.
         kv: the KV cache of both: -kv8, -kv4, or empty.
@@ -51,18 +51,18 @@ def compare_models(first: str, second: str, config: str = "configs/demo.yaml", k
     items = items_files(pipeline.evaluate.tasks)
     run = begin_run("compare", choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
     split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
-    yardstick, candidate = (take(run, pipeline, name) for name in (first, second))
-    if yardstick.digest == candidate.digest:
+    baseline, candidate = (take(run, pipeline, name) for name in (first, second))
+    if baseline.digest == candidate.digest:
         raise ConfigError("both are the same artifact", where=f"compare {first} {second}", hint="`lmflows ls` shows what there is")
     done: list[Done[Any]] = [split]
-    variants = tuple(variant_of(f"{model.kind}{kv}", pipeline.engine) for model in (yardstick, candidate))
-    trusted = any(runs_code(run.store, model) for model in (yardstick, candidate))
-    first_request = yardstick_request(run, pipeline, yardstick, split.result.texts, items, variant=variants[0], trust_remote_code=trusted)
-    examination = Examination(run, pipeline, first_request, pipeline.evaluate, 0, done)
-    parent = examination.parent()
-    outcome, _ = examination.candidate(variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short)
-    outcomes = examination.load_tests([parent, outcome])
-    story = ReportRequest(name=f"{yardstick.short} and {candidate.short}", served=variants[1], variants=tuple(outcomes), config=pipeline.evaluate,
+    variants = tuple(variant_of(f"{model.kind}{kv}", pipeline.engine) for model in (baseline, candidate))
+    trusted = any(runs_code(run.store, model) for model in (baseline, candidate))
+    first_request = baseline_request(run, pipeline, baseline, split.result.texts, items, variant=variants[0], trust_remote_code=trusted)
+    evaluation = Evaluation(run, pipeline, first_request, pipeline.evaluate, 0, done)
+    parent = evaluation.parent()
+    outcome, _ = evaluation.candidate(variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short)
+    outcomes = evaluation.load_tests([parent, outcome])
+    story = ReportRequest(name=f"{baseline.short} and {candidate.short}", served=variants[1], variants=tuple(outcomes), config=pipeline.evaluate,
                           steps=times(done))
     judged: ReportResult = run.perform(report, story).result
     tell(story, judged)

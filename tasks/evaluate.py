@@ -67,14 +67,14 @@ def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
         samples=tuple(SampleAnswer(prompt=one.prompt, parent=one.text, candidate=other.text)
                       for one, other in zip(parent.answers, candidate.answers, strict=True)),
         same_prompts=all(one.ids == other.ids for one, other in zip(parent.answers, candidate.answers, strict=True)))
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         staging.write(PROBES, canonical_json([probe.model_dump(mode="json") for probe in probes(paired, documents)]))
         staging.write("evidence.json", canonical_json(evidence.model_dump(mode="json")))
         artifact = context.store.commit(staging, "evidence", recipe={"versions": versions(LIBRARIES)}, parents=[
             Parent(role="candidate", digest=evidence.candidate), Parent(role="parent", digest=evidence.parent),
             Parent(role="texts", digest=evidence.texts),
             *(Parent(role="measurement", digest=one.digest) for one in request.candidates),
-            *(Parent(role="yardstick", digest=one.digest) for one in request.parents)])
+            *(Parent(role="baseline", digest=one.digest) for one in request.parents)])
     return EvaluateResult(evidence=artifact)
 
 
@@ -99,7 +99,7 @@ def pair(parents: Sequence[ModelArtifact], candidates: Sequence[ModelArtifact]) 
                 paired.append((ids, score, others.pop(0)))
     if not paired:
         raise SourceError("the candidate has scored other token ids than its parent", where=f"measurement {candidates[0].short}",
-                          hint="measure it with the parent's measurement as its yardstick")
+                          hint="measure it with the parent's measurement as its baseline")
     return paired, (asked - len(paired), scored - len(paired))
 
 

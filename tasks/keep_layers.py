@@ -68,7 +68,7 @@ def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResul
     recipe = manifest.recipe | {"keep_layers": kept, "quantized_from": request.quantized.digest,
                                 "kept_with": versions((*LIBRARIES, "huggingface_hub"))}
     readme = card.card(card.base_of_quantized(source, manifest), new, recipe, files.companions(source))
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         rewrite(source, staging, new, readme, lambda names: mixed_shard(quantized, parent, names, kept),
                 lambda done, text: context.progress(0.8 + 0.15 * done, text))
         candidate = context.store.commit(staging, "w4a16", recipe=recipe, parents=[

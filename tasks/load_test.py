@@ -86,7 +86,7 @@ def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
         results = run_loads(server, loads_of(request.config, request.config.processes or default_processes()),
                             lambda done, text: context.progress(0.05 + 0.93 * done, text))
     report = LoadReport(variant=request.variant, model=request.model.digest, results=results)
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         staging.write(RECORD, canonical_json(report.model_dump(mode="json")))
         artifact = context.store.commit(staging, "measurement", parents=[Parent(role="model", digest=request.model.digest)])
     return LoadTestResult(measurement=artifact)

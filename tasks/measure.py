@@ -56,7 +56,7 @@ class MeasureRequest(Request):
     Attributes:
         part: the first held-out document that is scored, and the one after the last. A part that does not begin with the first one has more
             documents to score and nothing else: the answers and the speed are known.
-        yardstick: the fp16 variant's measurement of this part, whose token ids are scored again; None for the fp16 variant itself.
+        baseline: the fp16 variant's measurement of this part, whose token ids are scored again; None for the fp16 variant itself.
         hardware: what the step will run on: figures of other hardware are other figures.
     """
 
@@ -68,7 +68,7 @@ class MeasureRequest(Request):
     benchmark: Benchmark | None
     part: tuple[int, int]
     items: tuple[ItemsFile, ...] = ()
-    yardstick: ModelArtifact | None
+    baseline: ModelArtifact | None
     hardware: dict[str, str]
     trust_remote_code: bool = False
 
@@ -102,7 +102,7 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
         hardware=request.hardware, model=request.model.digest, texts=request.texts.digest, answers=said.answers, items=said.items, probes=said.probes,
         load_seconds=round(engine.load_seconds, 2), gpu_bytes=after - before if gpus.visible() else None, speeds=said.speeds,
         environment=said.environment)
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
         staging.write(SCORES, _pack(sequences, scores))
         artifact = context.store.commit(staging, "measurement", parents=[
@@ -222,10 +222,10 @@ def batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _subject(request: MeasureRequest, engine: EngineProcess) -> tuple[list[list[int]], list[npt.NDArray[np.int32]] | None]:
-    """What is scored, and at which tokens the distributions are kept: the yardstick's, or the model's own likeliest."""
-    if request.yardstick is None:
+    """What is scored, and at which tokens the distributions are kept: the baseline's, or the model's own likeliest."""
+    if request.baseline is None:
         return held_out_ids(engine, request.texts, request.part, request.config.max_tokens_per_document), None
-    sequences, scores = read_scores(request.yardstick)
+    sequences, scores = read_scores(request.baseline)
     return sequences, [score.ids for score in scores]
 
 

@@ -43,7 +43,7 @@ def pad(request: PadRequest, context: Context) -> PadResult:
     old = files.read_config(source)
     new = padded_config(old, request.multiple, where=str(source))
     weights = files.weight_files(source)
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         for number, name in enumerate(weights):
             context.progress(number / len(weights), f"padding {name}")
             tensors = {key: pad_tensor(key, tensor, old, new) for key, tensor in load_file(source / name).items()}

@@ -64,7 +64,7 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     rows = calibration_rows(tokenizer, load_records(request.texts.path / CALIBRATION), samples=config.samples,
                             length=config.sequence_length, seed=config.seed)
     torch.manual_seed(config.seed)
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         with ExitStack() as stack:
             stack.enter_context(lmdeploy_hooks.calibrate_with(rows))
             stack.enter_context(lmdeploy_hooks.layer_progress(context, model_files.inspect(source).layers))

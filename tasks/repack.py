@@ -51,7 +51,7 @@ def repack(request: RepackRequest, context: Context) -> RepackResult:
                                 "repacked_with": versions((*LIBRARIES, "huggingface_hub"))}
     new = config | {"quantization_config": quantization_config(group_size, plain_matrices(facts.tensors))}
     readme = card.card(card.base_of_quantized(source, manifest), new, recipe, files.companions(source))
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         tensors = Tensors(source)
         rewrite(source, staging, new, readme, lambda names: repacked_shard(tensors, names, group_size), context.progress)
         context.progress(0.95, "hashing")

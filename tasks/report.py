@@ -106,7 +106,7 @@ def report(request: ReportRequest, context: Context) -> ReportResult:
     verdict, rows = story.verdict, variant_rows(story)
     context.log(f"{verdict.outcome}: {'; '.join(verdict.reasons)}")
     text = markdown(story, page.headline(story), page.explanation(story))
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         staging.write("verdict.json", canonical_json(verdict.model_dump(mode="json")))
         staging.write("variants.json", canonical_json(rows))
         staging.write("report.md", text.encode())

@@ -50,7 +50,7 @@ def texts(request: TextsRequest, context: Context) -> TextsResult:
     config = request.config
     records = list(unique(read(config.source)))
     calibration, held_out = split(records, config.held_out_documents, config.seed, where=_place(config.source))
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         staging.write(CALIBRATION, _jsonl(calibration))
         staging.write(HELD_OUT, _jsonl(held_out))
         artifact = context.store.commit(staging, "texts", recipe={

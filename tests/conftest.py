@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     from tasks.serving import endpoints, supervisor
 
-    for endpoint in endpoints.everyone():
+    for endpoint in endpoints.list_all():
         supervisor.stop(endpoint)
 
 

@@ -158,7 +158,7 @@ class LocalStore:
     # -- writing -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def stage(self) -> Iterator[Staging]:
+    def staging(self) -> Iterator[Staging]:
         """A folder to fill; it is removed on the way out, unless `commit` has turned it into an artifact."""
         self.sweep()
         with files.disk_full_is_an_error(str(self.root)), self._scratch() as path:
@@ -202,7 +202,7 @@ class LocalStore:
         written and before it gets its name. The manifest is written last, so a half sent artifact is never visible.
         """
         manifest, new, done = source.manifest(digest), 0, 0
-        with self.stage() as staging, self.writing():
+        with self.staging() as staging, self.writing():
             for entry in manifest.files:
                 progress(done / max(1, manifest.size), entry.path)
                 if not files.is_intact(self.blob(entry.sha256), entry):

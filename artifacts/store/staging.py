@@ -11,7 +11,7 @@ from artifacts.store import files
 
 
 class Staging:
-    """A folder being filled on its way to becoming an artifact. Made by `LocalStore.stage()`."""
+    """A folder being filled on its way to becoming an artifact. Made by `LocalStore.staging()`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -89,7 +89,7 @@ def internlm2_shape(place: Path) -> dict[str, Any]:
     result = flow_run("configs/internlm2-chat-1_8b.yaml", "--set", f"source.path={folder}", "--set", f"source.trusted_code={trusted}",
                       "--set", "evaluate.max_perplexity_ratio=10.0", "--set", "evaluate.max_tokens_per_document=256",
                       # random weights know nothing and answer with noise: here that is no anomaly and no defect
-                      "--set", "evaluate.max_parent_perplexity=1000000000.0", "--set", "evaluate.probes=0", "--set", "repair.rungs=[]",
+                      "--set", "evaluate.max_parent_perplexity=1000000000.0", "--set", "evaluate.probes=0", "--set", "repair.changes=[]",
                       "--set", "engine.session_len=4096")
     lmflows("stop", "--all")
     return result | {"limit_seconds": 540}
@@ -211,7 +211,7 @@ def start_up(place: Path) -> dict[str, Any]:
                                           engine=EngineTurbomind(name="turbomind", cache_max_entry_count=0.4)), Context(store))
         turns[name].append(time.monotonic() - started if name == "bare" else result.first_words_seconds)
         print(name, turns[name][-1], flush=True)
-        for endpoint in endpoints.everyone():
+        for endpoint in endpoints.list_all():
             supervisor.stop(endpoint)
             endpoint.forget()
     return {"command": "deploy step; lmdeploy serve api_server and one completion", "turns": turns, "limit": 1.1}

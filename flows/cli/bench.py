@@ -65,7 +65,7 @@ def bench(endpoint: Annotated[str | None, typer.Argument(help="an endpoint's nam
         raise LmflowsError("; ".join(problems), where="INVALID", hint="nothing of an invalid load says how fast the server is")
 
 
-def bench_compare(first: Annotated[str, typer.Argument(help="the yardstick: an endpoint's name, or a URL")],
+def bench_compare(first: Annotated[str, typer.Argument(help="the baseline: an endpoint's name, or a URL")],
                   second: Annotated[str, typer.Argument(help="what is judged: an endpoint's name, or a URL")],
                   concurrency: Annotated[int | None, typer.Option(min=1, help="requests kept in flight; default: 4")] = None,
                   rate: Annotated[float | None, typer.Option(help="or requests that arrive a second")] = None,

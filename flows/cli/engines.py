@@ -30,7 +30,7 @@ def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     from tasks.runner import runtimes
 
     rows = [{"runtime": one.name, "state": "ready" if one.ready else "not prepared", "lock": (one.digest or "")[:12] or "not locked",
-             **{name: one.versions.get(name, "") for name in ("python", "lmdeploy", "torch", "transformers")}} for one in runtimes.everyone()]
+             **{name: one.versions.get(name, "") for name in ("python", "lmdeploy", "torch", "transformers")}} for one in runtimes.list_all()]
     show_rows(rows, as_json, "no runtimes")
 
 
@@ -65,7 +65,7 @@ def remove(name: str) -> None:
 
 
 @app.command()
-def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime", help="several times; the first is the yardstick")],
+def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime", help="several times; the first is the baseline")],
             engine: EngineName = "turbomind", variant: VariantName = "w4a16",
             batch_sizes: Annotated[str, typer.Option("--batch-sizes")] = "1,16,64", rounds: Annotated[int, typer.Option(min=1)] = 5,
             prompt_tokens: Annotated[int, typer.Option(min=1)] = 512, new_tokens: Annotated[int, typer.Option(min=2)] = 128,
@@ -75,12 +75,12 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
     from tasks.compare_runtimes import CompareRuntimesRequest
     from tasks.machine.gpus import choose
     from tasks.measure import hardware
-    from tasks.runner.runtimes import one
+    from tasks.runner.runtimes import get
 
     folder, digest = find_model(model)
     options = engine_of(engine)
     for name in runtimes:
-        one(name)
+        get(name)
     check_place(json_file)
     request = checked(
         CompareRuntimesRequest,
@@ -108,10 +108,10 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
     from tasks.kv_memory import MemoryRequest, require_gpu
     from tasks.machine.gpus import choose
     from tasks.measure import hardware
-    from tasks.runner.runtimes import one
+    from tasks.runner.runtimes import get
 
     folder, digest = find_model(model)
-    options = engine_of(engine, runtime=one(runtime).name)
+    options = engine_of(engine, runtime=get(runtime).name)
     check_place(json_file)
     if isinstance(options, EngineTransformers):
         raise ConfigError("transformers has no cache_max_entry_count", where="--engine", hint="turbomind or pytorch")

@@ -38,7 +38,7 @@ def harness(
         raise ConfigError("which task?", where="--task", hint="for example --task arc_easy, or one of your own with --include FOLDER")
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigError(f"{json_file.parent} is not a folder", where="--json", hint="make it first")
-    asked = [endpoints.one(name) for name in ((endpoint,) if against is None else (against, endpoint))]
+    asked = [endpoints.get(name) for name in ((endpoint,) if against is None else (against, endpoint))]
     if against is not None and asked[0].name == asked[1].name:
         raise ConfigError(f"{against} would be compared with itself", where="--against", hint="name another endpoint")
     runtimes.prepare(RUNTIME, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True))

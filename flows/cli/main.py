@@ -122,7 +122,7 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
 
     manner = Manner(system=system, temperature=temperature, max_tokens=max_tokens, timing=timing)
     if engine is None:
-        converse(out, manner, endpoint=None if url else endpoints.one(name), url=url)
+        converse(out, manner, endpoint=None if url else endpoints.get(name), url=url)
         return
     if name is None:
         raise ConfigError("which model?", where="--engine", hint="name an artifact's digest or a model folder")
@@ -152,7 +152,7 @@ def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     from tasks.serving import endpoints, supervisor
 
     rows = []
-    for endpoint in endpoints.everyone():
+    for endpoint in endpoints.list_all():
         state, pid = supervisor.state(endpoint)
         rows.append({"name": endpoint.name, "state": state, "url": f"{endpoint.url}/v1", "model": endpoint.model_name,
                      "engine": endpoint.engine.name, "artifact": endpoint.artifact.short, "pid": pid or "",
@@ -165,7 +165,7 @@ def stop(name: EndpointName = None, every: Annotated[bool, typer.Option("--all",
     """Take an endpoint down and free its port."""
     from tasks.serving import endpoints, supervisor
 
-    for endpoint in endpoints.everyone() if every else [endpoints.one(name)]:
+    for endpoint in endpoints.list_all() if every else [endpoints.get(name)]:
         supervisor.stop(endpoint)
         for problem in endpoint.withdraw():
             err.print(f"a store believes that {endpoint.name} still runs, until `lmflows registry gc --forget` says that it does not: {problem}",
@@ -179,7 +179,7 @@ def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min
     """Show the last lines of an endpoint's server log."""
     from tasks.serving import endpoints
 
-    log = endpoints.one(name).folder / endpoints.LOG
+    log = endpoints.get(name).folder / endpoints.LOG
     if not log.exists():
         raise EndpointError("has not written anything yet", where=str(log), hint="`lmflows status` tells whether it runs")
     out.print("\n".join(log.read_text(errors="replace").splitlines()[-lines:]), markup=False, highlight=False, soft_wrap=True)

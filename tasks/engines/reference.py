@@ -1,6 +1,6 @@
 """The reference engine: transformers, on any machine. fp16 artifacts load as they are, AWQ ones are unpacked.
 
-It is the yardstick: slow, plain, and the same code for parent and candidate.
+It is the baseline: slow, plain, and the same code for parent and candidate.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def named(place: str | None, *, model: str | None = None, api_keys_env: str | No
     """A URL, or the name of an endpoint of this machine; None for the only one."""
     if place is not None and "://" in place:
         return at_url(place, model=model, api_keys_env=api_keys_env)
-    return of_endpoint(endpoints.one(place))
+    return of_endpoint(endpoints.get(place))
 
 
 def _first_model(root: str, key: str) -> str:
@@ -86,5 +86,5 @@ def _first_model(root: str, key: str) -> str:
 
 def _versions(runtime: str) -> dict[str, str]:
     """The engine's libraries in its runtime, as far as they are installed here."""
-    known: Sequence[runtimes.Runtime] = [one for one in runtimes.everyone() if one.name == runtime]
+    known: Sequence[runtimes.Runtime] = [one for one in runtimes.list_all() if one.name == runtime]
     return {name: version for one in known for name, version in one.versions.items() if name in ("lmdeploy", "torch", "transformers", "python")}

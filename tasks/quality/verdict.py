@@ -33,7 +33,7 @@ def judge(evidence: Evidence, evidence_digest: str, config: Evaluate) -> Verdict
     elif broken:
         outcome, reasons = "FAIL", broken
     elif evidence.itself:
-        outcome, reasons = "PASS", ["it is the yardstick itself"]
+        outcome, reasons = "PASS", ["it is the baseline itself"]
     elif difference is None or difference.documents < FEWEST_DOCUMENTS:
         outcome, reasons = "INCONCLUSIVE", [
             f"{len(evidence.documents)} documents are too few to judge by, {FEWEST_DOCUMENTS} are needed (evaluate.documents)"]

@@ -36,7 +36,7 @@ def _variant_row(story: Story, one: Subject) -> dict[str, str]:
         return row | {"verdict": one_line(one.problem.split(";")[0])}
     if one.parent:
         healthy = one.verdict is None or one.verdict.outcome == "PASS"
-        return row | {"verdict": "yardstick" if healthy or one.verdict is None else one.verdict.outcome,
+        return row | {"verdict": "baseline" if healthy or one.verdict is None else one.verdict.outcome,
                       "perplexity": f"{story.evidence.perplexity_parent:.3f}", "ratio": "1"}
     if one.evidence is None or one.verdict is None:
         return row

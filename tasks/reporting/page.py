@@ -94,7 +94,7 @@ class Story:
 
     @property
     def itself(self) -> bool:
-        """Whether the yardstick itself is what the verdict is about: fp16 is served."""
+        """Whether the baseline itself is what the verdict is about: fp16 is served."""
         return self.served.parent
 
     @property
@@ -112,8 +112,8 @@ def collect(request: ReportRequest, store: LocalStore) -> Story:
     if chosen is None or chosen.evidence is None:
         raise ValueError(f"no evidence about {request.served}")
     evidence = read_evidence(chosen.evidence)
-    yardstick = next((item for item in request.variants if item.model.digest == evidence.parent and item.problem is None), None)
-    subjects = tuple(_subject(item, request, parent=item is yardstick) for item in request.variants)
+    baseline = next((item for item in request.variants if item.model.digest == evidence.parent and item.problem is None), None)
+    subjects = tuple(_subject(item, request, parent=item is baseline) for item in request.variants)
     rungs = []
     for attempt in request.attempts:
         found = read_evidence(attempt.evidence)
@@ -121,7 +121,7 @@ def collect(request: ReportRequest, store: LocalStore) -> Story:
                           kept=attempt.candidate.digest == chosen.model.digest))
     return Story(
         request=request, served=subjects[_place(chosen, request.variants)], evidence=evidence,
-        parent=subjects[_place(yardstick, request.variants)] if yardstick else None,
+        parent=subjects[_place(baseline, request.variants)] if baseline else None,
         verdict=judge(evidence, chosen.evidence.digest, request.config), subjects=subjects, rungs=tuple(rungs),
         recipe=recipe_of(chosen.model.digest, store), lineage=ancestry(chosen.evidence.digest, "evidence", store))
 
@@ -175,7 +175,7 @@ def headline(story: Story) -> str:
     """The verdict in one sentence."""
     candidate, parent = story.served.label, story.parent_label
     if story.itself and story.verdict.outcome == "PASS":
-        return f"{candidate} is the yardstick itself: nothing was quantized, so nothing was lost."
+        return f"{candidate} is the baseline itself: nothing was quantized, so nothing was lost."
     return {"PASS": f"{candidate} may stand in for {parent}: what it loses is within the margin that was set.",
             "FAIL": f"{candidate} may not stand in for {parent}: it is not good enough.",
             "INCONCLUSIVE": f"It is open whether {candidate} may stand in for {parent}: too little was measured to say.",

@@ -73,7 +73,7 @@ class Runtime:
         return self.name in TOOLS
 
 
-def everyone() -> list[Runtime]:
+def list_all() -> list[Runtime]:
     """All runtimes that engines can run in: the project's own, those shipped, the user's own, those adopted.
 
     Raises:
@@ -93,7 +93,7 @@ def _all() -> list[Runtime]:
     return found
 
 
-def one(name: str) -> Runtime:
+def get(name: str) -> Runtime:
     """The runtime of that name, for an engine.
 
     Raises:
@@ -101,8 +101,8 @@ def one(name: str) -> Runtime:
     """
     if name in TOOLS:
         raise ConfigError(f"{name} is a tool's runtime, and no engine's", where="engine.runtime",
-                          hint=f"choose one of {', '.join(runtime.name for runtime in everyone())}")
-    return _named(name, everyone())
+                          hint=f"choose one of {', '.join(runtime.name for runtime in list_all())}")
+    return _named(name, list_all())
 
 
 def _named(name: str, runtimes: Sequence[Runtime]) -> Runtime:
@@ -115,7 +115,7 @@ def _named(name: str, runtimes: Sequence[Runtime]) -> Runtime:
 
 def python(name: str, *, say: Say = command.silent) -> Path:
     """The interpreter of an engine's runtime, prepared on first use. Raises what `one` and `prepare` raise."""
-    return prepare(one(name).name, say=say).python
+    return prepare(get(name).name, say=say).python
 
 
 def run_tool(name: str, words: Sequence[str], *, say: Say = command.silent, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
@@ -168,7 +168,7 @@ def fingerprint(name: str, *, say: Say = command.silent) -> dict[str, str]:
 
     The environment is made if need be. Raises what `one` and `prepare` raise.
     """
-    runtime = prepare(one(name).name, say=say)
+    runtime = prepare(get(name).name, say=say)
     if runtime.adopted:  # nobody locks it: it may have changed since
         return _probe(runtime.name, runtime.python, needs=())
     return runtime.versions | ({"lock": runtime.digest} if runtime.digest else {})
@@ -190,7 +190,7 @@ def adopt(name: str, python: Path) -> Runtime:
         raise ConfigError(f"{python} is not a program", where=where, hint="name the interpreter itself, for example /opt/lmdeploy/bin/python")
     found = _probe(name, python)
     write_atomic(_folder() / f"{name}.json", json.dumps({"python": str(python), "versions": found}, indent=1).encode())
-    return one(name)
+    return get(name)
 
 
 def remove(name: str) -> list[Path]:

@@ -155,19 +155,19 @@ def from_file(record: Path) -> Endpoint:
                             hint="stop its server, then remove the folder") from None
 
 
-def everyone() -> list[Endpoint]:
+def list_all() -> list[Endpoint]:
     """All endpoints on this machine, by name."""
     found = (read(path.parent.name) for path in sorted(paths.endpoints().glob(f"*/{RECORD}")))
     return [endpoint for endpoint in found if endpoint is not None]
 
 
-def one(name: str | None) -> Endpoint:
+def get(name: str | None) -> Endpoint:
     """The endpoint of that name, or the only one there is.
 
     Raises:
         EndpointError: there is none, or there are several and no name was given.
     """
-    known = everyone()
+    known = list_all()
     names = ", ".join(endpoint.name for endpoint in known) or "none"
     if name is None and len(known) != 1:
         raise EndpointError("which endpoint?" if known else "no endpoint is deployed", where=f"endpoints: {names}",

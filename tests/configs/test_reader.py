@@ -158,12 +158,12 @@ def test_the_ladder_has_the_recipes_that_differ_and_that_the_engine_serves(write
     packed = {"quantize_at_format": "compressed-tensors", "quantize_at_samples": 8}
     assert changes(**packed, engine=TURBOMIND) == [(False, 8, 0), (True, 8, 0), (True, 32, 0)]
     assert changes(quantize_at_samples=8, quantize_at_search_scale=True) == [(True, 8, 0), (True, 32, 0), (True, 32, 4)]
-    assert changes(quantize_at_samples=8, repair_at_rungs=[]) == [(False, 8, 0)]
+    assert changes(quantize_at_samples=8, repair_at_changes=[]) == [(False, 8, 0)]
 
 
 def test_all_attempts_share_the_chance_of_an_error(write: Write) -> None:
-    assert load(write({}), check_files=False).share.confidence == pytest.approx(1 - 0.05 / 4)
-    assert load(write({"repair.rungs": []}), check_files=False).share.confidence == pytest.approx(0.95)
+    assert load(write({}), check_files=False).evaluate_each_attempt.confidence == pytest.approx(1 - 0.05 / 4)
+    assert load(write({"repair.changes": []}), check_files=False).evaluate_each_attempt.confidence == pytest.approx(0.95)
 
 
 def test_task_files_are_looked_for_beside_the_config(write: Write, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_trap_that_the_config_shows_is_refused_with_its_reason(write: Write, c
     ({"engine": PYTORCH, "quantize": PACKED}, r"quantize\.format compressed-tensors is for engine turbomind; set format: awq",
      {"quantize.format": "awq"}),
     ({"variants": ["w4a16", "fp16"]}, r"variants \['w4a16', 'fp16'\]: the first must be fp16, .*", {"variants": ["fp16", "w4a16"]}),
-    ({"variants": []}, r"variants \[\]: the first must be fp16, the yardstick, .*", {"variants": ["fp16", "w4a16"]}),
+    ({"variants": []}, r"variants \[\]: the first must be fp16, the baseline, .*", {"variants": ["fp16", "w4a16"]}),
     ({"variants": ["fp16", "w4a16", "w4a16"]}, r"variants .*, each once", {"variants": ["fp16", "w4a16"]}),
     ({"variants": ["fp16", "fp16-kv8"], "engine": TURBOMIND}, r"variants .*then w4a16 variants, .*", {"variants": ["fp16", "fp16-kv8", "w4a16"]}),
     ({"deploy": {"variant": "fp16"}}, r"deploy\.variant fp16: a pipeline serves what it has quantized; use w4a16, .*", {"deploy.variant": "w4a16"}),

@@ -53,7 +53,7 @@ def test_two_folders_are_compared_and_there_is_a_report(site: Site, passed: str)
 
 
 @pytest.mark.slow
-def test_a_worse_one_ends_with_status_3_and_the_yardstick_is_not_measured_again(site: Site, passed: str, tiny_model: Path) -> None:
+def test_a_worse_one_ends_with_status_3_and_the_baseline_is_not_measured_again(site: Site, passed: str, tiny_model: Path) -> None:
     status, output = compare(site, tiny_model, site.folder / "bad")
     assert status == 3, output
     assert "VerdictFailed" in output and "worse than the margin" in output and "Traceback" not in output

@@ -61,7 +61,7 @@ def pipeline(served: str, runtime: str) -> Pipeline:
 
 def story(outcomes: list[VariantOutcome]) -> ReportRequest:
     return ReportRequest(
-        name="tiny", served="w4a16", variants=tuple(outcomes), config=pipeline("w4a16", "planted").share,
+        name="tiny", served="w4a16", variants=tuple(outcomes), config=pipeline("w4a16", "planted").evaluate_each_attempt,
         model=PreflightResult(architecture="LlamaForCausalLM", parameters=1, parent_bytes=1, candidate_bytes=1, hidden_size=1, head_dim=64,
                               vocabulary=1),
         smoke_test=SmokeTestResult(turns=(), load_seconds=1, tokens_per_second=1, peak_rss_bytes=1, dtype="float32"),
@@ -75,7 +75,7 @@ def main(folder: Path, tiny_model: Path) -> None:
     environment.prepare(quiet=True)
     from prefect import flow
 
-    from flows.evaluation import Examination, Ladder
+    from flows.evaluation import Evaluation, Ladder
     from flows.run.run import Done, Run
     from tasks.report import report
 
@@ -83,7 +83,7 @@ def main(folder: Path, tiny_model: Path) -> None:
     planted_runtime.adopt("dead", folder / "dead", fails="True")
     store = LocalStore(paths.workspace())
     model = download(DownloadRequest(source=LocalSource(type="local", path=tiny_model)), Context(store)).model
-    with store.stage() as staging:
+    with store.staging() as staging:
         for path in tiny_model.iterdir():
             if path.name != "model.safetensors":
                 staging.copy(path, path.name)
@@ -95,15 +95,15 @@ def main(folder: Path, tiny_model: Path) -> None:
 
     for name, (served, head_dim, runtime) in RUNS.items():
         config, run, done, told = pipeline(served, runtime), Run(folder=folder / "runs" / name, store=store), list[Done[object]](), Told(state="")
-        yardstick = MeasureRequest(variant="fp16", model=model, texts=split, engine=config.engine, config=config.evaluate, benchmark=None,
-                                   part=(0, 24), yardstick=None, hardware={})
+        baseline = MeasureRequest(variant="fp16", model=model, texts=split, engine=config.engine, config=config.evaluate, benchmark=None,
+                                   part=(0, 24), baseline=None, hardware={})
 
         @flow(name=name, persist_result=False)
         def measured() -> None:
-            examination = Examination(run, config, yardstick, config.share, 0, done)  # noqa: B023
-            parent = examination.parent()
-            first, _ = examination.candidate(served, candidate, 10**6)  # noqa: B023
-            told.outcomes = examination.others(Ladder("", candidate, 10**6, first, ()), parent, head_dim)  # noqa: B023
+            evaluation = Evaluation(run, config, baseline, config.evaluate_each_attempt, 0, done)  # noqa: B023
+            parent = evaluation.parent()
+            first, _ = evaluation.candidate(served, candidate, 10**6)  # noqa: B023
+            told.outcomes = evaluation.others(Ladder("", candidate, 10**6, first, ()), parent, head_dim)  # noqa: B023
             told.report = run.perform(report, story(told.outcomes)).result  # noqa: B023
 
         state = measured(return_state=True)
@@ -131,16 +131,16 @@ def test_a_variant_whose_engine_crashes_says_why_and_the_rest_go_on(runs: dict[s
     works = runs["works"]
     assert (works.state, works.error) == ("COMPLETED", "")
     assert [item.variant for item in works.outcomes] == ["fp16", "w4a16-kv8", "w4a16-kv4", "w4a16"]
-    yardstick, crashed, _, served = works.outcomes
+    baseline, crashed, _, served = works.outcomes
     assert crashed.problem is not None and crashed.problem.startswith("died with signal SIGABRT while it was asked to load; its last lines:")
     assert "terminate called after throwing" in crashed.problem and crashed.measurement is crashed.evidence is None
-    assert yardstick.problem is served.problem is None and yardstick.evidence and served.evidence
-    assert crashed.model == served.model != yardstick.model
+    assert baseline.problem is served.problem is None and baseline.evidence and served.evidence
+    assert crashed.model == served.model != baseline.model
 
 
-def test_every_variant_is_scored_on_the_yardsticks_text_and_at_its_likeliest_tokens(runs: dict[str, Told]) -> None:
-    yardstick, served = measurement(runs["works"].outcomes[0]), measurement(runs["works"].outcomes[3])
-    (expected, parent), (sequences, candidate) = read_scores(yardstick), read_scores(served)
+def test_every_variant_is_scored_on_the_baselines_text_and_at_its_likeliest_tokens(runs: dict[str, Told]) -> None:
+    baseline, served = measurement(runs["works"].outcomes[0]), measurement(runs["works"].outcomes[3])
+    (expected, parent), (sequences, candidate) = read_scores(baseline), read_scores(served)
     assert sequences == expected and all((one.ids == other.ids).all() for one, other in zip(parent, candidate, strict=True))
 
 
@@ -164,7 +164,7 @@ def test_the_report_has_a_row_for_each_variant_and_the_reason_in_full(runs: dict
     assert report is not None and report.verdict.outcome == "PASS"
     rows = {row["variant"]: row for row in report.variants}
     assert {name: row["verdict"] for name, row in rows.items()} == {
-        "fp16": "yardstick", "w4a16-kv8": "died with signal SIGABRT while it was asked to load",
+        "fp16": "baseline", "w4a16-kv8": "died with signal SIGABRT while it was asked to load",
         "w4a16-kv4": "KV int4 aborts TurboMind with head_dim 64 -> use KV int8 (w4a16-kv8)", "w4a16": "PASS"}
     assert float(rows["w4a16"]["perplexity"]) / float(rows["fp16"]["perplexity"]) == pytest.approx(float(rows["w4a16"]["ratio"].split()[0]), rel=1e-3)
     assert 1 < float(rows["w4a16"]["ratio"].split()[0]) < 1.1
@@ -176,7 +176,7 @@ def test_the_report_has_a_row_for_each_variant_and_the_reason_in_full(runs: dict
 @pytest.mark.parametrize(("name", "words"), [
     ("int8 is served", "EngineCrashed: died with signal SIGABRT while it was asked to load"),
     ("int4 is served", "EngineError: takes no int4 cache"), ("dead", "EngineCrashed: died with signal SIGABRT")])
-def test_a_run_fails_with_the_variant_that_it_would_serve_and_with_the_yardstick(runs: dict[str, Told], name: str, words: str) -> None:
+def test_a_run_fails_with_the_variant_that_it_would_serve_and_with_the_baseline(runs: dict[str, Told], name: str, words: str) -> None:
     told = runs[name]
     assert (told.state, told.report) == ("FAILED", None)
     assert told.error.startswith(words)
@@ -184,7 +184,7 @@ def test_a_run_fails_with_the_variant_that_it_would_serve_and_with_the_yardstick
 
 def test_after_a_failure_that_ends_the_run_nothing_more_is_measured(runs: dict[str, Told]) -> None:
     assert runs["dead"].started == {"measure-fp16"}
-    assert runs["int8 is served"].started == {"measure-w4a16-kv8"}  # the yardstick is reused, and what is served comes first
+    assert runs["int8 is served"].started == {"measure-w4a16-kv8"}  # the baseline is reused, and what is served comes first
     assert runs["int4 is served"].started == {"measure-w4a16-kv4"}
 
 

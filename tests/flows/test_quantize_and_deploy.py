@@ -136,8 +136,8 @@ def test_everything_is_in_the_store_and_names_its_parents(site: Site, first: str
     assert kinds["w4a16"] in first
     evidence = store.manifest(kinds["evidence"])
     measurements = {digest for digest in store.digests() if store.manifest(digest).kind == "measurement"}
-    assert {evidence.parent("yardstick"), evidence.parent("measurement")} == measurements and len(measurements) == 2
-    assert store.manifest(evidence.parent("yardstick")).parent("model") == kinds["fp16"]
+    assert {evidence.parent("baseline"), evidence.parent("measurement")} == measurements and len(measurements) == 2
+    assert store.manifest(evidence.parent("baseline")).parent("model") == kinds["fp16"]
     assert store.manifest(evidence.parent("measurement")).parent("model") == kinds["w4a16"]
 
 
@@ -156,7 +156,7 @@ def test_verify_show_ls_and_status_tell_of_it(site: Site, first: str) -> None:
     assert status == 0 and "all as in manifest" in output
     status, output = site.call("show", report[:10])
     assert status == 0 and "# tiny: PASS" in output and "## Lineage" in output
-    for row in (r"\| fp16 \| yardstick \| .* MB \| \d+\.\d+ \| 1 ", r"\| w4a16 \| PASS \| .* \| \d+\.\d+ \| 1\.\d+ \[[\d., ]+\] \| \d+\.\d%"):
+    for row in (r"\| fp16 \| baseline \| .* MB \| \d+\.\d+ \| 1 ", r"\| w4a16 \| PASS \| .* \| \d+\.\d+ \| 1\.\d+ \[[\d., ]+\] \| \d+\.\d%"):
         assert re.search(row, output), row
     rows = json.loads(site.call("ls", "--json")[1])
     assert {row["kind"] for row in rows} == KINDS
@@ -191,7 +191,7 @@ def test_a_damaged_artifact_is_found_and_made_again(site: Site, first: str) -> N
 
 def test_a_verdict_that_is_not_pass_ends_with_status_3_and_goes_nowhere(site: Site, first: str) -> None:
     before = Registry(LocalObjects(site.home / "store")).read("tiny", "dev")
-    status, output = site.run("--set", "evaluate.max_perplexity_ratio=1.0001", "--set", "repair.rungs=[]")
+    status, output = site.run("--set", "evaluate.max_perplexity_ratio=1.0001", "--set", "repair.changes=[]")
     assert status == 3, output
     assert "VerdictFailed" in output and "the interval reaches across the margin" in output and "Traceback" not in output
     assert not re.search(r"done +(promote|deploy)", output)
@@ -283,7 +283,7 @@ def timed(site: Site, first: str, api: str) -> str:
 
 def test_a_benchmark_times_each_variant(site: Site, timed: str, api: str) -> None:
     assert all(re.search(rf"done +{name}", timed) for name in MEASURED) and re.search(r"reused +quantize", timed)
-    for line in ("fp16 +yardstick", "w4a16 +PASS"):
+    for line in ("fp16 +baseline", "w4a16 +PASS"):
         assert re.search(rf"^{line} ", timed, re.MULTILINE), line
     tables = ask(f"{api}/artifacts/latest/filter", artifacts={"key": {"any_": ["variants-tiny"]}})
     for row in json.loads(tables[0]["data"]):

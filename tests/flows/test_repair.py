@@ -21,7 +21,7 @@ from tasks.evaluate import read_evidence
 from tests.flows.test_quantize_and_deploy import Site
 
 FACTOR, COLUMN, HEAD = 100.0, 5, 64
-SETTINGS = ("--set", "repair.rungs=[{samples_times: 64}, {search_scale: true}, {keep_layers: 1}]",
+SETTINGS = ("--set", "repair.changes=[{samples_times: 64}, {search_scale: true}, {keep_layers: 1}]",
             "--set", "quantize.samples=64", "--set", "deploy=null", "--set", "evaluate.probes=0",
             "--set", "evaluate.max_perplexity_ratio=1.06")
 
@@ -74,7 +74,7 @@ def test_each_attempt_is_an_artifact_with_evidence_of_its_own(site: Site, climbe
 
 @pytest.mark.slow
 def test_an_exhausted_ladder_ends_with_status_3_and_the_best_attempt(site: Site, climbed: str) -> None:
-    status, output = site.run(*SETTINGS[2:], "--set", "repair.rungs=[{samples_times: 64}, {search_scale: true}]")
+    status, output = site.run(*SETTINGS[2:], "--set", "repair.changes=[{samples_times: 64}, {search_scale: true}]")
     assert status == 3, output
     assert "VerdictFailed" in output and "worse than the margin" in output and "try other recipes" in output
     assert not re.search(r"(done|start) +(promote|deploy)", output)

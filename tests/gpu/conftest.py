@@ -65,7 +65,7 @@ def pad_to(folder: Path, multiple: int, place: Path) -> Path:
     from tasks.runner.step import Context
 
     store = LocalStore(place)
-    with store.stage() as staging:
+    with store.staging() as staging:
         shutil.copytree(folder, staging.path, dirs_exist_ok=True)
         model = store.commit(staging, "fp16", recipe={})
     return pad(PadRequest(model=model, multiple=multiple), Context(store)).model.path

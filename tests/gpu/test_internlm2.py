@@ -41,7 +41,7 @@ def test_the_whole_flow(internlm2: Path, tmp_path: Path, home: Path, free_port: 
     summary = quantize_and_deploy(str(config))
     assert summary.verdict.outcome == "PASS" and 1.0 < summary.evidence.perplexity_ratio < 2.0
     assert summary.deployed is not None and summary.deployed.score_difference < 0.02
-    endpoint = endpoints.one("internlm2-test")
+    endpoint = endpoints.get("internlm2-test")
     answer = endpoint.call("/v1/chat/completions", {"model": endpoint.model_name, "max_tokens": 32, "temperature": 0,
                                                     "messages": [{"role": "user", "content": "hello"}]})
     assert answer["choices"][0]["message"]["content"].strip()

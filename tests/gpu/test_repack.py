@@ -26,7 +26,7 @@ def quantized(folder: Path, store: LocalStore, group_size: int) -> ModelArtifact
     from tasks.runner.parent import run_child
 
     context = Context(store)
-    with store.stage() as staging:
+    with store.staging() as staging:
         shutil.copytree(folder, staging.path, dirs_exist_ok=True)
         model = store.commit(staging, "fp16", recipe={})
     split = texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), context).texts

@@ -116,7 +116,7 @@ def place(server: Server | None, folder: Path) -> Place:
 
 
 def commit(store: LocalStore, kind: Kind, files: dict[str, bytes], parents: Sequence[tuple[str, str]] = (), **recipe: Any) -> str:
-    with store.stage() as staging:
+    with store.staging() as staging:
         for name, data in files.items():
             staging.write(name, data)
         return store.commit(staging, kind, parents=[Parent(role=role, digest=digest) for role, digest in parents], recipe=recipe).digest

@@ -43,7 +43,7 @@ def sleeps(request: Planted, context: Context) -> Answer:
     """Starts a grandchild, notes both pids, and sleeps for ever."""
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (request.folder / "pids").write_text(f"{os.getpid()} {grandchild.pid} {os.getppid()}")
-    with context.store.stage() as staging:
+    with context.store.staging() as staging:
         staging.write("half", b"written")
         time.sleep(600)
     return Answer(pid=0)

@@ -21,7 +21,7 @@ def at(location: str) -> S3Store:
 
 
 def commit(store: LocalStore, content: dict[str, bytes] = CONTENT) -> ModelArtifact:
-    with store.stage() as staging:
+    with store.staging() as staging:
         for name, data in content.items():
             staging.write(name, data)
         return store.commit(staging, "fp16")

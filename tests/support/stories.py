@@ -40,7 +40,7 @@ SPEEDS: dict[str, tuple[float, float]] = {"fp16": (1, 1), "w4a16": (1.9, 0.82), 
 def planted_model(store: LocalStore, kind: Literal["fp16", "w4a16", "texts"], content: str, *, parents: Sequence[Parent] = (),
                   recipe: dict[str, Any] | None = None) -> ModelArtifact:
     config = {"num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 8, "hidden_size": 2048}
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write("model.safetensors", save({"weight": np.zeros(1, np.float16)}, {"content": content}))
         staging.write("config.json", canonical_json(config))
         return store.commit(staging, kind, parents=parents, recipe=recipe)
@@ -57,7 +57,7 @@ def measured(store: LocalStore, variant: Variant, model: ModelArtifact, texts: M
         variant=variant, engine="turbomind", runtime="default", versions=VERSIONS, hardware=HARDWARE, model=model.digest, texts=texts.digest,
         answers=tuple(Answer(prompt=prompt, ids=(1, 2), text=text, tokens=9, seconds=0.5) for prompt, text in zip(PROMPTS, ANSWERS, strict=True)),
         load_seconds=11.4, gpu_bytes=5_200_000_000, speeds=timed if speeds else ())
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
         return store.commit(staging, "measurement", parents=[Parent(role="model", digest=model.digest), Parent(role="texts", digest=texts.digest)])
 
@@ -83,7 +83,7 @@ def compared(store: LocalStore, parent: ModelArtifact, candidate: ModelArtifact,
         "samples": tuple(SampleAnswer(prompt=prompt, parent=one, candidate=other)
                          for prompt, one, other in zip(PROMPTS, ANSWERS, OTHERS, strict=True)),
         "same_prompts": True, "versions": VERSIONS} | more)
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write("evidence.json", canonical_json(evidence.model_dump(mode="json")))
         return store.commit(staging, "evidence", parents=[Parent(role="candidate", digest=candidate.digest),
                                                           Parent(role="parent", digest=parent.digest), Parent(role="texts", digest=texts.digest)])
@@ -108,7 +108,7 @@ CHECKS = (
 def loaded(store: LocalStore, variant: Variant, model: ModelArtifact, *, concurrencies: Sequence[int] = (1, 8, 32)) -> ModelArtifact:
     """A load test of a server that is faster alone than in company, its heaviest load with errors if the variant is fp16."""
     results = tuple(_load_result(variant, concurrency, 400) for concurrency in concurrencies)
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write(load_steps.RECORD, canonical_json(LoadReport(variant=variant, model=model.digest, results=results).model_dump(mode="json")))
         return store.commit(staging, "measurement", parents=[Parent(role="model", digest=model.digest)])
 
@@ -148,7 +148,7 @@ class Site:
             "dtype": "float16", "calibration_sha256": "5e" * 32, "versions": {"lmdeploy": "0.17.0", "torch": "2.8.0"}} | more, parents=[
                 Parent(role="model", digest=self.parent.digest), Parent(role="texts", digest=self.texts.digest)])
 
-    def yardstick(self, **more: Any) -> VariantOutcome:
+    def baseline(self, **more: Any) -> VariantOutcome:
         return VariantOutcome.model_validate({
             "variant": "fp16", "model": self.parent, "model_bytes": 3_790_000_000,
             "measurement": measured(self.store, "fp16", self.parent, self.texts),
@@ -162,7 +162,7 @@ class Site:
     def minimal(self, **evidence: Any) -> ReportRequest:
         """A comparison of two artifacts: no model check, smoke test, attempts or steps, and nothing timed."""
         return ReportRequest(name="A beside B", served="w4a16", config=config(), variants=(
-            self.yardstick(evidence=None, measurement=measured(self.store, "fp16", self.parent, self.texts, speeds=False)),
+            self.baseline(evidence=None, measurement=measured(self.store, "fp16", self.parent, self.texts, speeds=False)),
             VariantOutcome(variant="w4a16", model=self.candidate, model_bytes=1_330_000_000,
                            measurement=measured(self.store, "w4a16", self.candidate, self.texts, speeds=False),
                            evidence=compared(self.store, self.parent, self.candidate, self.texts, "w4a16", **evidence))))
@@ -175,9 +175,9 @@ class Site:
             "model": other, "model_bytes": 1_400_000_000, "evidence": compared(self.store, self.candidate, other, self.texts, "w4a16")})
         return ReportRequest(name="two", served="w4a16", config=config(), variants=(first, second))
 
-    def yardstick_served(self) -> ReportRequest:
+    def baseline_served(self) -> ReportRequest:
         """A run whose choice is fp16."""
-        return ReportRequest(name="fp16 it is", served="fp16", config=config(), variants=(self.yardstick(), self.variant(loss=0.12)))
+        return ReportRequest(name="fp16 it is", served="fp16", config=config(), variants=(self.baseline(), self.variant(loss=0.12)))
 
     def whole(self, **evidence: Any) -> ReportRequest:
         """A run with everything that a report can have."""
@@ -186,7 +186,7 @@ class Site:
         assert served.evidence is not None
         return ReportRequest(
             name="internlm2-chat-1_8b", served="w4a16", config=config(),
-            variants=(self.yardstick(load=loaded(self.store, "fp16", self.parent)), served,
+            variants=(self.baseline(load=loaded(self.store, "fp16", self.parent)), served,
                       self.variant("w4a16-kv8", load=loaded(self.store, "w4a16-kv8", self.candidate), loss=0.024, seed=5),
                       VariantOutcome(variant="w4a16-kv4", model=self.candidate, model_bytes=1_330_000_000,
                                      problem="KV int4 needs a head dimension of 128; this model has 64")),

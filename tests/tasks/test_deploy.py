@@ -74,7 +74,7 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     store = LocalStore(tmp_path_factory.mktemp("store"))
 
     def model(changed: dict[str, bytes]) -> ModelArtifact:
-        with store.stage() as staging:
+        with store.staging() as staging:
             for path in tiny_model.iterdir():
                 if path.name not in changed:
                     staging.copy(path, path.name)
@@ -90,7 +90,7 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         return scratch.read_bytes()
 
     probes = [engine.tokenizer(text).input_ids for text in ("A list is a mutable sequence of objects.", "The with statement")]
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write(PROBES, canonical_json([{"ids": ids, "nll": float(engine.score([ids])[0].nll.mean())} for ids in probes]))
         evidence = store.commit(staging, "evidence")
     with socket.socket() as probe:
@@ -102,7 +102,7 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield Site(store=store, model=model({}), sibling=model({"README.md": b"another"}), noisy=model({"model.safetensors": noisy_weights()}),
                    damaged=model({"model.safetensors": (tiny_model / "model.safetensors").read_bytes()[:5000]}), evidence=evidence, port=port,
                    hello=engine.generate([engine.prompt_ids(HELLO)], 16)[0].text)
-        for endpoint in endpoints.everyone():
+        for endpoint in endpoints.list_all():
             supervisor.stop(endpoint)
 
 
@@ -110,7 +110,7 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def live(site: Site) -> Endpoint:
     """The running endpoint `tiny`, serving `site.model` with the keys of the environment."""
     site.deploy()
-    return endpoints.one("tiny")
+    return endpoints.get("tiny")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def running(site: Site) -> Endpoint:
     before = endpoints.read("tiny")
     if before is None or supervisor.state(before)[0] != "RUNNING":
         site.deploy()
-    return endpoints.one("tiny")
+    return endpoints.get("tiny")
 
 
 def pid(endpoint: Endpoint) -> int:
@@ -176,14 +176,14 @@ def test_a_taken_port_is_named_and_the_old_server_untouched(site: Site, live: En
         port = taken.getsockname()[1]
         with pytest.raises(EndpointError, match=str(port)):
             site.deploy(site.sibling, port=port)
-    assert (pid(live), endpoints.one("tiny")) == (before, live)
+    assert (pid(live), endpoints.get("tiny")) == (before, live)
 
 
 def test_the_old_server_runs_again_if_the_new_one_is_not_ready_in_time(site: Site, live: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEYS_VARIABLE)  # the old server keeps its keys, whatever the environment holds by now
     with pytest.raises(EndpointError, match=r"not ready after .*its last lines"):
         site.deploy(site.sibling, api_keys_env=None, ready_timeout_minutes=0.001)
-    assert endpoints.one("tiny") == live
+    assert endpoints.get("tiny") == live
     assert answers_again(live)
     assert [listed_models(live, key) for key in ("secret", "wrong")] == [200, 401]
 
@@ -196,7 +196,7 @@ def test_changed_keys_are_not_served_by_the_old_server(site: Site, live: Endpoin
 
 def test_another_artifact_takes_over_the_port(site: Site, running: Endpoint) -> None:
     result = site.deploy(site.sibling)
-    assert (result.url, result.reused, endpoints.one("tiny").artifact) == (running.url, False, site.sibling)
+    assert (result.url, result.reused, endpoints.get("tiny").artifact) == (running.url, False, site.sibling)
 
 
 def announced(site: Site, name: str = "tiny") -> list[str]:
@@ -261,7 +261,7 @@ def test_one_flipped_byte_is_refused_and_the_endpoint_goes_on(site: Site, runnin
     finally:
         weights.write_bytes(before)
         weights.chmod(0o444)
-    assert endpoints.one("tiny") == running and supervisor.state(running)[0] == "RUNNING"
+    assert endpoints.get("tiny") == running and supervisor.state(running)[0] == "RUNNING"
 
 
 def test_what_nobody_has_signed_is_not_served_if_the_policy_says_so(site: Site, running: Endpoint, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_what_nobody_has_signed_is_not_served_if_the_policy_says_so(site: Site, 
 def test_a_server_that_scores_unlike_the_evidence_is_taken_back(site: Site, running: Endpoint) -> None:
     with pytest.raises(EndpointError, match="nats a token off the evidence"):
         site.deploy(site.noisy)
-    assert endpoints.one("tiny") == running
+    assert endpoints.get("tiny") == running
     assert supervisor.state(running)[0] in ("STARTING", "RUNNING")
 
 
@@ -333,7 +333,7 @@ def test_a_proxy_in_the_environment_is_not_asked_for_an_endpoint(site: Site, hom
     environment = os.environ | {"http_proxy": f"http://127.0.0.1:{free_port}", "no_proxy": ""}
     with stand_in(b"{}") as server:
         record(site, port=server.server_port).save([])
-        subprocess.run([sys.executable, "-c", "from tasks import endpoints; endpoints.one('other').call('/x', {})"], env=environment,
+        subprocess.run([sys.executable, "-c", "from tasks import endpoints; endpoints.get('other').call('/x', {})"], env=environment,
                        cwd=paths.PROJECT, check=True, timeout=30)
 
 
@@ -361,7 +361,7 @@ def test_a_record_of_another_version_is_an_error_that_names_it(site: Site, home:
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"options": values["options"] | values.pop("engine")}))
     with pytest.raises(EndpointError, match=r"unreadable record: .* -> stop its server, then remove the folder") as caught:
-        endpoints.one("other")
+        endpoints.get("other")
     assert caught.value.where == str(path)
     endpoint.forget()
 
@@ -369,7 +369,7 @@ def test_a_record_of_another_version_is_an_error_that_names_it(site: Site, home:
 def test_a_record_survives_being_written(site: Site, home: Path) -> None:
     endpoint = record(site)
     endpoint.save(["a key", "two"])
-    assert (endpoints.one(None), endpoint.keys()) == (endpoint, ["a key", "two"])
+    assert (endpoints.get(None), endpoint.keys()) == (endpoint, ["a key", "two"])
 
 
 @pytest.mark.parametrize(("known", "asked", "words"), [
@@ -379,4 +379,4 @@ def test_an_endpoint_that_cannot_be_told_is_an_error_that_lists_what_there_is(si
     for name in known:
         record(site, name=name).save([])
     with pytest.raises(EndpointError, match=f"endpoints: {', '.join(known) or 'none'}: .*{words}"):
-        endpoints.one(asked)
+        endpoints.get(asked)

@@ -92,7 +92,7 @@ def test_a_likely_token_of_probability_zero_is_counted_though_it_is_not_the_targ
 
 
 def planted_texts(store: LocalStore, calibration: str = "said before", held_out: str = "never said") -> ModelArtifact:
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write(CALIBRATION, (json.dumps({"text": calibration}) + "\n").encode())
         staging.write(HELD_OUT, (json.dumps({"text": held_out}) + "\n").encode())
         return store.commit(staging, "texts")
@@ -107,7 +107,7 @@ def planted(store: LocalStore, lengths: list[int], *, nan_in: tuple[int, ...] = 
         found[number].nll[0] = np.nan
     record = Measurement(variant="w4a16", engine="transformers", runtime="default", versions={}, hardware={}, model=DIGEST, texts=DIGEST,
                          answers=(Answer(prompt="hello", ids=ids, text=text, tokens=1, seconds=1),), load_seconds=1, gpu_bytes=None, speeds=())
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write(RECORD, record.model_dump_json().encode())
         staging.write(SCORES, _pack(sequences, found))
         return store.commit(staging, "measurement")
@@ -241,29 +241,29 @@ def split_of(store: LocalStore) -> ModelArtifact:
     return texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(store)).texts
 
 
-def measured(store: LocalStore, model: ModelArtifact, yardstick: ModelArtifact | None = None, *, batch_size: int = 4) -> ModelArtifact:
-    """A measurement by the step itself: the yardstick's, or a candidate's beside it."""
+def measured(store: LocalStore, model: ModelArtifact, baseline: ModelArtifact | None = None, *, batch_size: int = 4) -> ModelArtifact:
+    """A measurement by the step itself: the baseline's, or a candidate's beside it."""
     return measure(MeasureRequest(
-        variant="w4a16" if yardstick else "fp16", model=model, texts=split_of(store), engine=EngineTransformers(name="transformers"),
-        config=CONFIG.model_copy(update={"batch_size": batch_size}), benchmark=None, part=(0, CONFIG.documents), yardstick=yardstick, hardware={}),
+        variant="w4a16" if baseline else "fp16", model=model, texts=split_of(store), engine=EngineTransformers(name="transformers"),
+        config=CONFIG.model_copy(update={"batch_size": batch_size}), benchmark=None, part=(0, CONFIG.documents), baseline=baseline, hardware={}),
         Context(store, store.root / "events.jsonl")).measurement
 
 
-def beside(store: LocalStore, yardstick: ModelArtifact, candidate: ModelArtifact) -> ModelArtifact:
+def beside(store: LocalStore, baseline: ModelArtifact, candidate: ModelArtifact) -> ModelArtifact:
     """The evidence about a candidate."""
-    return compared(store, [yardstick], [measured(store, candidate, yardstick)], split_of(store))
+    return compared(store, [baseline], [measured(store, candidate, baseline)], split_of(store))
 
 
 @pytest.fixture(scope="module")
-def yardstick(store: LocalStore, tiny_model: Path) -> ModelArtifact:
+def baseline(store: LocalStore, tiny_model: Path) -> ModelArtifact:
     """The small model's own measurement."""
     return measured(store, fetch(store, tiny_model))
 
 
 @pytest.fixture(scope="module")
-def itself(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact) -> ModelArtifact:
+def itself(store: LocalStore, tiny_model: Path, baseline: ModelArtifact) -> ModelArtifact:
     """The evidence about the small model as its own candidate."""
-    return beside(store, yardstick, fetch(store, tiny_model))
+    return beside(store, baseline, fetch(store, tiny_model))
 
 
 def test_a_model_against_itself_has_ratio_one_and_no_divergence(itself: ModelArtifact) -> None:
@@ -274,43 +274,43 @@ def test_a_model_against_itself_has_ratio_one_and_no_divergence(itself: ModelArt
     assert judge(found, DIGEST, CONFIG).outcome == "PASS"
 
 
-def test_the_evidence_names_what_it_rests_on(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, itself: ModelArtifact) -> None:
+def test_the_evidence_names_what_it_rests_on(store: LocalStore, tiny_model: Path, baseline: ModelArtifact, itself: ModelArtifact) -> None:
     found, manifest, model = read_evidence(itself), store.manifest(itself.digest), fetch(store, tiny_model).digest
     assert (found.variant, found.engine, found.runtime, found.parent, found.candidate) == ("w4a16", "transformers", "default", model, model)
     assert found.versions.keys() == {"python", "torch", "transformers"}
-    assert {parent.role for parent in manifest.parents} == {"candidate", "parent", "texts", "measurement", "yardstick"}
-    assert (manifest.parent("candidate"), manifest.parent("parent"), manifest.parent("yardstick")) == (model, model, yardstick.digest)
+    assert {parent.role for parent in manifest.parents} == {"candidate", "parent", "texts", "measurement", "baseline"}
+    assert (manifest.parent("candidate"), manifest.parent("parent"), manifest.parent("baseline")) == (model, model, baseline.digest)
     assert store.manifest(manifest.parent("measurement")).kind == "measurement"
 
 
-def test_the_batch_size_does_not_change_the_figures(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact) -> None:
+def test_the_batch_size_does_not_change_the_figures(store: LocalStore, tiny_model: Path, baseline: ModelArtifact) -> None:
     one = measured(store, fetch(store, tiny_model), batch_size=1)
-    for left, right in zip(read_scores(one)[1], read_scores(yardstick)[1], strict=True):
+    for left, right in zip(read_scores(one)[1], read_scores(baseline)[1], strict=True):
         assert left.nll == pytest.approx(right.nll, abs=1e-5)
 
 
 def test_probes_are_the_longest_and_the_shortest_document_and_the_engines_own_scores(
-        store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, itself: ModelArtifact) -> None:
-    sequences, engine = read_scores(yardstick)[0], ReferenceEngine(tiny_model)
+        store: LocalStore, tiny_model: Path, baseline: ModelArtifact, itself: ModelArtifact) -> None:
+    sequences, engine = read_scores(baseline)[0], ReferenceEngine(tiny_model)
     longest, shortest = probes(itself)
     assert list(longest.ids) == max(sequences, key=len) and list(shortest.ids) == min(sequences, key=len) and len(shortest.ids) < len(longest.ids)
     for probe in (longest, shortest):
         assert engine.score([list(probe.ids)])[0].nll.mean() == pytest.approx(probe.nll, abs=1e-5)
 
 
-def test_damage_is_seen_and_judged(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, tmp_path: Path) -> None:
+def test_damage_is_seen_and_judged(store: LocalStore, tiny_model: Path, baseline: ModelArtifact, tmp_path: Path) -> None:
     worse = fetch(store, spoil(tiny_model, tmp_path / "model", lambda w: torch.zeros_like(w)))
-    found = read_evidence(beside(store, yardstick, worse))
+    found = read_evidence(beside(store, baseline, worse))
     assert found.perplexity_ratio > 1.1 and found.kl.mean > 0.05 and found.top1_agreement < 0.95
     assert judge(found, DIGEST, CONFIG).outcome == "FAIL"
 
 
-def test_another_chat_template_is_seen_and_judged(store: LocalStore, tiny_model: Path, yardstick: ModelArtifact, tmp_path: Path) -> None:
+def test_another_chat_template_is_seen_and_judged(store: LocalStore, tiny_model: Path, baseline: ModelArtifact, tmp_path: Path) -> None:
     """Weights and scores are the same; only what the template makes of a prompt is not."""
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>Assistant"))
-    found = read_evidence(beside(store, yardstick, fetch(store, folder)))
+    found = read_evidence(beside(store, baseline, fetch(store, folder)))
     assert (found.perplexity_ratio, found.same_prompts) == (1.0, False)
     verdict = judge(found, DIGEST, CONFIG)
     assert verdict.outcome == "FAIL" and "chat template" in verdict.reasons[0]

@@ -39,7 +39,7 @@ class Place:
 
     def hurt(self, layer: int) -> ModelArtifact:
         """The quantized model with another scale in one layer."""
-        with self.store.stage() as staging:
+        with self.store.staging() as staging:
             for path in self.quantized.path.iterdir():
                 if path.name != "model.safetensors":
                     staging.copy(path, path.name)

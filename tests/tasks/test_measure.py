@@ -60,13 +60,13 @@ def fetch(store: LocalStore, folder: Path) -> ModelArtifact:
 
 
 def request(model: ModelArtifact, split: ModelArtifact, *, variant: Variant = "fp16", config: Evaluate = CONFIG,
-            benchmark: Benchmark | None = None, yardstick: ModelArtifact | None = None) -> MeasureRequest:
+            benchmark: Benchmark | None = None, baseline: ModelArtifact | None = None) -> MeasureRequest:
     return MeasureRequest(variant=variant, model=model, texts=split, engine=EngineTransformers(name="transformers"), config=config,
-                          benchmark=benchmark, part=(0, config.documents), yardstick=yardstick, hardware=HARDWARE)
+                          benchmark=benchmark, part=(0, config.documents), baseline=baseline, hardware=HARDWARE)
 
 
 @pytest.fixture(scope="module")
-def yardstick(store: LocalStore, model: ModelArtifact, split: ModelArtifact) -> ModelArtifact:
+def baseline(store: LocalStore, model: ModelArtifact, split: ModelArtifact) -> ModelArtifact:
     return measure(request(model, split, benchmark=BENCHMARK), Context(store)).measurement
 
 
@@ -86,15 +86,15 @@ def worse(store: LocalStore, tiny_model: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def candidate(store: LocalStore, worse: ModelArtifact, split: ModelArtifact, yardstick: ModelArtifact) -> ModelArtifact:
-    """Its measurement; it is asked for more and longer documents than the yardstick has scored."""
+def candidate(store: LocalStore, worse: ModelArtifact, split: ModelArtifact, baseline: ModelArtifact) -> ModelArtifact:
+    """Its measurement; it is asked for more and longer documents than the baseline has scored."""
     config = CONFIG.model_copy(update={"documents": 9, "max_tokens_per_document": 100})
-    return measure(request(worse, split, variant="w4a16", config=config, yardstick=yardstick), Context(store)).measurement
+    return measure(request(worse, split, variant="w4a16", config=config, baseline=baseline), Context(store)).measurement
 
 
 @pytest.fixture(scope="module")
-def evidence(store: LocalStore, yardstick: ModelArtifact, candidate: ModelArtifact, split: ModelArtifact) -> ModelArtifact:
-    return evaluate(EvaluateRequest(parents=(yardstick,), candidates=(candidate,), texts=split), Context(store)).evidence
+def evidence(store: LocalStore, baseline: ModelArtifact, candidate: ModelArtifact, split: ModelArtifact) -> ModelArtifact:
+    return evaluate(EvaluateRequest(parents=(baseline,), candidates=(candidate,), texts=split), Context(store)).evidence
 
 
 def plain_logits(folder: Path, ids: list[int]) -> Logits:
@@ -104,19 +104,19 @@ def plain_logits(folder: Path, ids: list[int]) -> Logits:
         return np.asarray(model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1).numpy())
 
 
-# -- the yardstick ---------------------------------------------------------------------------------------------------
+# -- the baseline ---------------------------------------------------------------------------------------------------
 
 
-def test_the_first_held_out_documents_are_scored_longest_first(yardstick: ModelArtifact, split: ModelArtifact, tiny_model: Path) -> None:
+def test_the_first_held_out_documents_are_scored_longest_first(baseline: ModelArtifact, split: ModelArtifact, tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     expected = [tokenizer(record["text"]).input_ids[:60] for record in load_records(split.path / HELD_OUT)[:6]]
-    sequences, found = read_scores(yardstick)
+    sequences, found = read_scores(baseline)
     assert sorted(sequences) == sorted(expected) and [len(ids) for ids in sequences] == sorted(map(len, expected), reverse=True)
     assert [len(score.nll) for score in found] == [len(ids) - 1 for ids in sequences]
 
 
-def test_the_nll_is_what_torch_says(yardstick: ModelArtifact, tiny_model: Path) -> None:
-    sequences, found = read_scores(yardstick)
+def test_the_nll_is_what_torch_says(baseline: ModelArtifact, tiny_model: Path) -> None:
+    sequences, found = read_scores(baseline)
     for ids, score in zip(sequences, found, strict=True):
         full = plain_logits(tiny_model, ids)
         assert score.nll == pytest.approx(-full[np.arange(len(ids) - 1), ids[1:]], abs=1e-4)
@@ -125,25 +125,25 @@ def test_the_nll_is_what_torch_says(yardstick: ModelArtifact, tiny_model: Path) 
         assert score.logprobs == pytest.approx(np.take_along_axis(full, score.ids.astype(int), 1), abs=1e-4)
 
 
-def test_the_record_says_what_was_measured(yardstick: ModelArtifact, model: ModelArtifact, split: ModelArtifact) -> None:
-    record = read_measurement(yardstick)
+def test_the_record_says_what_was_measured(baseline: ModelArtifact, model: ModelArtifact, split: ModelArtifact) -> None:
+    record = read_measurement(baseline)
     assert (record.variant, record.engine, record.runtime) == ("fp16", "transformers", "default")
     assert (record.model, record.texts) == (model.digest, split.digest)
     assert record.hardware == HARDWARE and record.gpu_bytes is None and record.load_seconds > 0
     assert [answer.prompt for answer in record.answers] == list(CONFIG.prompts)
     assert record.answers[0].text.startswith("Hello! How can I") and max(answer.tokens for answer in record.answers) <= 16
-    assert read_measurement(yardstick) == Measurement.model_validate_json(canonical_json(record.model_dump(mode="json")))
+    assert read_measurement(baseline) == Measurement.model_validate_json(canonical_json(record.model_dump(mode="json")))
 
 
-def test_each_round_of_the_benchmark_has_its_figure(yardstick: ModelArtifact, candidate: ModelArtifact) -> None:
-    speeds = read_measurement(yardstick).speeds
+def test_each_round_of_the_benchmark_has_its_figure(baseline: ModelArtifact, candidate: ModelArtifact) -> None:
+    speeds = read_measurement(baseline).speeds
     assert [(speed.batch_size, speed.prompt_tokens, speed.new_tokens) for speed in speeds] == [(1, 8, 4), (3, 8, 4)]
     assert all(len(figures) == 3 and min(figures) > 0 for speed in speeds for figures in (speed.prefill, speed.decode))
     assert read_measurement(candidate).speeds == (), "not asked for"
 
 
-def test_the_machines_state_is_stored_with_what_was_timed(yardstick: ModelArtifact, candidate: ModelArtifact) -> None:
-    state = read_measurement(yardstick).environment
+def test_the_machines_state_is_stored_with_what_was_timed(baseline: ModelArtifact, candidate: ModelArtifact) -> None:
+    state = read_measurement(baseline).environment
     assert state is not None and state.fingerprint and state.engine.keys() >= {"torch", "transformers"} and 0 < (state.cpu_share or 0) <= 1
     assert read_measurement(candidate).environment is None
 
@@ -158,9 +158,9 @@ def test_text_without_two_tokens_is_refused(tmp_path: Path, tiny_model: Path) ->
 # -- a candidate beside it -------------------------------------------------------------------------------------------
 
 
-def test_a_candidate_scores_the_yardsticks_token_ids_at_the_yardsticks_tokens(yardstick: ModelArtifact, candidate: ModelArtifact,
+def test_a_candidate_scores_the_baselines_token_ids_at_the_baselines_tokens(baseline: ModelArtifact, candidate: ModelArtifact,
                                                                               worse: ModelArtifact) -> None:
-    ours, left = read_scores(yardstick)
+    ours, left = read_scores(baseline)
     theirs, right = read_scores(candidate)
     assert theirs == ours
     own = AutoTokenizer.from_pretrained(worse.path)
@@ -169,10 +169,10 @@ def test_a_candidate_scores_the_yardsticks_token_ids_at_the_yardsticks_tokens(ya
         assert np.array_equal(one.ids, other.ids)
 
 
-def test_the_evidence_has_the_sums_of_the_scores(yardstick: ModelArtifact, candidate: ModelArtifact, evidence: ModelArtifact, store: LocalStore,
+def test_the_evidence_has_the_sums_of_the_scores(baseline: ModelArtifact, candidate: ModelArtifact, evidence: ModelArtifact, store: LocalStore,
                                                  model: ModelArtifact, worse: ModelArtifact, split: ModelArtifact, tiny_model: Path) -> None:
     found = read_evidence(evidence)
-    sequences, _ = read_scores(yardstick)
+    sequences, _ = read_scores(baseline)
     assert (found.variant, found.parent, found.candidate, found.texts) == ("w4a16", model.digest, worse.digest, split.digest)
     for ids, document in zip(sequences, found.documents, strict=True):
         left, right = plain_logits(tiny_model, ids), plain_logits(worse.path, ids)
@@ -186,19 +186,19 @@ def test_the_evidence_has_the_sums_of_the_scores(yardstick: ModelArtifact, candi
     assert found.perplexity_ratio > 1.001
     assert not found.same_prompts, "the candidate's tokenizer sees no capitals"
     assert {parent.role: parent.digest for parent in store.manifest(evidence.digest).parents} == {
-        "candidate": worse.digest, "parent": model.digest, "texts": split.digest, "measurement": candidate.digest, "yardstick": yardstick.digest}
+        "candidate": worse.digest, "parent": model.digest, "texts": split.digest, "measurement": candidate.digest, "baseline": baseline.digest}
 
 
-def test_a_candidate_of_nan_is_judged_and_not_averaged(store: LocalStore, tiny_model: Path, split: ModelArtifact, yardstick: ModelArtifact,
+def test_a_candidate_of_nan_is_judged_and_not_averaged(store: LocalStore, tiny_model: Path, split: ModelArtifact, baseline: ModelArtifact,
                                                        tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "nan")
     tensors = load_file(tmp_path / "nan/model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"].fill_(float("nan"))
     save_file(tensors, tmp_path / "nan/model.safetensors", metadata={"format": "pt"})
-    broken = measure(request(fetch(store, tmp_path / "nan"), split, variant="w4a16", yardstick=yardstick), Context(store)).measurement
-    artifact = evaluate(EvaluateRequest(parents=(yardstick,), candidates=(broken,), texts=split), Context(store)).evidence
+    broken = measure(request(fetch(store, tmp_path / "nan"), split, variant="w4a16", baseline=baseline), Context(store)).measurement
+    artifact = evaluate(EvaluateRequest(parents=(baseline,), candidates=(broken,), texts=split), Context(store)).evidence
     found = read_evidence(artifact)
-    assert (found.tokens, found.broken) == (0, sum(len(ids) - 1 for ids in read_scores(yardstick)[0]))
+    assert (found.tokens, found.broken) == (0, sum(len(ids) - 1 for ids in read_scores(baseline)[0]))
     assert judge(found, artifact.digest, CONFIG).outcome == "FAIL" and json.loads((artifact.path / PROBES).read_text()) == []
 
 
@@ -236,10 +236,10 @@ def noisy(model: Any, share: float) -> Any:
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 1.0])
-def test_the_coarse_divergence_is_a_close_lower_bound_of_the_exact_one(tiny_model: Path, yardstick: ModelArtifact, share: float) -> None:
+def test_the_coarse_divergence_is_a_close_lower_bound_of_the_exact_one(tiny_model: Path, baseline: ModelArtifact, share: float) -> None:
     """On a trained model nine tenths of the exact figure: about what the kept tokens have of the probability."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    parts = [divergences(model, noisy(model, share), ids) for ids in read_scores(yardstick)[0]]
+    parts = [divergences(model, noisy(model, share), ids) for ids in read_scores(baseline)[0]]
     coarse, exact, mass = (np.concatenate(part) for part in zip(*parts, strict=True))
     assert (coarse <= exact + 2e-5).all() and (coarse >= 0).all()
     assert 0.85 < coarse.mean() / exact.mean() < 1.0 and 0.8 < mass.mean() < 1.0
@@ -280,7 +280,7 @@ def test_the_key_has_what_decides_the_figures_and_no_limit(model: ModelArtifact,
     assert key() == asked(documents=3) == asked(max_documents=9) == asked(tasks=(tmp_path,)) == key(model=model.model_copy(update={"path": tmp_path}))
     assert key(items=(ItemsFile(path=tmp_path, sha256="1"),)) == key(items=(ItemsFile(path=tmp_path / "moved", sha256="1"),))
     others = [
-        key(hardware={"processor": "another"}), key(variant="w4a16"), key(variant="w4a16-kv8"), key(variant="w4a16-kv4"), key(yardstick=model),
+        key(hardware={"processor": "another"}), key(variant="w4a16"), key(variant="w4a16-kv8"), key(variant="w4a16-kv4"), key(baseline=model),
         key(texts=model), key(model=split), key(benchmark=None), key(benchmark=BENCHMARK.model_copy(update={"rounds": 4})),
         key(engine=EngineTransformers(name="transformers", session_len=128)), key(trust_remote_code=True),
         key(part=(0, 3)), key(part=(3, 6)), key(items=(ItemsFile(path=tmp_path, sha256="1"),)), asked(probes=2), asked(probe_tokens=17),

@@ -29,7 +29,7 @@ RECIPE = {"method": "awq", "group_size": 32, "seed": 7}
 
 
 def committed(folder: Path, store: LocalStore) -> ModelArtifact:
-    with store.stage() as staging:
+    with store.staging() as staging:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 staging.copy(path, path.relative_to(folder).as_posix())

@@ -46,13 +46,13 @@ def test_the_text_begins_with_the_verdict(site: Site, outcome: str) -> None:
 def test_the_table_of_variants(site: Site) -> None:
     rows = {row["variant"]: row for row in report(site.whole(), Context(site.store)).variants}
     assert list(rows) == ["fp16", "w4a16", "w4a16-kv8", "w4a16-kv4"] and len({tuple(row) for row in rows.values()}) == 1
-    assert (rows["fp16"]["verdict"], rows["fp16"]["ratio"], rows["fp16"]["size"]) == ("yardstick", "1", "3.79 GB")
+    assert (rows["fp16"]["verdict"], rows["fp16"]["ratio"], rows["fp16"]["size"]) == ("baseline", "1", "3.79 GB")
     assert (rows["w4a16"]["verdict"], rows["w4a16"]["ratio"], rows["w4a16"]["perplexity"]) == ("PASS", "1.0213 [1.0094, 1.0334]", "10.667")
     assert rows["w4a16"]["decode tokens/s"] == "346 (batch 1), 3332 (batch 16), 9676 (batch 128)"
     assert (rows["w4a16-kv4"]["verdict"], rows["w4a16-kv4"]["ratio"]) == ("KV int4 needs a head dimension of 128", "")
 
 
-def test_a_yardstick_that_is_broken_is_not_called_one(site: Site) -> None:
+def test_a_baseline_that_is_broken_is_not_called_one(site: Site) -> None:
     request = site.minimal()
     odd = stories.compared(site.store, site.parent, site.parent, site.texts, "fp16", loss=0, spread=0, documents=tuple(
         {"tokens": 100, "nll_parent": 900.0, "nll_candidate": 900.0, "kl": 0.0, "same_top": 100} for _ in range(24)))
@@ -79,7 +79,7 @@ def test_figures_of_tasks_checks_attempts_and_choice(site: Site) -> None:
 
 
 def test_no_evidence_about_what_is_served_is_an_error(site: Site) -> None:
-    request = ReportRequest(name="m", served="w4a16-kv8", config=stories.config(), variants=(site.yardstick(), site.variant()))
+    request = ReportRequest(name="m", served="w4a16-kv8", config=stories.config(), variants=(site.baseline(), site.variant()))
     with pytest.raises(ValueError, match="no evidence about w4a16-kv8"):
         report(request, Context(site.store))
 

@@ -151,7 +151,7 @@ class S3Store:
     def pull(self, digest: str, target: LocalStore, progress: Progress = quiet) -> ModelArtifact:
         manifest = self.manifest(digest)
         entries = sorted(_distinct(manifest), key=lambda entry: -entry.size)
-        with target.stage() as staging, target.writing():
+        with target.staging() as staging, target.writing():
             require_space(target, entries)
             with Team(self.bucket).working() as team:
                 download = Download(team, target, staging.path)

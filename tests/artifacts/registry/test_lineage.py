@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 def commit(store: LocalStore, kind: Kind, *parents: tuple[str, str], recipe: dict[str, Any] | None = None, name: str = "file",
            content: Any = None) -> str:
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write(name, content if isinstance(content, bytes) else canonical_json(content))
         return store.commit(staging, kind, recipe=recipe, parents=[Parent(role=role, digest=digest) for role, digest in parents]).digest
 
@@ -35,12 +35,12 @@ class Run:
         self.texts = commit(store, "texts", recipe={"seed": 0, "versions": {"python": "3.11"}}, content="texts")
         self.candidate = commit(store, "w4a16", ("model", self.model), ("texts", self.texts), content="awq",
                                 recipe={"group_size": 128, "versions": {"lmdeploy": "0.17.0"}})
-        self.yardstick, self.measured = (commit(
+        self.baseline, self.measured = (commit(
             store, "measurement", ("model", model), ("texts", self.texts), name="measurement.json",
             content={"variant": variant, "versions": {"torch": "2.8"}, "hardware": {"gpu": "H200"}})
             for model, variant in ((self.model, "fp16"), (self.candidate, "w4a16")))
         self.evidence = commit(store, "evidence", ("candidate", self.candidate), ("measurement", self.measured), ("parent", self.model),
-                               ("yardstick", self.yardstick), recipe={"versions": {"numpy": "2.0"}}, name="evidence.json",
+                               ("baseline", self.baseline), recipe={"versions": {"numpy": "2.0"}}, name="evidence.json",
                                content={"variant": "w4a16", "versions": {"torch": "2.8"}})
         self.report = commit(store, "report", ("candidate", self.candidate), ("evidence", self.evidence), ("parent", self.model),
                              recipe={"versions": {"scipy": "1.17"}}, name="verdict.json",
@@ -61,7 +61,7 @@ def test_a_report_leads_back_to_the_source(store: LocalStore) -> None:
         "    candidate w4a16 again",
         "    measurement measurement", "      model w4a16 again", "      texts texts again",
         "    parent fp16 again",
-        "    yardstick measurement", "      model fp16 again", "      texts texts again",
+        "    baseline measurement", "      model fp16 again", "      texts texts again",
         "  parent fp16 again"]
 
 

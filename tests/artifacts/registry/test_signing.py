@@ -46,7 +46,7 @@ def artifact(store: LocalStore) -> ModelArtifact:
 
 
 def committed(store: LocalStore, weights: bytes = b"weights", **origin: Any) -> ModelArtifact:
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write("model.safetensors", weights)
         staging.write("sub folder/ä.json", b"{}")
         return store.commit(staging, "fp16", **origin)

@@ -27,14 +27,14 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def commit(store: LocalStore, content: dict[str, bytes] = CONTENT) -> ModelArtifact:
-    with store.stage() as staging:
+    with store.staging() as staging:
         for name, data in content.items():
             staging.write(name, data)
         return store.commit(staging, "fp16")
 
 
 def borrow(store: LocalStore, folder: Path) -> ModelArtifact:
-    with store.stage() as staging:
+    with store.staging() as staging:
         for path in folder.iterdir():
             staging.borrow(path, path.name)
         return store.commit(staging, "fp16")
@@ -88,7 +88,7 @@ def test_committing_the_same_again_is_the_same_artifact(store: LocalStore) -> No
 
 def test_parents_and_recipe_are_part_of_the_artifact(store: LocalStore) -> None:
     base = commit(store)
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write("config.json", b"{}")
         child = store.commit(staging, "w4a16", parents=[Parent(role="model", digest=base.digest)], recipe={"seed": 1})
     manifest = store.manifest(child.digest)
@@ -101,7 +101,7 @@ def test_files_in_an_artifact_are_read_only(store: LocalStore) -> None:
 
 
 def test_a_failed_stage_leaves_nothing(store: LocalStore) -> None:
-    with pytest.raises(RuntimeError), store.stage() as staging:
+    with pytest.raises(RuntimeError), store.staging() as staging:
         staging.write("weights", b"data")
         raise RuntimeError
     assert [path for path in store.root.rglob("*") if path.is_file()] == []
@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_no_artifact(tmp_path: Path) -> None:
 def test_writing_a_name_twice_is_refused_and_cannot_reach_a_borrowed_file(store: LocalStore, tmp_path: Path) -> None:
     source = tmp_path / "config.json"
     source.write_bytes(b"theirs")
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.borrow(source, "config.json")
         with pytest.raises(FileExistsError):
             staging.write("config.json", b"ours")
@@ -329,7 +329,7 @@ from artifacts.store.local import LocalStore
 store, source = LocalStore(Path(sys.argv[1])), random.Random(int(sys.argv[2]))
 print("ready", flush=True)
 while True:
-    with store.stage() as staging:
+    with store.staging() as staging:
         for name in ("config.json", "weights/a", "weights/b", "weights/c"):
             staging.write(name, source.randbytes(source.randrange(100_000, 400_000)))
         store.commit(staging, "fp16")
@@ -357,7 +357,7 @@ def test_a_kill_at_any_moment_leaves_only_whole_artifacts(store: LocalStore) -> 
 
 
 def test_sweeping_spares_the_living(store: LocalStore) -> None:
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write("config.json", b"{}")
         subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from artifacts.store.local import LocalStore\n"
                         "LocalStore(Path(sys.argv[1])).sweep()", store.root], cwd=PROJECT, check=True)
@@ -372,7 +372,7 @@ store = LocalStore(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(60):
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write("config.json", b"{}")
         staging.write("weights", b"w" * 1000)
         store.commit(staging, "fp16")

@@ -140,7 +140,7 @@ def test_what_is_no_report_leads_to_the_one_about_it(site: Site) -> None:
 
 
 def test_a_report_of_an_earlier_version_has_no_page(site: Site) -> None:
-    with site.store.stage() as staging:
+    with site.store.staging() as staging:
         staging.write("report.md", b"# old")
         old = site.store.commit(staging, "report")
     _, error = call(old.digest)

@@ -139,7 +139,7 @@ def test_the_command_compares_two_endpoints(home: Path, engine: ReferenceEngine,
             with pytest.raises(ConfigError, match="compared with itself"):
                 harness("parent", ["tiny_choice"], against="parent")
         finally:
-            for endpoint in endpoints.everyone():
+            for endpoint in endpoints.list_all():
                 endpoint.forget()
     said, written = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text())
     assert "candidate beside parent" in said and "acc_norm" in said and "100.0%" in said
@@ -154,7 +154,7 @@ def test_the_command_wants_a_task() -> None:
 
 
 def test_a_tools_runtime_is_no_engines(home: Path) -> None:
-    assert RUNTIME not in [runtime.name for runtime in runtimes.everyone()]
+    assert RUNTIME not in [runtime.name for runtime in runtimes.list_all()]
     for ask in (runtimes.one, runtimes.python, runtimes.fingerprint):
         with pytest.raises(ConfigError, match="lm-eval is a tool's runtime, and no engine's -> choose one of default, "):
             ask(RUNTIME)

@@ -34,7 +34,7 @@ def shaped(item: VariantOutcome, folder: Path) -> VariantOutcome:
 
 
 def outcomes(site: Site, *names: Variant, **evidence: object) -> list[VariantOutcome]:
-    return [site.yardstick(), *(site.variant(name, **evidence) for name in names)]
+    return [site.baseline(), *(site.variant(name, **evidence) for name in names)]
 
 
 @pytest.mark.parametrize(("objective", "winner"), [("latency", "w4a16"), ("throughput", "w4a16-kv4")])
@@ -59,7 +59,7 @@ def test_what_did_not_pass_is_not_chosen_however_fast(site: Site) -> None:
 
 def test_a_variant_without_figures_is_not_chosen(site: Site) -> None:
     crashed = VariantOutcome(variant="w4a16", model=site.candidate, model_bytes=1, problem="died")
-    found = choose([site.yardstick(), crashed], "latency", CONFIG)
+    found = choose([site.baseline(), crashed], "latency", CONFIG)
     assert found is not None and [name for name, _ in found.figures] == ["fp16"]
 
 
@@ -71,7 +71,7 @@ def test_memory_counts_weights_and_cache(site: Site, tmp_path: Path) -> None:
     found = choose([shaped(item, tmp_path / item.variant) for item in outcomes(site, "w4a16", "w4a16-kv8")], "memory", CONFIG)
     assert found is not None and [name for name, _ in found.figures] == ["w4a16-kv8", "w4a16", "fp16"]
     fp16 = dict(found.figures)["fp16"]
-    assert fp16 == pytest.approx((site.yardstick().model_bytes + CACHED_TOKENS * 2 * 4 * 2 * 64 * 2) / 1e9)
+    assert fp16 == pytest.approx((site.baseline().model_bytes + CACHED_TOKENS * 2 * 4 * 2 * 64 * 2) / 1e9)
 
 
 @pytest.mark.parametrize(("variant", "expected"), [

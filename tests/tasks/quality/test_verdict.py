@@ -72,9 +72,9 @@ def test_rounding_is_not_better_than_the_parent() -> None:
     assert judge(evidence(-0.0005, spread=0.0001), DIGEST, CONFIG).outcome == "PASS"
 
 
-def test_the_yardstick_passes_by_itself() -> None:
+def test_the_baseline_passes_by_itself() -> None:
     few = evidence(0.0, spread=0.0, documents=8)
-    assert judge(few.model_copy(update={"itself": True}), DIGEST, CONFIG).reasons == ("it is the yardstick itself",)
+    assert judge(few.model_copy(update={"itself": True}), DIGEST, CONFIG).reasons == ("it is the baseline itself",)
     assert judge(few, DIGEST, CONFIG).outcome == "INCONCLUSIVE"
 
 

@@ -125,7 +125,7 @@ def test_a_load_that_is_invalid_for_one_variant_is_not_what_they_are_compared_at
 
 
 def test_without_a_load_test_the_engines_speed_is_drawn(site: Site) -> None:
-    root = tree(site, ReportRequest(name="m", served="w4a16", config=stories.config(), variants=(site.yardstick(), site.variant())))
+    root = tree(site, ReportRequest(name="m", served="w4a16", config=stories.config(), variants=(site.baseline(), site.variant())))
     assert [figure.attributes["id"] for figure in root.every("figure")] == ["paired", "forest", "pareto-speed", "pareto-memory", "decode"]
     assert "n (rounds at each batch size): fp16 3, w4a16 3." in root.one("decode").text
     assert "0.82×" in root.text and "9,676 instead of 11,800 tokens/s at batch size 128; 1.90× at 1 (n = 3 rounds)" in root.text
@@ -155,9 +155,9 @@ def test_an_artifact_beside_itself(site: Site) -> None:
 
 
 def test_fp16_may_be_what_is_served(site: Site) -> None:
-    root = tree(site, site.yardstick_served())
+    root = tree(site, site.baseline_served())
     words = root.every("main")[0].every("section")[0].text
-    assert "PASS" in words and "fp16 is the yardstick itself: nothing was quantized" in words
+    assert "PASS" in words and "fp16 is the baseline itself: nothing was quantized" in words
     assert "paired" not in [figure.attributes["id"] for figure in root.every("figure")] and "FAIL" in root.one("variants").text
 
 

@@ -118,7 +118,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     site = stories.Site(store)
     hostile = ({"prompt": HOSTILE, "parent": HOSTILE, "candidate": HOSTILE},)
     requests = {"whole": site.whole(), "bare": site.minimal(), "ruined": site.minimal(**stories.RUINED), "hostile": site.whole(samples=hostile),
-                "fp16": site.yardstick_served(), "twins": site.twins()}
+                "fp16": site.baseline_served(), "twins": site.twins()}
     requests |= {outcome: site.minimal(**losses) for outcome, losses in stories.OUTCOMES.items()}
     return {name: report(request, Context(store)).report.path / "report.html" for name, request in requests.items()}
 

@@ -109,7 +109,7 @@ def living(word: str) -> list[int]:
 
 def test_a_lock_becomes_an_environment_of_its_own(wheels: Path, folder: Path) -> None:
     digest = hashlib.sha256(lock(folder, wheel(wheels, code="ANSWER = 42\n")).read_bytes()).hexdigest()
-    before, heard = runtimes.one(NAME), list[str]()
+    before, heard = runtimes.get(NAME), list[str]()
     assert (before.ready, before.versions, before.digest) == (False, {}, digest)
     after = runtimes.prepare(NAME, say=heard.append, wheels=wheels)
     assert after.ready and made(folder) == [f"tiny-{digest[:12]}"]
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_what_the_lock_says_is_refused(wheels: Path, folder: 
     with pytest.raises(ConfigError, match="not what the lock says") as caught:
         runtimes.prepare(NAME, wheels=wheels)
     assert "0" * 64 in caught.value.message and "tiny.lock" in caught.value.hint and caught.value.where == "runtime tiny"
-    assert made(folder) == [] and not runtimes.one(NAME).ready
+    assert made(folder) == [] and not runtimes.get(NAME).ready
 
 
 def test_a_lock_without_hashes_is_refused(wheels: Path, folder: Path) -> None:
@@ -237,7 +237,7 @@ def test_killed_while_it_installs_nothing_looks_ready_and_nothing_goes_on(
     lock(folder, wheel(wheels))
     (wheels / WHEEL).rename(tmp_path / WHEEL)
     os.mkfifo(wheels / WHEEL)
-    environment = runtimes.one(NAME).python.parents[1]
+    environment = runtimes.get(NAME).python.parents[1]
     partial = folder / f".{environment.name}.partial"
     process = start(wheels)
     pipe = opened_by_uv(wheels / WHEEL)  # there uv waits for ever
@@ -246,7 +246,7 @@ def test_killed_while_it_installs_nothing_looks_ready_and_nothing_goes_on(
     process.wait()
     until(lambda: not living(str(partial)), "ended with its parent")
     os.close(pipe)
-    assert partial.exists() == (how == signal.SIGKILL) and not runtimes.one(NAME).ready
+    assert partial.exists() == (how == signal.SIGKILL) and not runtimes.get(NAME).ready
     (wheels / WHEEL).unlink()
     shutil.copy(tmp_path / WHEEL, wheels)
     assert runtimes.prepare(NAME, wheels=wheels).ready
@@ -260,7 +260,7 @@ def test_killed_just_before_the_end_nothing_looks_ready(wheels: Path, folder: Pa
     until(at.exists, "checked")
     process.kill()
     process.wait()
-    assert not runtimes.one(NAME).ready and [name[0] for name in made(folder)] == ["."]
+    assert not runtimes.get(NAME).ready and [name[0] for name in made(folder)] == ["."]
     lock(folder, wheel(wheels))  # another lock: the leftover is swept all the same
     assert runtimes.prepare(NAME, wheels=wheels).ready
     assert [name[0] for name in made(folder)] == ["t"]
@@ -279,7 +279,7 @@ def test_two_processes_make_one_environment(wheels: Path, folder: Path, tmp_path
     answers = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
     assert [answer.count("making runtime") for answer in answers] == [1, 0]
-    assert answers[0].splitlines()[-1] == answers[1].splitlines()[-1] == str(runtimes.one(NAME).python)
+    assert answers[0].splitlines()[-1] == answers[1].splitlines()[-1] == str(runtimes.get(NAME).python)
     assert len(made(folder)) == 1
 
 
@@ -287,12 +287,12 @@ def test_a_changed_lock_makes_a_new_environment_and_the_old_one_stays(wheels: Pa
     path = lock(folder, wheel(wheels))
     old, text = runtimes.prepare(NAME, wheels=wheels), path.read_text()
     lock(folder, wheel(wheels, "0.0.2"), "0.0.2")
-    assert not runtimes.one(NAME).ready
+    assert not runtimes.get(NAME).ready
     new = runtimes.prepare(NAME, wheels=wheels)
     assert (old.versions["lmdeploy"], new.versions["lmdeploy"]) == ("0.0.1", "0.0.2") and old.python.exists() and len(made(folder)) == 2
     assert runtimes.fingerprint(NAME)["lock"] == new.digest != old.digest
     path.write_text(text)
-    assert runtimes.one(NAME) == old, "back to the old lock is back to the old environment"
+    assert runtimes.get(NAME) == old, "back to the old lock is back to the old environment"
 
 
 def test_removing_takes_all_environments_of_the_name_and_leaves_others(wheels: Path, folder: Path) -> None:
@@ -304,7 +304,7 @@ def test_removing_takes_all_environments_of_the_name_and_leaves_others(wheels: P
     lock(folder, wheel(wheels, "0.0.2"), "0.0.2")
     runtimes.prepare(NAME, wheels=wheels)
     assert len(runtimes.remove(NAME)) == 2
-    assert made(folder) == [other.python.parents[1].name] and not runtimes.one(NAME).ready
+    assert made(folder) == [other.python.parents[1].name] and not runtimes.get(NAME).ready
     assert runtimes.remove(NAME) == []
 
 
@@ -316,7 +316,7 @@ def test_a_runtime_in_use_is_not_removed(wheels: Path, folder: Path) -> None:
     try:
         with pytest.raises(EngineError, match=f"process {process.pid} runs in"):
             runtimes.remove(NAME)
-        assert runtimes.one(NAME).ready
+        assert runtimes.get(NAME).ready
     finally:
         process.kill()
         process.wait()
@@ -328,13 +328,13 @@ def test_an_environment_whose_python_is_gone_is_made_again(wheels: Path, folder:
     python = runtimes.prepare(NAME, wheels=wheels).python
     python.unlink()
     python.symlink_to(folder / "gone")
-    assert not runtimes.one(NAME).ready
+    assert not runtimes.get(NAME).ready
     assert runtimes.prepare(NAME, wheels=wheels).ready
     assert len(made(folder)) == 1
 
 
 def test_the_project_s_own_environment_is_the_default() -> None:
-    own = runtimes.one("default")
+    own = runtimes.get("default")
     assert (own.python, own.ready, own.lock, own.digest, own.adopted) == (Path(sys.executable), True, None, None, False)
     found = runtimes.fingerprint("default")
     assert found.keys() == {"python", "lmdeploy", "torch", "transformers"}
@@ -352,7 +352,7 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 def test_two_locks_of_one_name_are_refused(folder: Path) -> None:
     lock(folder, "0" * 64, name="lmdeploy-0.18.0")
     with pytest.raises(ConfigError, match=r"2 runtimes are called 'lmdeploy-0\.18\.0'"):
-        runtimes.everyone()
+        runtimes.list_all()
 
 
 def interpreter(folder: Path, version: str | None) -> Path:
@@ -371,7 +371,7 @@ def test_an_interpreter_is_adopted_under_a_name_and_says_that_it_is_unlocked(
     python = interpreter(tmp_path / "env", "0.11.0")
     adopted = runtimes.adopt("container", python)
     assert (adopted.python, adopted.lock, adopted.digest, adopted.ready, adopted.adopted) == (python, None, None, True, True)
-    assert runtimes.python("container") == python and adopted in runtimes.everyone()
+    assert runtimes.python("container") == python and adopted in runtimes.list_all()
     assert runtimes.fingerprint("container") == adopted.versions == {"python": ".".join(map(str, sys.version_info[:3])), "lmdeploy": "0.11.0"}
     info = next((tmp_path / "env").glob("lib/python3*/site-packages/lmdeploy-0.11.0.dist-info"))
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lmdeploy\nVersion: 0.11.1\n")
@@ -381,7 +381,7 @@ def test_an_interpreter_is_adopted_under_a_name_and_says_that_it_is_unlocked(
         runtimes.python("container")
     assert runtimes.remove("container") == [folder / "container.json"]
     with pytest.raises(ConfigError, match="no runtime 'container'"):
-        runtimes.one("container")
+        runtimes.get("container")
 
 
 def test_an_interpreter_that_cannot_do_the_work_is_not_adopted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def outliving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         endpoint = new_endpoint(tiny_model, port)
-        subprocess.run([sys.executable, "-c", "from tasks import endpoints, supervisor; supervisor.start(endpoints.one('tiny'))"],
+        subprocess.run([sys.executable, "-c", "from tasks import endpoints, supervisor; supervisor.start(endpoints.get('tiny'))"],
                        check=True, cwd=paths.PROJECT)
         wait_for(lambda: answers(endpoint))
         yield endpoint

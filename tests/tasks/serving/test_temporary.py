@@ -159,7 +159,7 @@ def test_one_that_takes_too_long_is_ended(tiny_model: Path, home: Path, tmp_path
 def test_what_cannot_be_is_one_clear_line(words: list[str], status: int, problem: str, tiny_model: Path, home: Path, tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     store = LocalStore(paths.workspace())
-    with store.stage() as staging:
+    with store.staging() as staging:
         staging.write("report.md", json.dumps("words").encode())
         report = store.commit(staging, "report", recipe={})
     (tmp_path / "empty").mkdir()

@@ -90,7 +90,7 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
 
 @pytest.mark.slow
 def test_a_gigabyte_takes_less_than_300_mb_of_memory(source: LocalStore, target: LocalStore) -> None:
-    with source.stage() as staging:
+    with source.staging() as staging:
         with staging.target("weights").open("wb") as file:
             file.write(b"weights")
             file.truncate((1 << 30) + 7)

@@ -1,6 +1,8 @@
-"""The manifest: which files an artifact has, what it was made from, and how. Its sha256 is the artifact's digest.
+"""The manifest: which files an artifact has, what it was made from, and how. Its sha256 is the
+artifact's digest.
 
-Nothing in it depends on the machine or the time, so the same recipe on the same input gives the same digest.
+Nothing in it depends on the machine or the time, so the same recipe on the same input gives the
+same digest.
 """
 
 from __future__ import annotations
@@ -21,21 +23,30 @@ from configs.errors import ArtifactMissing, UnsafeManifest
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["fp16", "w4a16", "texts", "measurement", "evidence", "report"]
 MAX_FILES = 100_000
-MAX_FILE_BYTES = 1 << 44  # 16 TiB, the most that ext4 takes: a larger size in a manifest is a lie, and would defeat the disk check
+# 16 TiB, the most that ext4 takes: a larger size in a manifest is a lie, and would defeat the disk
+# check
+MAX_FILE_BYTES = 1 << 44
 MAX_TOTAL_BYTES = 1 << 46
-MAX_PATH_BYTES = 1024  # PATH_MAX of macOS; Linux has 4096, of which the store's own folder takes a part
+# PATH_MAX of macOS; Linux has 4096, of which the store's own folder takes a part
+MAX_PATH_BYTES = 1024
 MAX_DEPTH = 32  # folders in each other
 MAX_PARENTS = 10_000
 MAX_BYTES = 64 << 20  # of a manifest; one of 100 000 files with long names has 30 MB
 EMPTY = hashlib.sha256().hexdigest()
-# What Windows cannot hold as a name, or takes for a device whatever follows the dot (a trailing dot or blank it drops: two names, one file).
-DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$|clock\$)( *\..*)?", re.IGNORECASE)
-UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of what shows as nothing, or turns what is shown around
+# What Windows cannot hold as a name, or takes for a device whatever follows the dot (a trailing dot
+# or blank it drops: two names, one file).
+DEVICE = re.compile(
+    r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$|clock\$)( *\..*)?", re.IGNORECASE
+)
+# Unicode's categories of what shows as nothing, or turns what is shown around
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys, no spaces and no NaN: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest_of(value: Any) -> str:
@@ -44,16 +55,27 @@ def digest_of(value: Any) -> str:
 
 
 def check_path(path: str) -> str:
-    """Return `path` if it stays inside its folder on every system; raise ValueError if it may not."""
+    """Return `path` if it stays inside its folder on every system; raise ValueError if it may
+    not."""
     parts = path.split("/")
     if {"", ".", ".."} & set(parts):
         raise ValueError(f"path {_short(path)} is not a plain relative path")
     unseen = re.search(r'[\x00-\x1f\x7f\\:*?"<>|]', path) or (
-        not path.isascii() and any(unicodedata.category(character) in UNSEEN for character in path))
-    if unseen or len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > 255 for part in parts) or len(parts) > MAX_DEPTH:
-        raise ValueError(f"path {_short(path)} has a character or length that not every file system takes")
+        not path.isascii() and any(unicodedata.category(character) in UNSEEN for character in path)
+    )
+    if (
+        unseen
+        or len(path.encode()) > MAX_PATH_BYTES
+        or any(len(part.encode()) > 255 for part in parts)
+        or len(parts) > MAX_DEPTH
+    ):
+        raise ValueError(
+            f"path {_short(path)} has a character or length that not every file system takes"
+        )
     if any(part[-1] in ". " or DEVICE.fullmatch(part) for part in parts):
-        raise ValueError(f"path {_short(path)} has a name that is another file, or a device, on some systems")
+        raise ValueError(
+            f"path {_short(path)} has a name that is another file, or a device, on some systems"
+        )
     return path
 
 
@@ -62,12 +84,14 @@ def _short(path: str) -> str:
 
 
 def same_name(path: str) -> str:
-    """What two paths have in common that are one file where case, or how an accent is spelled, does not count (macOS, Windows)."""
+    """What two paths have in common that are one file where case, or how an accent is spelled, does
+    not count (macOS, Windows)."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def check_together(paths: Collection[str]) -> None:
-    """Raise ValueError if two of the paths, each once and good by itself, are one file on some system, or a file and a folder."""
+    """Raise ValueError if two of the paths, each once and good by itself, are one file on some
+    system, or a file and a folder."""
     folders: set[str] = set()
     for path in paths:
         while (path := path.rpartition("/")[0]) and path not in folders:
@@ -92,7 +116,8 @@ class FileEntry(BaseModel):
 
 
 class Parent(BaseModel):
-    """An artifact that this one was made from, and its part in it (`model`, `texts`, `evidence`, ...)."""
+    """An artifact that this one was made from, and its part in it (`model`, `texts`, `evidence`,
+    ...)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -103,8 +128,11 @@ class Parent(BaseModel):
 class Manifest(BaseModel):
     """An artifact's files (sorted by path), parents (sorted by role) and recipe."""
 
-    # "constants": a NaN in a recipe reaches canonical_json, which refuses it, and does not turn into null on the way
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,), ser_json_inf_nan="constants")
+    # "constants": a NaN in a recipe reaches canonical_json, which refuses it, and does not turn
+    # into null on the way
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ignored_types=(cached_property,), ser_json_inf_nan="constants"
+    )
 
     version: Literal[1] = 1
     kind: Kind
@@ -147,7 +175,11 @@ class Manifest(BaseModel):
         for entry in self.files:
             if entry.path == path:
                 return entry
-        raise ArtifactMissing(f"has no file {path}", where=f"{self.kind} artifact {self.digest[:12]}", hint="look at it with `lmflows show`")
+        raise ArtifactMissing(
+            f"has no file {path}",
+            where=f"{self.kind} artifact {self.digest[:12]}",
+            hint="look at it with `lmflows show`",
+        )
 
     def parent(self, role: str) -> str:
         """The digest of the parent with that role; raises KeyError when there is none."""
@@ -157,8 +189,11 @@ class Manifest(BaseModel):
         """Canonical JSON; UnsafeManifest if that is longer than anybody would read."""
         data = canonical_json(self.model_dump(mode="json"))
         if len(data) > MAX_BYTES:
-            raise UnsafeManifest(f"has {len(data)} bytes, more than {MAX_BYTES}", where=f"manifest of {len(self.files)} files",
-                                 hint="leave files out, or shorten their names")
+            raise UnsafeManifest(
+                f"has {len(data)} bytes, more than {MAX_BYTES}",
+                where=f"manifest of {len(self.files)} files",
+                hint="leave files out, or shorten their names",
+            )
         return data
 
     @classmethod
@@ -166,7 +201,8 @@ class Manifest(BaseModel):
         """Read a manifest that may come from anywhere.
 
         Raises:
-            UnsafeManifest: it is not well formed, or not in canonical form: its digest would be that of other bytes.
+            UnsafeManifest: it is not well formed, or not in canonical form: its digest would be
+                that of other bytes.
         """
         try:
             if len(data) > MAX_BYTES:
@@ -175,7 +211,9 @@ class Manifest(BaseModel):
             if manifest.to_bytes() != data:
                 raise ValueError("not in canonical form")
         except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
-            raise UnsafeManifest(_first_problem(error), where=where, hint="do not use this artifact") from error
+            raise UnsafeManifest(
+                _first_problem(error), where=where, hint="do not use this artifact"
+            ) from error
         return manifest
 
 
@@ -183,11 +221,17 @@ def _first_problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors()[0]
-    return ": ".join([*filter(None, [".".join(map(str, problem["loc"]))]), problem["msg"].removeprefix("Value error, ")])
+    return ": ".join(
+        [
+            *filter(None, [".".join(map(str, problem["loc"]))]),
+            problem["msg"].removeprefix("Value error, "),
+        ]
+    )
 
 
 class ModelArtifact(BaseModel):
-    """What passes between steps: an artifact's digest, its kind, and the folder its files lie in on this machine."""
+    """What passes between steps: an artifact's digest, its kind, and the folder its files lie in on
+    this machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

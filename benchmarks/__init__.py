@@ -1,1 +1,2 @@
-"""Measurements of the project itself: `make bench`, and `make bench-gpu` on a machine with a GPU."""
+"""Measurements of the project itself: `make bench`, and `make bench-gpu` on a machine with a
+GPU."""

@@ -1,1 +1,2 @@
-"""Pipeline configs (one YAML file each), the schema that reads them, and what every layer may import: errors and paths."""
+"""Pipeline configs (one YAML file each), the schema that reads them, and what every layer may
+import: errors and paths."""

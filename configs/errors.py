@@ -1,8 +1,8 @@
 """The errors of the project: what happened, where, and what to do about it.
 
-Only the command line turns them into text and an exit status, and only `tasks.runner.step` asks `retryable`. An error
-crosses from a step's child process to its parent as `to_dict()` and comes back as the same class through
-`from_dict`.
+Only the command line turns them into text and an exit status, and only `tasks.runner.step` asks
+`retryable`. An error crosses from a step's child process to its parent as `to_dict()` and comes
+back as the same class through `from_dict`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ class LmflowsError(Exception):
         return from_dict, (self.to_dict(),)
 
     def to_dict(self) -> dict[str, str]:
-        return {"type": type(self).__name__, "message": self.message, "where": self.where, "hint": self.hint}
+        return {
+            "type": type(self).__name__,
+            "message": self.message,
+            "where": self.where,
+            "hint": self.hint,
+        }
 
 
 class ConfigError(LmflowsError):
@@ -82,7 +87,8 @@ class StoreBusy(LmflowsError):
 
 
 class ConditionalWritesIgnored(LmflowsError):
-    """A store that takes If-Match or If-None-Match and writes all the same: a promotion there could be lost in silence."""
+    """A store that takes If-Match or If-None-Match and writes all the same: a promotion there could
+    be lost in silence."""
 
 
 class PromotionRefused(LmflowsError):
@@ -106,7 +112,8 @@ class StepFailed(LmflowsError):
 
 
 class StepCrashed(LmflowsError):
-    """A step's child process died without an answer: a signal, an abort from native code, an exit."""
+    """A step's child process died without an answer: a signal, an abort from native code, an
+    exit."""
 
 
 class StepTimeout(LmflowsError):
@@ -118,7 +125,8 @@ class SmokeTestFailed(LmflowsError):
 
 
 class VerdictFailed(LmflowsError):
-    """The candidate is not good enough; it is kept for inspection and goes nowhere. `summary` is the run's."""
+    """The candidate is not good enough; it is kept for inspection and goes nowhere. `summary` is
+    the run's."""
 
     exit_status = 3
     summary: Any = None
@@ -129,7 +137,8 @@ class EngineError(LmflowsError):
 
 
 class EngineCrashed(LmflowsError):
-    """An engine's process died: TurboMind aborts from C++ on some configurations. The message has its last lines."""
+    """An engine's process died: TurboMind aborts from C++ on some configurations. The message has
+    its last lines."""
 
 
 class EndpointError(LmflowsError):

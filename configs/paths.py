@@ -14,10 +14,15 @@ def python_path() -> str:
 
 
 def process_environment() -> dict[str, str]:
-    """What each of our own processes (steps, engines, servers) is given beside its parent's environment."""
+    """What each of our own processes (steps, engines, servers) is given beside its parent's
+    environment."""
     return {
-        "LMFLOWS_HOME": str(home()), "PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
-        # transformers copies a model's own Python files to where it imports them from: not into the user's cache, that nobody sweeps
+        "LMFLOWS_HOME": str(home()),
+        "PYTHONPATH": python_path(),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # transformers copies a model's own Python files to where it imports them from: not into the
+        # user's cache, that nobody sweeps
         "HF_MODULES_CACHE": os.environ.get("HF_MODULES_CACHE", str(home() / "modules")),
         # glibc keeps freed weights in per-thread arenas; few arenas give them back
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
@@ -45,7 +50,8 @@ def default_store() -> Path:
 
 
 def known_stores() -> list[str]:
-    """The stores that runs on this machine have uploaded to, as a config names them (`configs.location`); the default one first."""
+    """The stores that runs on this machine have uploaded to, as a config names them
+    (`configs.location`); the default one first."""
     try:
         others = (home() / "stores").read_text().splitlines()
     except FileNotFoundError:

@@ -1,7 +1,8 @@
-"""The policy of a place: what it takes there to reach a stage, and how long things are kept. One YAML file beside no pipeline.
+"""The policy of a place: what it takes there to reach a stage, and how long things are kept. One
+YAML file beside no pipeline.
 
-`$LMFLOWS_POLICY` names the file; else it is `policy.yaml` in the home folder; without either the defaults hold. Paths in it are
-relative to the file. `configs/policy.example.yaml` has every key.
+`$LMFLOWS_POLICY` names the file; else it is `policy.yaml` in the home folder; without either the
+defaults hold. Paths in it are relative to the file. `configs/policy.example.yaml` has every key.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ VARIABLE = "LMFLOWS_POLICY"
 
 def _a_path(path: Path) -> Path:
     if "-----BEGIN" in str(path):
-        raise ValueError("is a key or certificate itself; write it to a file that only its owner can read, and give that file's path")
+        raise ValueError(
+            "is a key or certificate itself; write it to a file that only its owner can read, and"
+            " give that file's path"
+        )
     return path
 
 
@@ -38,12 +42,17 @@ class TrustedKey(Section):
 
 
 class TrustedCertificate(Section):
-    """Signatures hold whose certificate leads up to one of these root certificates (PEM, one or several in the file)."""
+    """Signatures hold whose certificate leads up to one of these root certificates (PEM, one or
+    several in the file)."""
 
     type: Literal["certificate"]
     certificate: PemFile
-    names: Lax[tuple[str, ...]] = Field(default=(), description=(
-        "common names that may sign; without any, everybody may whom the root has certified"))
+    names: Lax[tuple[str, ...]] = Field(
+        default=(),
+        description=(
+            "common names that may sign; without any, everybody may whom the root has certified"
+        ),
+    )
 
 
 class SigningKey(Section):
@@ -51,12 +60,19 @@ class SigningKey(Section):
 
     type: Literal["key"]
     private_key: PemFile
-    password_env: str | None = Field(default=None, pattern=r"^[A-Z_][A-Z0-9_]*$", description=(
-        "environment variable that holds the key's password; a password is never written to a file"))
+    password_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description=(
+            "environment variable that holds the key's password; a password is never written to a"
+            " file"
+        ),
+    )
 
 
 class SigningCertificate(Section):
-    """A private key without password, its certificate, and the certificates between that and the root, each PEM."""
+    """A private key without password, its certificate, and the certificates between that and the
+    root, each PEM."""
 
     type: Literal["certificate"]
     private_key: PemFile
@@ -75,23 +91,48 @@ class Policy(Section):
         sign: what a run signs with, once the verdict is PASS.
     """
 
-    store: Location | None = Field(default=None, description="a folder or s3://BUCKET/PREFIX; what pipelines and commands use that name none")
-    require_signature: bool = Field(default=False, description="promotion and deployment refuse what no trusted key has signed")
-    trusted: Lax[tuple[Trusted, ...]] = Field(default=(), description="whose signatures hold; any one of them is enough")
+    store: Location | None = Field(
+        default=None,
+        description=(
+            "a folder or s3://BUCKET/PREFIX; what pipelines and commands use that name none"
+        ),
+    )
+    require_signature: bool = Field(
+        default=False, description="promotion and deployment refuse what no trusted key has signed"
+    )
+    trusted: Lax[tuple[Trusted, ...]] = Field(
+        default=(), description="whose signatures hold; any one of them is enough"
+    )
     sign: Signer | None = None
-    approval_minutes: float = Field(default=24 * 60, gt=0, le=30 * 24 * 60, description=(
-        "how long a promotion to production waits for somebody's approval before it is rejected"))
-    keep_history: int = Field(default=10, ge=1, description="entries of each stage's history whose artifacts garbage collection keeps")
-    min_age_hours: float = Field(default=168, ge=0, description="garbage collection leaves alone what is younger")
+    approval_minutes: float = Field(
+        default=24 * 60,
+        gt=0,
+        le=30 * 24 * 60,
+        description=(
+            "how long a promotion to production waits for somebody's approval before it is rejected"
+        ),
+    )
+    keep_history: int = Field(
+        default=10,
+        ge=1,
+        description="entries of each stage's history whose artifacts garbage collection keeps",
+    )
+    min_age_hours: float = Field(
+        default=168, ge=0, description="garbage collection leaves alone what is younger"
+    )
 
     @model_validator(mode="after")
     def _somebody_is_trusted(self) -> Self:
         if self.require_signature and not self.trusted:
-            raise ValueError("require_signature without anybody in `trusted` would refuse everything; name a public key or a root certificate there")
+            raise ValueError(
+                "require_signature without anybody in `trusted` would refuse everything; name a"
+                " public key or a root certificate there"
+            )
         return self
 
     def store_for(self, named: str | None) -> str:
-        """The store that is meant: the one that somebody has named, else this policy's, else this machine's."""
+        """The store that is meant: the one that somebody has named, else this policy's, else this
+        machine's."""
         return named or self.store or str(paths.default_store())
 
 
@@ -104,12 +145,20 @@ def load_policy() -> Policy:
     named = os.environ.get(VARIABLE)
     path = Path(named).expanduser() if named else paths.home() / "policy.yaml"
     if named and not path.exists():
-        raise ConfigError("no such file", where=f"{VARIABLE}={named}", hint="correct the variable, or unset it; a missing policy is not an empty one")
+        raise ConfigError(
+            "no such file",
+            where=f"{VARIABLE}={named}",
+            hint="correct the variable, or unset it; a missing policy is not an empty one",
+        )
     if not named and not os.path.lexists(path):
         return Policy()
     folder = path.absolute().parent
     policy: Policy = _absolute(checked(read(path, Policy), Policy, path), folder)
-    return policy.model_copy(update={"store": absolute(policy.store, folder)}) if policy.store else policy
+    return (
+        policy.model_copy(update={"store": absolute(policy.store, folder)})
+        if policy.store
+        else policy
+    )
 
 
 def _absolute(value: Any, folder: Path) -> Any:

@@ -1,4 +1,5 @@
-"""Read a pipeline config; every mistake becomes one line: file, key path, value, and what is allowed.
+"""Read a pipeline config; every mistake becomes one line: file, key path, value, and what is
+allowed.
 
 `read` and `checked` do the same for any other YAML file with a schema (`configs.policy`).
 """
@@ -22,11 +23,13 @@ from configs.location import absolute
 from configs.schema import LocalSource, Pipeline, TextFile
 
 Schema = TypeVar("Schema", bound=BaseModel)
-SECRET = re.compile("password|secret|token$|api_key$")  # an unknown key of such a name may hold one, and messages go to logs
+# an unknown key of such a name may hold one, and messages go to logs
+SECRET = re.compile("password|secret|token$|api_key$")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence, and lets a ValueError for a date like 2026-02-31 through."""
+    """PyYAML keeps the last of two equal keys in silence, and lets a ValueError for a date like
+    2026-02-31 through."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -42,12 +45,16 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):
                 if key in seen:
-                    raise yaml.MarkedYAMLError(problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark
+                    )
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
-def load(path: Path, overrides: dict[str, Any] | None = None, *, check_files: bool = True) -> Pipeline:
+def load(
+    path: Path, overrides: dict[str, Any] | None = None, *, check_files: bool = True
+) -> Pipeline:
     """Read and check a pipeline config.
 
     Args:
@@ -77,7 +84,11 @@ def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{pair!r} is not KEY=VALUE", where="--set", hint="for example --set evaluate.documents=48")
+            raise ConfigError(
+                f"{pair!r} is not KEY=VALUE",
+                where="--set",
+                hint="for example --set evaluate.documents=48",
+            )
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -90,7 +101,9 @@ def checked(data: dict[str, Any], root: type[Schema], path: Path) -> Schema:
     try:
         return root.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, detail, data, root) for detail in error.errors())) from None
+        raise ConfigError(
+            "\n".join(_explain(path, detail, data, root) for detail in error.errors())
+        ) from None
 
 
 def read(path: Path, root: type[BaseModel]) -> dict[str, Any]:
@@ -113,8 +126,11 @@ def read(path: Path, root: type[BaseModel]) -> dict[str, Any]:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ConfigError(f"not YAML: {problem}", where=place) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"is {'empty' if data is None else _brief(data)}, and must be a mapping with the keys {', '.join(root.model_fields)}",
-                          where=str(path))
+        raise ConfigError(
+            f"is {'empty' if data is None else _brief(data)}, and must be a mapping with the keys"
+            f" {', '.join(root.model_fields)}",
+            where=str(path),
+        )
     return data
 
 
@@ -124,12 +140,16 @@ def _override(data: dict[str, Any], key: str, value: Any, path: Path) -> None:
     for depth, part in enumerate(parents):
         node = node.setdefault(part, {}) if isinstance(node, dict) else node
         if not isinstance(node, dict):
-            raise ConfigError(f"{'.'.join(parents[:depth + 1])} is {_brief(node)} and has no keys", where=f"{path}: {key}")
+            raise ConfigError(
+                f"{'.'.join(parents[: depth + 1])} is {_brief(node)} and has no keys",
+                where=f"{path}: {key}",
+            )
     node[last] = value
 
 
 def _resolve_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
-    """Make paths absolute; after the checks, so that a message about a path has it as the user wrote it."""
+    """Make paths absolute; after the checks, so that a message about a path has it as the user
+    wrote it."""
     source, texts, store = pipeline.source, pipeline.texts, pipeline.upload.store
     changes: dict[str, BaseModel] = {}
     if isinstance(source, LocalSource):
@@ -138,7 +158,9 @@ def _resolve_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
         text_file = texts.source.model_copy(update={"path": _absolute(texts.source.path, folder)})
         changes["texts"] = texts.model_copy(update={"source": text_file})
     if tasks := pipeline.evaluate.tasks:
-        changes["evaluate"] = pipeline.evaluate.model_copy(update={"tasks": tuple(_absolute(task, folder) for task in tasks)})
+        changes["evaluate"] = pipeline.evaluate.model_copy(
+            update={"tasks": tuple(_absolute(task, folder) for task in tasks)}
+        )
     if store is not None:
         changes["upload"] = pipeline.upload.model_copy(update={"store": absolute(store, folder)})
     return pipeline.model_copy(update=changes)
@@ -151,14 +173,27 @@ def _absolute(path: Path, folder: Path) -> Path:
 def _check_files(path: Path, pipeline: Pipeline) -> None:
     source, texts = pipeline.source, pipeline.texts.source
     if isinstance(source, LocalSource) and not source.path.is_dir():
-        raise ConfigError(f"{source.path} is not a folder", where=f"{path}: source.path",
-                          hint="give the folder that holds config.json and the weights, or link it there with `ln -s`")
+        raise ConfigError(
+            f"{source.path} is not a folder",
+            where=f"{path}: source.path",
+            hint=(
+                "give the folder that holds config.json and the weights, or link it there with"
+                " `ln -s`"
+            ),
+        )
     if isinstance(texts, TextFile) and not texts.path.is_file():
-        raise ConfigError(f"{texts.path} is not a file", where=f"{path}: texts.source.path",
-                          hint="give a .jsonl or text file")
+        raise ConfigError(
+            f"{texts.path} is not a file",
+            where=f"{path}: texts.source.path",
+            hint="give a .jsonl or text file",
+        )
     for number, task in enumerate(pipeline.evaluate.tasks):
         if not task.is_file():
-            raise ConfigError(f"{task} is not a file", where=f"{path}: evaluate.tasks[{number}]", hint="give a .jsonl file of task items")
+            raise ConfigError(
+                f"{task} is not a file",
+                where=f"{path}: evaluate.tasks[{number}]",
+                hint="give a .jsonl file of task items",
+            )
 
 
 def _explain(path: Path, detail: ErrorDetails, data: Any, root: type[BaseModel]) -> str:
@@ -178,30 +213,48 @@ def _explain(path: Path, detail: ErrorDetails, data: Any, root: type[BaseModel])
         return f"{place}: missing; {_describe(keys, data, root)}"
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tag = detail["ctx"]["discriminator"].strip("'")
-        what = f"{_brief(detail['input'][tag])} is not allowed" if tag in detail["input"] else "missing"
+        what = (
+            f"{_brief(detail['input'][tag])} is not allowed"
+            if tag in detail["input"]
+            else "missing"
+        )
         return f"{place}.{tag}: {what}; one of {', '.join(_tags(keys, tag, data, root))}"
     if detail["type"] in ("model_type", "model_attributes_type"):
-        return f"{place}: {_brief(detail['input'])} is not allowed: must be {_describe(keys, data, root)}"
+        return (
+            f"{place}: {_brief(detail['input'])} is not allowed: must be"
+            f" {_describe(keys, data, root)}"
+        )
     field = _field(keys, data, root)
     reason = f"; {field.description}" if field and field.description else ""
-    return f"{place}: {_brief(detail['input'])} is not allowed: {message[0].lower()}{message[1:]}{reason}"
+    return (
+        f"{place}: {_brief(detail['input'])} is not allowed:"
+        f" {message[0].lower()}{message[1:]}{reason}"
+    )
 
 
 def _keys(loc: tuple[int | str, ...], root: type[BaseModel]) -> Iterator[str]:
-    """The key path as the user wrote it: pydantic's `loc` also has the tag of a union's member, and marks a bad key."""
+    """The key path as the user wrote it: pydantic's `loc` also has the tag of a union's member, and
+    marks a bad key."""
     classes: list[type[BaseModel]] = [root]
     parts = list(loc[:-1] if loc[-1:] == ("[key]",) else loc)
     while parts:
         part = parts.pop(0)
         yield str(part)
-        if isinstance(part, str):  # a number is an item's of a list, which has the classes of the list
-            classes = [found for cls in classes if part in cls.model_fields for found in _classes(cls.model_fields[part].annotation)]
+        # a number is an item's of a list, which has the classes of the list
+        if isinstance(part, str):
+            classes = [
+                found
+                for cls in classes
+                if part in cls.model_fields
+                for found in _classes(cls.model_fields[part].annotation)
+            ]
         if len(classes) > 1 and not isinstance(next(iter(parts), None), int):
             parts = parts[1:]
 
 
 def _models(keys: list[str], data: Any, root: type[BaseModel]) -> list[type[BaseModel]]:
-    """The schema classes that may stand at a key path (the one of the union that the data chose)."""
+    """The schema classes that may stand at a key path (the one of the union that the data
+    chose)."""
     models: list[type[BaseModel]] = [root]
     node = data
     for key in keys:
@@ -209,10 +262,20 @@ def _models(keys: list[str], data: Any, root: type[BaseModel]) -> list[type[Base
             node, found = node[int(key)], models
         else:
             node = node.get(key, {}) if isinstance(node, dict) else {}
-            found = [cls for model in models if key in model.model_fields for cls in _classes(model.model_fields[key].annotation)]
-        chosen = [cls for cls in found for tag in ("type", "name")
-                  if tag in cls.model_fields and isinstance(node, dict)
-                  and node.get(tag) in get_args(cls.model_fields[tag].annotation)]
+            found = [
+                cls
+                for model in models
+                if key in model.model_fields
+                for cls in _classes(model.model_fields[key].annotation)
+            ]
+        chosen = [
+            cls
+            for cls in found
+            for tag in ("type", "name")
+            if tag in cls.model_fields
+            and isinstance(node, dict)
+            and node.get(tag) in get_args(cls.model_fields[tag].annotation)
+        ]
         models = chosen or found
     return models
 
@@ -220,7 +283,9 @@ def _models(keys: list[str], data: Any, root: type[BaseModel]) -> list[type[Base
 def _classes(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, tuple) or hasattr(annotation, "__metadata__"):
+    if get_origin(annotation) in (Union, types.UnionType, tuple) or hasattr(
+        annotation, "__metadata__"
+    ):
         return [cls for arg in get_args(annotation) for cls in _classes(arg)]
     return []
 
@@ -230,11 +295,22 @@ def _allowed_keys(keys: list[str], data: Any, root: type[BaseModel]) -> list[str
 
 
 def _tags(keys: list[str], tag: str, data: Any, root: type[BaseModel]) -> list[str]:
-    return [repr(name) for model in _models(keys, data, root) for name in get_args(model.model_fields[tag].annotation)]
+    return [
+        repr(name)
+        for model in _models(keys, data, root)
+        for name in get_args(model.model_fields[tag].annotation)
+    ]
 
 
 def _field(keys: list[str], data: Any, root: type[BaseModel]) -> FieldInfo | None:
-    return next((model.model_fields[keys[-1]] for model in _models(keys[:-1], data, root) if keys[-1] in model.model_fields), None)
+    return next(
+        (
+            model.model_fields[keys[-1]]
+            for model in _models(keys[:-1], data, root)
+            if keys[-1] in model.model_fields
+        ),
+        None,
+    )
 
 
 def _describe(keys: list[str], data: Any, root: type[BaseModel]) -> str:
@@ -242,8 +318,14 @@ def _describe(keys: list[str], data: Any, root: type[BaseModel]) -> str:
     if field is None:
         return "required"
     if classes := _classes(field.annotation):
-        return f"a section with the keys {', '.join(sorted({name for cls in classes for name in cls.model_fields}))}"
-    return field.description or f"a value of type {getattr(field.annotation, '__name__', field.annotation)}"
+        return (
+            "a section with the keys"
+            f" {', '.join(sorted({name for cls in classes for name in cls.model_fields}))}"
+        )
+    return (
+        field.description
+        or f"a value of type {getattr(field.annotation, '__name__', field.annotation)}"
+    )
 
 
 def _brief(value: Any) -> str:

@@ -9,7 +9,14 @@ from prefect.artifacts import create_table_artifact
 
 from artifacts.records.load_results import LoadResult, Percentile, RatioInterval, SpeedComparison
 from flows.run.run import artifact_key, begin_run
-from tasks.load_test import BenchRequest, BenchResult, CompareServersRequest, CompareServersResult, bench_server, compare_speed
+from tasks.load_test import (
+    BenchRequest,
+    BenchResult,
+    CompareServersRequest,
+    CompareServersResult,
+    bench_server,
+    compare_speed,
+)
 
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end", "tokens_per_second": "tokens/s"}
 
@@ -18,49 +25,96 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end", "tokens_per_second
 def benchmark_endpoint(title: str, request: BenchRequest) -> BenchResult:
     """Put a running server under a sweep of loads."""
     run = begin_run(artifact_key(title), [])
-    result = run.perform(bench_server, request, timeout_minutes=request.config.timeout_minutes).result
-    create_table_artifact(throughput_rows(result.results), key=artifact_key(f"throughput {title}"), description="requests and tokens a second")
-    create_table_artifact(latency_rows(result.results), key=artifact_key(f"latency {title}"), description="milliseconds, with 95 % intervals")
+    result = run.perform(
+        bench_server, request, timeout_minutes=request.config.timeout_minutes
+    ).result
+    create_table_artifact(
+        throughput_rows(result.results),
+        key=artifact_key(f"throughput {title}"),
+        description="requests and tokens a second",
+    )
+    create_table_artifact(
+        latency_rows(result.results),
+        key=artifact_key(f"latency {title}"),
+        description="milliseconds, with 95 % intervals",
+    )
     return result
 
 
 @flow(name="compare-endpoints", flow_run_name="{title}", persist_result=False)
-def compare_endpoints(title: str, request: CompareServersRequest, timeout_minutes: float = 120) -> CompareServersResult:
+def compare_endpoints(
+    title: str, request: CompareServersRequest, timeout_minutes: float = 120
+) -> CompareServersResult:
     """Put two running servers under the same load by turns: is the second one slower?"""
     run = begin_run(artifact_key(title), [])
     result = run.perform(compare_speed, request, timeout_minutes=timeout_minutes).result
-    create_table_artifact(ratio_rows(result.comparison), key=artifact_key(f"speed {title}"), description=verdict_line(result.comparison))
+    create_table_artifact(
+        ratio_rows(result.comparison),
+        key=artifact_key(f"speed {title}"),
+        description=verdict_line(result.comparison),
+    )
     return result
 
 
 def throughput_rows(results: Sequence[LoadResult]) -> list[dict[str, str]]:
-    """The table of loads, as text: what was served, within which limits, and whether the client kept up."""
+    """The table of loads, as text: what was served, within which limits, and whether the client
+    kept up."""
     rows = []
     for result in results:
-        row = {"load": result.load.name, "requests": str(len(result.rows.status)), "requests/s": f"{result.requests_per_second:.2f}",
-               "tokens/s": f"{result.tokens_per_second:.1f}"}
+        row = {
+            "load": result.load.name,
+            "requests": str(len(result.rows.status)),
+            "requests/s": f"{result.requests_per_second:.2f}",
+            "tokens/s": f"{result.tokens_per_second:.1f}",
+        }
         if result.within_slo is not None and result.goodput_per_second is not None:
             share = result.within_slo
-            row |= {"goodput/s": f"{result.goodput_per_second:.2f}", "within SLO": f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"}
-        row |= {"failed": ", ".join(f"{count} x {status}" for status, count in result.errors.items()) or "0",
-                "client's lag, p99": f"{1e3 * max(result.client.send.p99, result.client.loop.p99):.1f} ms",
-                "valid": "yes" if result.valid else "INVALID"}
+            row |= {
+                "goodput/s": f"{result.goodput_per_second:.2f}",
+                "within SLO": f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})",
+            }
+        row |= {
+            "failed": (
+                ", ".join(f"{count} x {status}" for status, count in result.errors.items()) or "0"
+            ),
+            "client's lag, p99": (
+                f"{1e3 * max(result.client.send.p99, result.client.loop.p99):.1f} ms"
+            ),
+            "valid": "yes" if result.valid else "INVALID",
+        }
         rows.append(row)
     return rows
 
 
 def latency_rows(results: Sequence[LoadResult]) -> list[dict[str, str]]:
     """The table of latencies in milliseconds, as text: percentiles with their 95 % intervals."""
-    return [{"load": result.load.name, "milliseconds": name} | {f"p{point.percent:g}": _cell(point) for point in values.points}
-            for result in results
-            for name, values in (("TTFT", result.ttft), ("TPOT", result.tpot), ("inter-token", result.inter_token), ("end to end", result.e2e))]
+    return [
+        {"load": result.load.name, "milliseconds": name}
+        | {f"p{point.percent:g}": _cell(point) for point in values.points}
+        for result in results
+        for name, values in (
+            ("TTFT", result.ttft),
+            ("TPOT", result.tpot),
+            ("inter-token", result.inter_token),
+            ("end to end", result.e2e),
+        )
+    ]
 
 
 def ratio_rows(comparison: SpeedComparison) -> list[dict[str, str]]:
     """The table of a comparison, as text: the second server's figures over the first one's."""
-    return [{"figure": NAMES[ratio.metric] + (" (decides)" if ratio.metric == comparison.metric else ""), "ratio": f"{ratio.median:.4f}",
-             "95 % interval": f"{ratio.low:.4f} to {ratio.high:.4f}", "would be seen": f"{ratio.smallest_seen:.1%}",
-             "rounds": str(len(ratio.rounds))} for ratio in comparison.ratios]
+    return [
+        {
+            "figure": (
+                NAMES[ratio.metric] + (" (decides)" if ratio.metric == comparison.metric else "")
+            ),
+            "ratio": f"{ratio.median:.4f}",
+            "95 % interval": f"{ratio.low:.4f} to {ratio.high:.4f}",
+            "would be seen": f"{ratio.smallest_seen:.1%}",
+            "rounds": str(len(ratio.rounds)),
+        }
+        for ratio in comparison.ratios
+    ]
 
 
 def verdict_line(comparison: SpeedComparison) -> str:
@@ -68,8 +122,11 @@ def verdict_line(comparison: SpeedComparison) -> str:
     if comparison.problems:
         return "INVALID: " + "; ".join(comparison.problems)
     ratio: RatioInterval = comparison.ratio(comparison.metric)
-    return (f"{comparison.second.model} at {comparison.second.url}: {comparison.outcome}; {NAMES[ratio.metric]} ratio {ratio.median:.4f} "
-            f"({ratio.low:.4f} to {ratio.high:.4f}); a difference of {ratio.smallest_seen:.1%} would be seen nine times in ten")
+    return (
+        f"{comparison.second.model} at {comparison.second.url}: {comparison.outcome};"
+        f" {NAMES[ratio.metric]} ratio {ratio.median:.4f} ({ratio.low:.4f} to {ratio.high:.4f}); a"
+        f" difference of {ratio.smallest_seen:.1%} would be seen nine times in ten"
+    )
 
 
 def _cell(point: Percentile) -> str:

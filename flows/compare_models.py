@@ -1,4 +1,5 @@
-"""Two models side by side, whatever they are: the second one judged as a candidate beside the first one, with a report of its own."""
+"""Two models side by side, whatever they are: the second one judged as a candidate beside the first
+one, with a report of its own."""
 
 from __future__ import annotations
 
@@ -37,37 +38,73 @@ class Compared(BaseModel):
 
 
 @flow(name="compare-models", flow_run_name="{first} and {second}", persist_result=False)
-def compare_models(first: str, second: str, config: str = "configs/demo.yaml", kv: str = "", overrides: dict[str, Any] | None = None) -> Compared:
-    """Measure two models on the same text through the same engine, and judge the second one beside the first.
+def compare_models(
+    first: str,
+    second: str,
+    config: str = "configs/demo.yaml",
+    kv: str = "",
+    overrides: dict[str, Any] | None = None,
+) -> Compared:
+    """Measure two models on the same text through the same engine, and judge the second one beside
+    the first.
 
     Args:
-        first: the baseline: an artifact's digest, its first digits, or a folder with an unquantized model.
+        first: the baseline: an artifact's digest, its first digits, or a folder with an unquantized
+            model.
         second: the candidate, named in the same way.
-        config: a pipeline's YAML file, for its texts, evaluate, engine, benchmark and load sections.
+        config: a pipeline's YAML file, for its texts, evaluate, engine, benchmark and load
+            sections.
         kv: the KV cache of both: -kv8, -kv4, or empty.
         overrides: values that replace the file's, by dotted key path.
     """
     pipeline = load(find_config(config), overrides)
     items = items_files(pipeline.evaluate.tasks)
-    run = begin_run("compare", choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
-    split = run.perform(texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes)
+    run = begin_run(
+        "compare", choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0)
+    )
+    split = run.perform(
+        texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes
+    )
     baseline, candidate = (take(run, pipeline, name) for name in (first, second))
     if baseline.digest == candidate.digest:
-        raise ConfigError("both are the same artifact", where=f"compare {first} {second}", hint="`lmflows ls` shows what there is")
+        raise ConfigError(
+            "both are the same artifact",
+            where=f"compare {first} {second}",
+            hint="`lmflows ls` shows what there is",
+        )
     done: list[Done[Any]] = [split]
-    variants = tuple(variant_of(f"{model.kind}{kv}", pipeline.engine) for model in (baseline, candidate))
+    variants = tuple(
+        variant_of(f"{model.kind}{kv}", pipeline.engine) for model in (baseline, candidate)
+    )
     trusted = any(runs_code(run.store, model) for model in (baseline, candidate))
-    first_request = baseline_request(run, pipeline, baseline, split.result.texts, items, variant=variants[0], trust_remote_code=trusted)
+    first_request = baseline_request(
+        run,
+        pipeline,
+        baseline,
+        split.result.texts,
+        items,
+        variant=variants[0],
+        trust_remote_code=trusted,
+    )
     evaluation = Evaluation(run, pipeline, first_request, pipeline.evaluate, 0, done)
     parent = evaluation.parent()
-    outcome, _ = evaluation.candidate(variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short)
+    outcome, _ = evaluation.candidate(
+        variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short
+    )
     outcomes = evaluation.load_tests([parent, outcome])
-    story = ReportRequest(name=f"{baseline.short} and {candidate.short}", served=variants[1], variants=tuple(outcomes), config=pipeline.evaluate,
-                          steps=times(done))
+    story = ReportRequest(
+        name=f"{baseline.short} and {candidate.short}",
+        served=variants[1],
+        variants=tuple(outcomes),
+        config=pipeline.evaluate,
+        steps=times(done),
+    )
     judged: ReportResult = run.perform(report, story).result
     tell(story, judged)
     summarize(story.name, judged).write(run.folder)
-    return Compared(name=story.name, verdict=judged.verdict, report=judged.report, variants=judged.variants)
+    return Compared(
+        name=story.name, verdict=judged.verdict, report=judged.report, variants=judged.variants
+    )
 
 
 def take(run: Run, pipeline: Pipeline, name: str) -> ModelArtifact:
@@ -78,17 +115,27 @@ def take(run: Run, pipeline: Pipeline, name: str) -> ModelArtifact:
         ConfigError: it is something else than a model.
     """
     if Path(name).is_dir():
-        source = LocalSource(type="local", path=Path(name).absolute(), trusted_code=getattr(pipeline.source, "trusted_code", {}))
-        return run.perform(download, DownloadRequest(source=source), label=Path(name).name).result.model
+        source = LocalSource(
+            type="local",
+            path=Path(name).absolute(),
+            trusted_code=getattr(pipeline.source, "trusted_code", {}),
+        )
+        return run.perform(
+            download, DownloadRequest(source=source), label=Path(name).name
+        ).result.model
     store, digest = resolve(name)
     if store.manifest(digest).kind not in ("fp16", "w4a16"):
-        raise ConfigError(f"{digest[:12]} is no model but of kind {store.manifest(digest).kind}", where=f"compare {name}",
-                          hint="`lmflows ls` shows what there is")
+        raise ConfigError(
+            f"{digest[:12]} is no model but of kind {store.manifest(digest).kind}",
+            where=f"compare {name}",
+            hint="`lmflows ls` shows what there is",
+        )
     if store.root != run.store.root:
         run.store.push(store, digest)
     return run.store.open(digest)
 
 
 def runs_code(store: LocalStore, model: ModelArtifact) -> bool:
-    """Whether the artifact has Python files that somebody has reviewed; only such are ever in one."""
+    """Whether the artifact has Python files that somebody has reviewed; only such are ever in
+    one."""
     return bool(store.manifest(model.digest).recipe.get("trusted_code"))

@@ -1,7 +1,8 @@
-"""The promotion flow: a model's artifact from one stage to the next. Production waits for a person's word in the Prefect UI.
+"""The promotion flow: a model's artifact from one stage to the next. Production waits for a
+person's word in the Prefect UI.
 
-It waits in a living process (a pause, not a suspension), so that a timeout is told and announced as the rejection that it is; the
-process holds no GPU and no lock, and if it dies nothing was promoted.
+It waits in a living process (a pause, not a suspension), so that a timeout is told and announced as
+the rejection that it is; the process holds no GPU and no lock, and if it dies nothing was promoted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from flows.cli.terminal import whoami
 from flows.run import events
 from flows.run.publish import link_artifacts
 from flows.run.run import artifact_key, begin_run
-from tasks.promote import CheckedResult, PromoteRequest, PromoteResult, PromotionRequest, check_promotion, promote
+from tasks.promote import (
+    CheckedResult,
+    PromoteRequest,
+    PromoteResult,
+    PromotionRequest,
+    check_promotion,
+    promote,
+)
 
 POLL_SECONDS = 5
 
@@ -35,13 +43,31 @@ class Promotion(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
     model: ModelName = Field(title="Model", description="its name in the registry")
-    artifact: str = Field(min_length=3, title="Artifact", description="dev or staging: what that stage has; or a digest, or its first digits")
+    artifact: str = Field(
+        min_length=3,
+        title="Artifact",
+        description="dev or staging: what that stage has; or a digest, or its first digits",
+    )
     to_stage: Stage = Field(title="To stage")
     why: str = Field(min_length=1, title="Why", description="goes into the history")
-    force: str = Field(default="", title="Leave out the stage before", description="the reason; it goes into the history; empty: no")
-    variant: str = Field(default="", title="Variant", description="that will be served; empty: what the verdict is about")
-    engine: str = Field(default="", title="Engine", description="that will serve it; empty: what the verdict is about")
-    store: LocationOrNothing = Field(default="", title="Store", description="empty: the policy's, else this worker's")
+    force: str = Field(
+        default="",
+        title="Leave out the stage before",
+        description="the reason; it goes into the history; empty: no",
+    )
+    variant: str = Field(
+        default="",
+        title="Variant",
+        description="that will be served; empty: what the verdict is about",
+    )
+    engine: str = Field(
+        default="",
+        title="Engine",
+        description="that will serve it; empty: what the verdict is about",
+    )
+    store: LocationOrNothing = Field(
+        default="", title="Store", description="empty: the policy's, else this worker's"
+    )
 
 
 class Approval(RunInput):
@@ -54,18 +80,32 @@ class Approval(RunInput):
     reason: str = Field(min_length=1, title="Reason", description="goes into the history")
 
 
-@flow(name="promote-model", flow_run_name="{promotion.model} to {promotion.to_stage}", persist_result=False)
+@flow(
+    name="promote-model",
+    flow_run_name="{promotion.model} to {promotion.to_stage}",
+    persist_result=False,
+)
 def promote_model(promotion: Promotion) -> PromoteResult:
-    """Promote a model to a stage: check everything, ask a person if it is production, and write one line of history.
+    """Promote a model to a stage: check everything, ask a person if it is production, and write one
+    line of history.
 
     Raises:
-        PromotionRefused: a check or a person said no, or nobody said anything in time. The stage is as it was.
+        PromotionRefused: a check or a person said no, or nobody said anything in time. The stage is
+            as it was.
     """
     policy = load_policy()
     store = policy.store_for(promotion.store)
     run = begin_run(f"promote-{promotion.model}", ())
-    request = PromotionRequest(model=promotion.model, what=promotion.artifact, to_stage=promotion.to_stage, store=store, policy=policy,
-                               variant=promotion.variant or None, engine=promotion.engine or None, force=promotion.force or None)
+    request = PromotionRequest(
+        model=promotion.model,
+        what=promotion.artifact,
+        to_stage=promotion.to_stage,
+        store=store,
+        policy=policy,
+        variant=promotion.variant or None,
+        engine=promotion.engine or None,
+        force=promotion.force or None,
+    )
     checked: CheckedResult | None = None
     approval: Approval | None = None
     try:
@@ -74,20 +114,48 @@ def promote_model(promotion: Promotion) -> PromoteResult:
         if checked.new and promotion.to_stage == "production":
             approval = ask(promotion, checked, policy.approval_minutes)
             if approval.decision != "approve":
-                raise PromotionRefused(f"{approval.who} rejected it: {approval.reason}", where=f"{promotion.model}/{promotion.to_stage}",
-                                       hint="the stage is as it was")
-        # what was approved, and nothing else: the same artifact and report, in the place of what the stage pointed to then; and if no stage
-        # was left out when it was shown, none may be now
-        agreed = request.model_copy(update={"what": checked.digest, "report": checked.report, "expect": checked.previous or NOTHING,
-                                            "force": request.force if checked.forced else None})
-        result = run.perform(promote, PromoteRequest(
-            **dict(agreed), who=whoami(), why=f"{promotion.why}; approved: {approval.reason}" if approval else promotion.why,
-            approved_by=approval.who if approval else None)).result
+                raise PromotionRefused(
+                    f"{approval.who} rejected it: {approval.reason}",
+                    where=f"{promotion.model}/{promotion.to_stage}",
+                    hint="the stage is as it was",
+                )
+        # what was approved, and nothing else: the same artifact and report, in the place of what
+        # the stage pointed to then; and if no stage was left out when it was shown, none may be now
+        agreed = request.model_copy(
+            update={
+                "what": checked.digest,
+                "report": checked.report,
+                "expect": checked.previous or NOTHING,
+                "force": request.force if checked.forced else None,
+            }
+        )
+        result = run.perform(
+            promote,
+            PromoteRequest(
+                **dict(agreed),
+                who=whoami(),
+                why=f"{promotion.why}; approved: {approval.reason}" if approval else promotion.why,
+                approved_by=approval.who if approval else None,
+            ),
+        ).result
     except LmflowsError as error:
-        facts = {"digest": checked.digest, "report": checked.report, "previous": checked.previous,
-                 "verdict": checked.verdict.outcome} if checked else {}
-        events.rejected(promotion.model, promotion.to_stage, reason=error.message, **facts,
-                        who=approval.who if approval and approval.decision != "approve" else None)
+        facts = (
+            {
+                "digest": checked.digest,
+                "report": checked.report,
+                "previous": checked.previous,
+                "verdict": checked.verdict.outcome,
+            }
+            if checked
+            else {}
+        )
+        events.rejected(
+            promotion.model,
+            promotion.to_stage,
+            reason=error.message,
+            **facts,
+            who=approval.who if approval and approval.decision != "approve" else None,
+        )
         raise
     if result.moved:
         events.promoted(result, checked.verdict.outcome, approval.who if approval else None)
@@ -98,25 +166,45 @@ def promote_model(promotion: Promotion) -> PromoteResult:
 def ask(promotion: Promotion, checked: CheckedResult, minutes: float) -> Approval:
     """Wait for a person; raises PromotionRefused if there is no answer in time."""
     where = f"{promotion.model}/{promotion.to_stage}"
-    text = (f"**{where}**: {checked.previous[:12] if checked.previous else 'nothing'} -> **{checked.digest[:12]}** "
-            f"({checked.variant} on {checked.engine})\n\n{checked.verdict.outcome}: {'; '.join(checked.verdict.reasons)}\n\nwhy: {promotion.why}")
+    text = (
+        f"**{where}**: {checked.previous[:12] if checked.previous else 'nothing'} ->"
+        f" **{checked.digest[:12]}** ({checked.variant} on"
+        f" {checked.engine})\n\n{checked.verdict.outcome}:"
+        f" {'; '.join(checked.verdict.reasons)}\n\nwhy: {promotion.why}"
+    )
     try:
-        answer = pause_flow_run(wait_for_input=Approval.with_initial_data(description=text), timeout=round(minutes * 60), poll_interval=POLL_SECONDS)
+        answer = pause_flow_run(
+            wait_for_input=Approval.with_initial_data(description=text),
+            timeout=round(minutes * 60),
+            poll_interval=POLL_SECONDS,
+        )
     except FlowPauseTimeout:
-        raise PromotionRefused(f"nobody approved it within {minutes:g} minutes", where=where,
-                               hint="start the promotion again when somebody can look") from None
+        raise PromotionRefused(
+            f"nobody approved it within {minutes:g} minutes",
+            where=where,
+            hint="start the promotion again when somebody can look",
+        ) from None
     return answer
 
 
 def tell(promotion: Promotion, checked: CheckedResult, store: str, here: LocalStore) -> None:
-    """What is proposed, with the report, the parent and the child, on the run's page in the Prefect UI."""
-    rows = [("artifact", checked.digest), ("its parent", checked.parent), ("report", checked.report), ("evidence", checked.evidence),
-            ("in place of", checked.previous or "nothing")]
+    """What is proposed, with the report, the parent and the child, on the run's page in the Prefect
+    UI."""
+    rows = [
+        ("artifact", checked.digest),
+        ("its parent", checked.parent),
+        ("report", checked.report),
+        ("evidence", checked.evidence),
+        ("in place of", checked.previous or "nothing"),
+    ]
     table = "\n".join(f"| {role} | `{digest}` |" for role, digest in rows)
     create_markdown_artifact(
-        f"# {promotion.model} to {promotion.to_stage}\n\n**{checked.verdict.outcome}**: {'; '.join(checked.verdict.reasons)}\n\n"
-        f"{checked.variant} on {checked.engine}, in `{store}`{', **a stage is left out**' if checked.forced else ''}\n\n"
-        f"| | digest |\n|---|---|\n{table}\n\n"
-        f"`lmflows registry show {checked.digest[:12]}` prints what it was made from.",
-        key=artifact_key(f"promotion {promotion.model} {promotion.to_stage}"), description=f"{promotion.model} to {promotion.to_stage}")
+        f"# {promotion.model} to {promotion.to_stage}\n\n**{checked.verdict.outcome}**:"
+        f" {'; '.join(checked.verdict.reasons)}\n\n{checked.variant} on {checked.engine}, in"
+        f" `{store}`{', **a stage is left out**' if checked.forced else ''}\n\n| | digest"
+        f" |\n|---|---|\n{table}\n\n`lmflows registry show {checked.digest[:12]}` prints what it"
+        " was made from.",
+        key=artifact_key(f"promotion {promotion.model} {promotion.to_stage}"),
+        description=f"{promotion.model} to {promotion.to_stage}",
+    )
     link_artifacts(promotion.model, promotion.to_stage, store, checked.report, here)

@@ -1,4 +1,5 @@
-"""The repair ladder: recipe after recipe until a candidate is as good as its parent, each attempt an artifact with its own evidence."""
+"""The repair ladder: recipe after recipe until a candidate is as good as its parent, each attempt
+an artifact with its own evidence."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
 from tasks.report import Attempt, VariantOutcome
 
-TRY_ANOTHER = ("FAIL", "INCONCLUSIVE")  # a measurement that cannot be right is not mended by another recipe
+# a measurement that cannot be right is not mended by another recipe
+TRY_ANOTHER = ("FAIL", "INCONCLUSIVE")
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,52 @@ class Recipes:
     trust_remote_code: bool
 
     def request(self, recipe: Quantize) -> QuantizeRequest:
-        """What the quantize step is asked: layers in fp16 and other formats are made from a plain AWQ model, which recipes share."""
+        """What the quantize step is asked: layers in fp16 and other formats are made from a plain
+        AWQ model, which recipes share."""
         plain = recipe.model_copy(update={"format": "awq", "keep_layers": 0})
-        return QuantizeRequest(model=self.model, texts=self.texts, config=plain, trust_remote_code=self.trust_remote_code)
+        return QuantizeRequest(
+            model=self.model,
+            texts=self.texts,
+            config=plain,
+            trust_remote_code=self.trust_remote_code,
+        )
 
-    def make(self, run: Run, recipe: Quantize, label: str, gpu_bytes: int, done: list[Done[Any]]) -> tuple[ModelArtifact, int]:
+    def make(
+        self, run: Run, recipe: Quantize, label: str, gpu_bytes: int, done: list[Done[Any]]
+    ) -> tuple[ModelArtifact, int]:
         """The candidate of a recipe, and its size in bytes.
 
         Raises:
             LmflowsError: it cannot be made.
         """
-        quantized = run.perform(quantize, self.request(recipe), label=label, timeout_minutes=recipe.timeout_minutes, gpu_bytes=gpu_bytes)
+        quantized = run.perform(
+            quantize,
+            self.request(recipe),
+            label=label,
+            timeout_minutes=recipe.timeout_minutes,
+            gpu_bytes=gpu_bytes,
+        )
         done.append(quantized)
         candidate, size = quantized.result.candidate, quantized.result.candidate_bytes
         if recipe.keep_layers:
-            kept = run.perform(keep_layers, KeepLayersRequest(
-                parent=self.model, quantized=candidate, texts=self.texts, config=recipe, trust_remote_code=self.trust_remote_code),
-                label=label, timeout_minutes=recipe.timeout_minutes)
+            kept = run.perform(
+                keep_layers,
+                KeepLayersRequest(
+                    parent=self.model,
+                    quantized=candidate,
+                    texts=self.texts,
+                    config=recipe,
+                    trust_remote_code=self.trust_remote_code,
+                ),
+                label=label,
+                timeout_minutes=recipe.timeout_minutes,
+            )
             done.append(kept)
             candidate, size = kept.result.candidate, kept.result.candidate_bytes
         if recipe.format == "compressed-tensors":
-            repacked = run.perform(repack, RepackRequest(model=candidate, group_size=recipe.group_size), label=label)
+            repacked = run.perform(
+                repack, RepackRequest(model=candidate, group_size=recipe.group_size), label=label
+            )
             done.append(repacked)
             candidate, size = repacked.result.candidate, repacked.result.candidate_bytes
         return candidate, size
@@ -69,13 +96,26 @@ class Rung:
 
     def told(self) -> Attempt:
         assert self.served.evidence is not None
-        return Attempt(change=self.change, candidate=self.candidate, model_bytes=self.candidate_bytes, evidence=self.served.evidence)
+        return Attempt(
+            change=self.change,
+            candidate=self.candidate,
+            model_bytes=self.candidate_bytes,
+            evidence=self.served.evidence,
+        )
 
 
-def climb(run: Run, pipeline: Pipeline, evaluation: Evaluation, recipes: Recipes, gpu_bytes: int, done: list[Done[Any]]) -> Ladder:
+def climb(
+    run: Run,
+    pipeline: Pipeline,
+    evaluation: Evaluation,
+    recipes: Recipes,
+    gpu_bytes: int,
+    done: list[Done[Any]],
+) -> Ladder:
     """Try the pipeline's recipes until one passes, or all of them if asked to.
 
-    Of those that pass the smallest is taken, of equal ones the earlier; if none passes, the one with the least loss.
+    Of those that pass the smallest is taken, of equal ones the earlier; if none passes, the one
+    with the least loss.
 
     Raises:
         LmflowsError: the first candidate cannot be made or measured.
@@ -90,7 +130,10 @@ def climb(run: Run, pipeline: Pipeline, evaluation: Evaluation, recipes: Recipes
         label = f"attempt {number}" if number > 1 else ""
         change = describe(before, recipe)
         if rungs:
-            say(f"{rungs[-1].verdict.outcome}: {rungs[-1].verdict.reasons[0]}; attempt {number}: {change}")
+            say(
+                f"{rungs[-1].verdict.outcome}: {rungs[-1].verdict.reasons[0]}; attempt {number}:"
+                f" {change}"
+            )
         try:
             candidate, size = recipes.make(run, recipe, label, gpu_bytes, done)
         except SourceError as error:
@@ -105,7 +148,13 @@ def climb(run: Run, pipeline: Pipeline, evaluation: Evaluation, recipes: Recipes
         if verdict.outcome not in TRY_ANOTHER and not pipeline.repair.try_all:
             break
     taken = best(rungs)
-    return Ladder(taken.attempt, taken.candidate, taken.candidate_bytes, taken.served, tuple(rung.told() for rung in rungs))
+    return Ladder(
+        taken.attempt,
+        taken.candidate,
+        taken.candidate_bytes,
+        taken.served,
+        tuple(rung.told() for rung in rungs),
+    )
 
 
 def best(rungs: list[Rung]) -> Rung:
@@ -113,7 +162,10 @@ def best(rungs: list[Rung]) -> Rung:
     passed = [rung for rung in rungs if rung.verdict.outcome == "PASS"]
     if passed:
         return min(passed, key=lambda rung: rung.candidate_bytes)
-    return min(rungs, key=lambda rung: rung.verdict.difference.mean if rung.verdict.difference else float("inf"))
+    return min(
+        rungs,
+        key=lambda rung: rung.verdict.difference.mean if rung.verdict.difference else float("inf"),
+    )
 
 
 def describe(before: Quantize | None, recipe: Quantize) -> str:

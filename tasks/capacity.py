@@ -1,7 +1,8 @@
 """Whether this machine can do it, asked on every run.
 
-`machine` comes first of all and asks what needs no model: the port, the GPUs, the folders, the store, the engine's runtime. `capacity`
-compares what this model and recipe need of disk, host memory and GPU memory with what there is.
+`machine` comes first of all and asks what needs no model: the port, the GPUs, the folders, the
+store, the engine's runtime. `capacity` compares what this model and recipe need of disk, host
+memory and GPU memory with what there is.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving.endpoints import given_keys
 
-LIBRARIES_RSS = 1_300_000_000  # bytes that torch with CUDA, transformers and lmdeploy take before any weight
+# bytes that torch with CUDA, transformers and lmdeploy take before any weight
+LIBRARIES_RSS = 1_300_000_000
 SMALL_BYTES = 50_000_000  # logs, reports, Prefect's database
 GPU_CONTEXT = 600_000_000  # bytes of a CUDA context with its kernels
 CPU_FLOPS, GPU_FLOPS = 5e10, 1e14  # sustained, of a small machine; only for the time class
 
 
 class MachineRequest(Request):
-    """What can be asked before the model is there. `port_is_ours`: the endpoint that the run replaces holds the port."""
+    """What can be asked before the model is there. `port_is_ours`: the endpoint that the run
+    replaces holds the port."""
 
     quantize: Quantize
     engine: Engine
@@ -52,12 +55,16 @@ class MachineResult(Result):
 
 @step(child=False, cached=False)
 def machine(request: MachineRequest, context: Context) -> MachineResult:
-    """Ask this machine for what needs no model: folders, GPUs, the port, API keys, the store, the engine's runtime."""
+    """Ask this machine for what needs no model: folders, GPUs, the port, API keys, the store, the
+    engine's runtime."""
     gpus = free_bytes()
-    raise_all([*_writable(request.folders), *_gpus(len(gpus), request), *_port(request), *_keys(request)])
+    raise_all(
+        [*_writable(request.folders), *_gpus(len(gpus), request), *_port(request), *_keys(request)]
+    )
     require_keys(request.policy)
     open_store(request.store).objects.probe()  # a bucket that cannot be promoted in shows here, too
-    runtimes.prepare(request.engine.runtime, say=context.log)  # an unknown one shows here, and not after the quantization
+    # an unknown one shows here, and not after the quantization
+    runtimes.prepare(request.engine.runtime, say=context.log)
     return MachineResult(gpus=len(gpus))
 
 
@@ -86,31 +93,50 @@ class CapacityResult(Result):
 def capacity(request: CapacityRequest, context: Context) -> CapacityResult:
     """Compare what the run needs with what this machine has."""
     needs = estimate(request)
-    context.log(f"needs {gb(needs.disk_bytes)} of disk, {gb(needs.host_bytes)} of memory, {gb(needs.gpu_bytes)} of GPU memory, "
-                f"{needs.time_class}")
+    context.log(
+        f"needs {gb(needs.disk_bytes)} of disk, {gb(needs.host_bytes)} of memory,"
+        f" {gb(needs.gpu_bytes)} of GPU memory, {needs.time_class}"
+    )
     if not request.reused:
         raise_all([*_disk(needs, request.folders), *_memory(needs), *_gpu_memory(needs, request)])
     return needs
 
 
 def estimate(request: CapacityRequest) -> CapacityResult:
-    """Peaks over the steps, from the model's sizes, the recipe and the evaluation. Rough upper figures, not promises."""
+    """Peaks over the steps, from the model's sizes, the recipe and the evaluation. Rough upper
+    figures, not promises."""
     model, quantize, evaluate = request.model, request.quantize, request.evaluate
     cuda = bool(free_bytes())
     tokens = quantize.samples * quantize.sequence_length
-    activations = 3 * 2 * tokens * model.hidden_size  # LMDeploy holds all rows at once, fp16, twice and a half
+    # LMDeploy holds all rows at once, fp16, twice and a half
+    activations = 3 * 2 * tokens * model.hidden_size
     weights16 = 2 * model.parameters
-    logits = evaluate.batch_size * evaluate.max_tokens_per_document * 4 * 2 * model.vocabulary  # a batch of documents, float32, and a copy
+    # a batch of documents, float32, and a copy
+    logits = evaluate.batch_size * evaluate.max_tokens_per_document * 4 * 2 * model.vocabulary
     reference = isinstance(request.engine, EngineTransformers)  # computes in float32
     scoring = (4 if reference else 2) * model.parameters + logits
     on_host = max(2 * weights16 + (0 if cuda else activations), weights16 if cuda else scoring)
     gpu = max(activations + weights16 // 8, scoring) + GPU_CONTEXT if cuda else 0
     search = 20 if quantize.search_scale else 1
-    work = 2 * model.parameters * (tokens * (1 + search) + 2 * evaluate.documents * evaluate.max_tokens_per_document)
+    work = (
+        2
+        * model.parameters
+        * (tokens * (1 + search) + 2 * evaluate.documents * evaluate.max_tokens_per_document)
+    )
     seconds = work / (GPU_FLOPS if cuda else CPU_FLOPS) + 60
-    time_class = "under 10 minutes" if seconds < 600 else "under an hour" if seconds < 3600 else f"about {seconds / 3600:.0f} hours"
-    return CapacityResult(disk_bytes=int(1.1 * (2 * model.candidate_bytes + model.parent_bytes)) + SMALL_BYTES,
-                          host_bytes=LIBRARIES_RSS + on_host, gpu_bytes=gpu, time_class=time_class)
+    time_class = (
+        "under 10 minutes"
+        if seconds < 600
+        else "under an hour"
+        if seconds < 3600
+        else f"about {seconds / 3600:.0f} hours"
+    )
+    return CapacityResult(
+        disk_bytes=int(1.1 * (2 * model.candidate_bytes + model.parent_bytes)) + SMALL_BYTES,
+        host_bytes=LIBRARIES_RSS + on_host,
+        gpu_bytes=gpu,
+        time_class=time_class,
+    )
 
 
 def gb(count: int) -> str:
@@ -121,16 +147,23 @@ def _writable(folders: tuple[Path, ...]) -> Iterator[str]:
     for folder in folders:
         existing = _existing(folder)
         if not existing.is_dir() or not os.access(existing, os.W_OK):
-            yield f"{folder} cannot be written -> choose another folder (LMFLOWS_HOME, upload.store)"
+            yield (
+                f"{folder} cannot be written -> choose another folder (LMFLOWS_HOME, upload.store)"
+            )
         elif shutil.disk_usage(existing).free < SMALL_BYTES:
-            yield f"{folder} is on a full disk -> free some space, or set LMFLOWS_HOME (or upload.store) to a larger disk"
+            yield (
+                f"{folder} is on a full disk -> free some space, or set LMFLOWS_HOME (or"
+                " upload.store) to a larger disk"
+            )
 
 
 def _disk(needs: CapacityResult, folders: tuple[Path, ...]) -> Iterator[str]:
     for folder in folders:
         if (free := shutil.disk_usage(_existing(folder)).free) < needs.disk_bytes:
-            yield (f"{folder} has {gb(free)} of free disk, the run needs {gb(needs.disk_bytes)} -> free some space, "
-                   "or set LMFLOWS_HOME (or upload.store) to a larger disk")
+            yield (
+                f"{folder} has {gb(free)} of free disk, the run needs {gb(needs.disk_bytes)} ->"
+                " free some space, or set LMFLOWS_HOME (or upload.store) to a larger disk"
+            )
 
 
 def _existing(folder: Path) -> Path:
@@ -139,23 +172,35 @@ def _existing(folder: Path) -> Path:
 
 def _memory(needs: CapacityResult) -> Iterator[str]:
     if (free := psutil.virtual_memory().available) < needs.host_bytes:
-        yield (f"{gb(free)} of memory are available, the run needs {gb(needs.host_bytes)} -> stop something, use a larger machine, "
-               "or lower quantize.samples and quantize.sequence_length")
+        yield (
+            f"{gb(free)} of memory are available, the run needs {gb(needs.host_bytes)} -> stop"
+            " something, use a larger machine, or lower quantize.samples and"
+            " quantize.sequence_length"
+        )
 
 
 def _gpu_memory(needs: CapacityResult, request: CapacityRequest) -> Iterator[str]:
     for gpu in choose(request.gpus, request.engine.tp):
         if gpu.free_bytes < needs.gpu_bytes:
-            yield (f"{gpu} has {gb(gpu.free_bytes)} free, the run needs {gb(needs.gpu_bytes)} -> stop what uses it (nvidia-smi, `lmflows status`), "
-                   "let the run use others (gpus), or lower quantize.samples and quantize.sequence_length")
+            yield (
+                f"{gpu} has {gb(gpu.free_bytes)} free, the run needs {gb(needs.gpu_bytes)} -> stop"
+                " what uses it (nvidia-smi, `lmflows status`), let the run use others (gpus), or"
+                " lower quantize.samples and quantize.sequence_length"
+            )
 
 
 def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
     if request.quantize.device == "cuda" and not count:
-        yield "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set quantize.device: auto"
+        yield (
+            "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set"
+            " quantize.device: auto"
+        )
     if not isinstance(request.engine, EngineTransformers) and count < request.engine.tp:
-        yield (f"engine {request.engine.name} with tp {request.engine.tp} needs as many CUDA GPUs, {count} are here -> run on a GPU worker, "
-               "lower engine.tp, or set engine.name: transformers")
+        yield (
+            f"engine {request.engine.name} with tp {request.engine.tp} needs as many CUDA GPUs,"
+            f" {count} are here -> run on a GPU worker, lower engine.tp, or set engine.name:"
+            " transformers"
+        )
     try:
         choose(request.gpus, request.engine.tp)
     except PreflightError as error:
@@ -165,19 +210,31 @@ def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
 def _keys(request: MachineRequest) -> Iterator[str]:
     variable = request.deploy.api_keys_env if request.deploy else None
     if variable is not None and not given_keys(variable):
-        yield f"deploy.api_keys_env: the environment variable {variable} is empty -> export {variable}=KEY[,KEY...]"
+        yield (
+            f"deploy.api_keys_env: the environment variable {variable} is empty -> export"
+            f" {variable}=KEY[,KEY...]"
+        )
 
 
 def _port(request: MachineRequest) -> Iterator[str]:
     deploy = request.deploy
-    if deploy is not None and not request.port_is_ours and (problem := port_problem(deploy.host, deploy.port)):
-        yield f"{problem} -> set deploy.port to a free one, or stop what uses it (`ss -ltnp 'sport = :{deploy.port}'` names it)"
+    if (
+        deploy is not None
+        and not request.port_is_ours
+        and (problem := port_problem(deploy.host, deploy.port))
+    ):
+        yield (
+            f"{problem} -> set deploy.port to a free one, or stop what uses it (`ss -ltnp 'sport ="
+            f" :{deploy.port}'` names it)"
+        )
 
 
 def port_problem(host: str, port: int) -> str | None:
     """Why a server could not listen on host and port, or None."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -185,5 +242,9 @@ def port_problem(host: str, port: int) -> str | None:
         return f"deploy.host {host!r} is no address: {error.strerror}"
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        return f"port {port} on {host} is taken" if taken else f"cannot listen on {host}:{port}: {error.strerror}"
+        return (
+            f"port {port} on {host} is taken"
+            if taken
+            else f"cannot listen on {host}:{port}: {error.strerror}"
+        )
     return None

@@ -1,7 +1,9 @@
-"""The deploy step: from an artifact to an endpoint that has answered, and that scores text as the evidence says.
+"""The deploy step: from an artifact to an endpoint that has answered, and that scores text as the
+evidence says.
 
-A new server takes over an endpoint's name and port only if it becomes ready; otherwise the one before it is started
-again. Knows nothing of Prefect; the server runs under `tasks.serving.supervisor` and outlives everybody.
+A new server takes over an endpoint's name and port only if it becomes ready; otherwise the one
+before it is started again. Knows nothing of Prefect; the server runs under
+`tasks.serving.supervisor` and outlives everybody.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class DeployRequest(Request):
 
     Attributes:
         evidence: the artifact with the scores that the live endpoint must reproduce.
-        store: where the signatures lie that the policy may ask for; with `report`, the artifact with the verdict.
+        store: where the signatures lie that the policy may ask for; with `report`, the artifact
+            with the verdict.
         gpus: the UUIDs of those it may use.
     """
 
@@ -56,9 +59,9 @@ class DeployRequest(Request):
 
 
 class DeployResult(Result):
-    """Where the endpoint is. `first_words_seconds`: from the start of the deployment to the first completed answer;
-    `ready_seconds`: until its scores were checked, too. `score_difference`: largest |mean NLL live - evidence| over the
-    probes, nats a token."""
+    """Where the endpoint is. `first_words_seconds`: from the start of the deployment to the first
+    completed answer; `ready_seconds`: until its scores were checked, too. `score_difference`:
+    largest |mean NLL live - evidence| over the probes, nats a token."""
 
     url: str
     model_name: str
@@ -71,9 +74,12 @@ class DeployResult(Result):
 
 @step(child=False, cached=False)
 def deploy(request: DeployRequest, context: Context) -> DeployResult:
-    """Serve the artifact under a supervisor, and return when it has answered and scored as the evidence says."""
+    """Serve the artifact under a supervisor, and return when it has answered and scored as the
+    evidence says."""
     keys = _api_keys(request.options.api_keys_env)
-    require_signed(open_store(request.store), [request.artifact.digest, request.report.digest], request.policy)
+    require_signed(
+        open_store(request.store), [request.artifact.digest, request.report.digest], request.policy
+    )
     for artifact in (request.artifact, request.evidence):
         context.progress(0.0, f"hashing {artifact.kind} {artifact.short}")
         LocalStore.holding(artifact).require_whole(artifact.digest)
@@ -83,7 +89,8 @@ def deploy(request: DeployRequest, context: Context) -> DeployResult:
 
 @contextlib.contextmanager
 def _one_at_a_time(name: str) -> Iterator[None]:
-    """Two deployments to one endpoint wait for each other: each must be able to put back what it found."""
+    """Two deployments to one endpoint wait for each other: each must be able to put back what it
+    found."""
     paths.endpoints().mkdir(parents=True, exist_ok=True)
     with (paths.endpoints() / f".{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -94,9 +101,17 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
     started = time.monotonic()
     old = endpoints.read(request.name)
     old_keys = old.keys() if old is not None else []
-    new = Endpoint(name=request.name, model_name=request.options.model_name or request.name, artifact=request.artifact,
-                   engine=request.engine, options=request.options, stores=_stores(request), gpus=request.gpus,
-                   trust_remote_code=request.trust_remote_code, since=datetime.now(UTC))
+    new = Endpoint(
+        name=request.name,
+        model_name=request.options.model_name or request.name,
+        artifact=request.artifact,
+        engine=request.engine,
+        options=request.options,
+        stores=_stores(request),
+        gpus=request.gpus,
+        trust_remote_code=request.trust_remote_code,
+        since=datetime.now(UTC),
+    )
     reused = new.same_service(old) and old_keys == keys and supervisor.state(new)[0] == "RUNNING"
     if old is None or old.options.port != new.options.port:
         _require_free_port(new)
@@ -114,8 +129,15 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
         raise
     for one in (new, old) if old is not None else (new,):
         _withdraw(one, but=new, context=context)
-    return DeployResult(url=new.url, model_name=new.model_name, reused=reused, first_words=words, score_difference=difference,
-                        first_words_seconds=round(spoke, 2), ready_seconds=round(time.monotonic() - started, 2))
+    return DeployResult(
+        url=new.url,
+        model_name=new.model_name,
+        reused=reused,
+        first_words=words,
+        score_difference=difference,
+        first_words_seconds=round(spoke, 2),
+        ready_seconds=round(time.monotonic() - started, 2),
+    )
 
 
 def _stores(request: DeployRequest) -> tuple[Location, ...]:
@@ -124,11 +146,14 @@ def _stores(request: DeployRequest) -> tuple[Location, ...]:
 
 def _withdraw(endpoint: Endpoint, but: Endpoint | None, context: Context) -> None:
     for problem in endpoint.withdraw(but=but):
-        context.log(f"a store believes that another artifact is still served as {endpoint.name}: {problem}")
+        context.log(
+            f"a store believes that another artifact is still served as {endpoint.name}: {problem}"
+        )
 
 
 def _replace(old: Endpoint | None, new: Endpoint, keys: list[str], context: Context) -> None:
-    """Start the new server in the place of the old one. They may share the port, so the old one goes first."""
+    """Start the new server in the place of the old one. They may share the port, so the old one
+    goes first."""
     if old is not None:
         context.log(f"stopping {old.name} ({old.artifact.short})")
         supervisor.stop(old)
@@ -139,11 +164,16 @@ def _replace(old: Endpoint | None, new: Endpoint, keys: list[str], context: Cont
 
 def _require_free_port(new: Endpoint) -> None:
     if problem := port_problem(new.options.host, new.options.port):
-        raise EndpointError(problem, where=f"endpoint {new.name}", hint="set deploy.port to a free one, or stop what uses it")
+        raise EndpointError(
+            problem,
+            where=f"endpoint {new.name}",
+            hint="set deploy.port to a free one, or stop what uses it",
+        )
 
 
 def _put_back(old: Endpoint | None, old_keys: list[str], new: Endpoint) -> None:
-    """Undo a deployment that failed: the old server runs again, or nothing does and the port is free. The log stays."""
+    """Undo a deployment that failed: the old server runs again, or nothing does and the port is
+    free. The log stays."""
     supervisor.stop(new)
     if old is None:
         new.forget(keep_log=True)
@@ -178,8 +208,11 @@ def wait_until_ready(endpoint: Endpoint, progress: Callable[[float, str], None])
             raise _not_ready(endpoint, f"not ready after {limit:.0f} s")
         time.sleep(POLL_SECONDS)
     progress(0.92, "first completion")
-    answer = endpoint.call("/v1/chat/completions", {"model": endpoint.model_name, "messages": HELLO, "max_tokens": 16, "temperature": 0},
-                           timeout_s=max(5.0, limit - (time.monotonic() - started)))
+    answer = endpoint.call(
+        "/v1/chat/completions",
+        {"model": endpoint.model_name, "messages": HELLO, "max_tokens": 16, "temperature": 0},
+        timeout_s=max(5.0, limit - (time.monotonic() - started)),
+    )
     words = str(answer["choices"][0]["message"]["content"] or "").strip()
     if not words:
         raise _not_ready(endpoint, "it answers `hello` with nothing")
@@ -187,29 +220,48 @@ def wait_until_ready(endpoint: Endpoint, progress: Callable[[float, str], None])
 
 
 def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:
-    """Ask the live endpoint to score held-out text; returns the largest difference to the evidence in nats a token.
+    """Ask the live endpoint to score held-out text; returns the largest difference to the evidence
+    in nats a token.
 
     Raises:
         EndpointError: it is more than `score_tolerance`: what is served is not what was judged.
     """
     largest = -1.0
-    for probe in (Probe.model_validate(item) for item in json.loads((evidence.path / PROBES).read_text())):
-        live = float(endpoint.call("/get_ppl", {"input": list(probe.ids)}, timeout_s=120)["ppl"])  # LMDeploy's name; it is nats
+    for probe in (
+        Probe.model_validate(item) for item in json.loads((evidence.path / PROBES).read_text())
+    ):
+        # LMDeploy's name; it is nats
+        live = float(endpoint.call("/get_ppl", {"input": list(probe.ids)}, timeout_s=120)["ppl"])
         difference = abs(live - probe.nll)
         if not difference <= endpoint.options.score_tolerance:  # so a NaN is refused too
-            raise EndpointError(f"held-out text scores {difference:.4f} nats a token off the evidence, more than deploy.score_tolerance "
-                                f"{endpoint.options.score_tolerance}: what is served is not what was judged", where=f"endpoint {endpoint.name}",
-                                hint="look for what differs between the server and the measurement (engine version, KV cache, GPU)")
+            raise EndpointError(
+                f"held-out text scores {difference:.4f} nats a token off the evidence, more than"
+                f" deploy.score_tolerance {endpoint.options.score_tolerance}: what is served is not"
+                " what was judged",
+                where=f"endpoint {endpoint.name}",
+                hint=(
+                    "look for what differs between the server and the measurement (engine version,"
+                    " KV cache, GPU)"
+                ),
+            )
         largest = max(largest, difference)
     if largest < 0:
-        raise EndpointError("the evidence has no text to score", where=f"endpoint {endpoint.name}", hint="evaluate again")
+        raise EndpointError(
+            "the evidence has no text to score",
+            where=f"endpoint {endpoint.name}",
+            hint="evaluate again",
+        )
     return largest
 
 
 def _api_keys(variable: str | None) -> list[str]:
     keys = endpoints.given_keys(variable)
     if variable is not None and not keys:
-        raise ConfigError(f"the environment variable {variable} is empty", where="deploy.api_keys_env", hint=f"export {variable}=KEY[,KEY...]")
+        raise ConfigError(
+            f"the environment variable {variable} is empty",
+            where="deploy.api_keys_env",
+            hint=f"export {variable}=KEY[,KEY...]",
+        )
     return keys
 
 
@@ -218,5 +270,8 @@ def _not_ready(endpoint: Endpoint, what: str) -> EndpointError:
         last = Path(endpoint.folder / LOG).read_text(errors="replace").splitlines()[-12:]
     except FileNotFoundError:
         last = []
-    return EndpointError(f"{what}; its last lines:\n    " + "\n    ".join(last or ["(none)"]), where=f"endpoint {endpoint.name}",
-                         hint=f"its log: {endpoint.folder / LOG}")
+    return EndpointError(
+        f"{what}; its last lines:\n    " + "\n    ".join(last or ["(none)"]),
+        where=f"endpoint {endpoint.name}",
+        hint=f"its log: {endpoint.folder / LOG}",
+    )

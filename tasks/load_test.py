@@ -1,11 +1,19 @@
-"""The steps around the load generator: a variant served for its load test, a running server, two servers by turns."""
+"""The steps around the load generator: a variant served for its load test, a running server, two
+servers by turns."""
 
 from __future__ import annotations
 
 from pydantic import Field, model_validator
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from artifacts.records.load_results import Load, LoadReport, LoadResult, Metric, SpeedComparison, loads_of
+from artifacts.records.load_results import (
+    Load,
+    LoadReport,
+    LoadResult,
+    Metric,
+    SpeedComparison,
+    loads_of,
+)
 from configs.load_testing import LoadTest
 from configs.schema import Engine, Variant
 from tasks.load.compare import MIN_ROUNDS, TOLERANCE, compare_servers
@@ -39,8 +47,9 @@ class LoadTestResult(Result):
 
 
 class BenchRequest(Request):
-    """`place`: an endpoint's name, a URL, or None for the only endpoint. `model`: of a URL; None for the first that the server names.
-    `api_keys_env`: environment variable with the API key of a URL."""
+    """`place`: an endpoint's name, a URL, or None for the only endpoint. `model`: of a URL; None
+    for the first that the server names. `api_keys_env`: environment variable with the API key of a
+    URL."""
 
     place: str | None
     model: str | None = None
@@ -79,16 +88,30 @@ class CompareServersResult(Result):
 def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
     """Serve one variant and put it under load."""
     context.progress(0.01, f"starting {request.engine.name}")
-    with served(request.model.path, request.engine, request.variant, trust_remote_code=request.trust_remote_code, limit_s=READY_SECONDS,
-                waiting=lambda text: context.progress(0.02, text)) as endpoint:
+    with served(
+        request.model.path,
+        request.engine,
+        request.variant,
+        trust_remote_code=request.trust_remote_code,
+        limit_s=READY_SECONDS,
+        waiting=lambda text: context.progress(0.02, text),
+    ) as endpoint:
         known = of_endpoint(endpoint)
-        server = Server(known.target, "", known.engine | {"artifact": request.model.digest}, known.gpus)  # the folder's name, not an endpoint's keys
-        results = run_loads(server, loads_of(request.config, request.config.processes or default_processes()),
-                            lambda done, text: context.progress(0.05 + 0.93 * done, text))
+        # the folder's name, not an endpoint's keys
+        server = Server(
+            known.target, "", known.engine | {"artifact": request.model.digest}, known.gpus
+        )
+        results = run_loads(
+            server,
+            loads_of(request.config, request.config.processes or default_processes()),
+            lambda done, text: context.progress(0.05 + 0.93 * done, text),
+        )
     report = LoadReport(variant=request.variant, model=request.model.digest, results=results)
     with context.store.staging() as staging:
         staging.write(RECORD, canonical_json(report.model_dump(mode="json")))
-        artifact = context.store.commit(staging, "measurement", parents=[Parent(role="model", digest=request.model.digest)])
+        artifact = context.store.commit(
+            staging, "measurement", parents=[Parent(role="model", digest=request.model.digest)]
+        )
     return LoadTestResult(measurement=artifact)
 
 
@@ -96,15 +119,31 @@ def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
 def bench_server(request: BenchRequest, context: Context) -> BenchResult:
     """Put a running server under load."""
     server = named(request.place, model=request.model, api_keys_env=request.api_keys_env)
-    return BenchResult(results=run_loads(server, loads_of(request.config, request.config.processes or default_processes()), context.progress))
+    return BenchResult(
+        results=run_loads(
+            server,
+            loads_of(request.config, request.config.processes or default_processes()),
+            context.progress,
+        )
+    )
 
 
 @step(cached=False)
 def compare_speed(request: CompareServersRequest, context: Context) -> CompareServersResult:
     """Put two running servers under the same load by turns: is the second one slower?"""
-    first, second = (named(place, model=request.model, api_keys_env=request.api_keys_env) for place in (request.first, request.second))
-    comparison = compare_servers(first, second, request.load, rounds=request.rounds, metric=request.metric, tolerance=request.tolerance,
-                                 say=lambda done, text: context.progress(done / request.rounds, text))
+    first, second = (
+        named(place, model=request.model, api_keys_env=request.api_keys_env)
+        for place in (request.first, request.second)
+    )
+    comparison = compare_servers(
+        first,
+        second,
+        request.load,
+        rounds=request.rounds,
+        metric=request.metric,
+        tolerance=request.tolerance,
+        say=lambda done, text: context.progress(done / request.rounds, text),
+    )
     return CompareServersResult(comparison=comparison)
 
 

@@ -1,7 +1,7 @@
 """The measure step: one variant through the engine that would serve it, its quality and its speed.
 
-It scores the held-out documents, answers the prompts and, if asked, is timed. Hands on a measurement artifact; what it
-says beside its parent is `tasks.evaluate`'s business.
+It scores the held-out documents, answers the prompts and, if asked, is timed. Hands on a
+measurement artifact; what it says beside its parent is `tasks.evaluate`'s business.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ class MeasureRequest(Request):
     """What to measure.
 
     Attributes:
-        part: the first held-out document that is scored, and the one after the last. A part that does not begin with the first one has more
-            documents to score and nothing else: the answers and the speed are known.
-        baseline: the fp16 variant's measurement of this part, whose token ids are scored again; None for the fp16 variant itself.
+        part: the first held-out document that is scored, and the one after the last. A part that
+            does not begin with the first one has more documents to score and nothing else: the
+            answers and the speed are known.
+        baseline: the fp16 variant's measurement of this part, whose token ids are scored again;
+            None for the fp16 variant itself.
         hardware: what the step will run on: figures of other hardware are other figures.
     """
 
@@ -73,11 +75,22 @@ class MeasureRequest(Request):
     trust_remote_code: bool = False
 
     def key_fields(self) -> dict[str, object]:
-        """What decides is the verdict's business: changing it must not measure again. Another GPU, driver or engine must."""
-        verdicts = {"documents", "max_documents", "max_perplexity_ratio", "confidence", "max_parent_perplexity", "tasks", "timeout_minutes"}
-        return super().key_fields() | {"config": self.config.model_dump(mode="json", exclude=verdicts),
-                                       "items": [file.sha256 for file in self.items],
-                                       "runtime": runtimes.fingerprint(self.engine.runtime)}
+        """What decides is the verdict's business: changing it must not measure again. Another GPU,
+        driver or engine must."""
+        verdicts = {
+            "documents",
+            "max_documents",
+            "max_perplexity_ratio",
+            "confidence",
+            "max_parent_perplexity",
+            "tasks",
+            "timeout_minutes",
+        }
+        return super().key_fields() | {
+            "config": self.config.model_dump(mode="json", exclude=verdicts),
+            "items": [file.sha256 for file in self.items],
+            "runtime": runtimes.fingerprint(self.engine.runtime),
+        }
 
 
 class MeasureResult(Result):
@@ -87,26 +100,54 @@ class MeasureResult(Result):
 @step()
 def measure(request: MeasureRequest, context: Context) -> MeasureResult:
     """Score, question and time one variant through its engine."""
-    spec = EngineSpec(folder=request.model.path, engine=request.engine, kv_bits=weights_and_kv(request.variant)[1],
-                      trust_remote_code=request.trust_remote_code)
+    spec = EngineSpec(
+        folder=request.model.path,
+        engine=request.engine,
+        kv_bits=weights_and_kv(request.variant)[1],
+        trust_remote_code=request.trust_remote_code,
+    )
     context.progress(0.02, f"loading {request.engine.name}")
     before = gpus.used_bytes()
     with EngineProcess(spec, log=context.scratch("engine.log")) as engine:
         after = gpus.used_bytes()
         sequences, kept = _subject(request, engine)
-        scores = score_all(engine, sequences, kept, request.config.batch_size, lambda done: context.progress(
-            0.15 + 0.5 * done / len(sequences), f"scored {done}/{len(sequences)} documents"))
+        scores = score_all(
+            engine,
+            sequences,
+            kept,
+            request.config.batch_size,
+            lambda done: context.progress(
+                0.15 + 0.5 * done / len(sequences), f"scored {done}/{len(sequences)} documents"
+            ),
+        )
         said = ask(engine, request, context) if request.part[0] == 0 else Said()
     record = Measurement(
-        variant=request.variant, engine=request.engine.name, runtime=request.engine.runtime, versions=engine.versions,
-        hardware=request.hardware, model=request.model.digest, texts=request.texts.digest, answers=said.answers, items=said.items, probes=said.probes,
-        load_seconds=round(engine.load_seconds, 2), gpu_bytes=after - before if gpus.visible() else None, speeds=said.speeds,
-        environment=said.environment)
+        variant=request.variant,
+        engine=request.engine.name,
+        runtime=request.engine.runtime,
+        versions=engine.versions,
+        hardware=request.hardware,
+        model=request.model.digest,
+        texts=request.texts.digest,
+        answers=said.answers,
+        items=said.items,
+        probes=said.probes,
+        load_seconds=round(engine.load_seconds, 2),
+        gpu_bytes=after - before if gpus.visible() else None,
+        speeds=said.speeds,
+        environment=said.environment,
+    )
     with context.store.staging() as staging:
         staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
         staging.write(SCORES, _pack(sequences, scores))
-        artifact = context.store.commit(staging, "measurement", parents=[
-            Parent(role="model", digest=request.model.digest), Parent(role="texts", digest=request.texts.digest)])
+        artifact = context.store.commit(
+            staging,
+            "measurement",
+            parents=[
+                Parent(role="model", digest=request.model.digest),
+                Parent(role="texts", digest=request.texts.digest),
+            ],
+        )
     return MeasureResult(measurement=artifact)
 
 
@@ -122,7 +163,8 @@ class Said:
 
 
 def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Said:
-    """Answer the prompts one by one, the probes and the task items in batches, and be timed if that is asked for."""
+    """Answer the prompts one by one, the probes and the task items in batches, and be timed if that
+    is asked for."""
     config = request.config
 
     def saw(start: float, length: float) -> Callable[[float, str], None]:
@@ -133,11 +175,30 @@ def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Sai
         context.progress(0.65 + 0.05 * number / len(config.prompts), f"asking {prompt!r}")
         ids = engine.prompt_ids([{"role": "user", "content": prompt}])
         answer = engine.generate([ids], config.max_new_tokens)[0]
-        answers.append(Answer(prompt=prompt, ids=tuple(ids), text=answer.text, tokens=answer.tokens, seconds=round(answer.seconds, 4)))
+        answers.append(
+            Answer(
+                prompt=prompt,
+                ids=tuple(ids),
+                text=answer.text,
+                tokens=answer.tokens,
+                seconds=round(answer.seconds, 4),
+            )
+        )
         asked.append(probe_answer(prompt, answer))
-    probes = ask_probes(engine, prompts=PROBE_PROMPTS[:config.probes], new_tokens=config.probe_tokens, asked=asked,
-                        saw=saw(0.7, 0.05)) if config.probes else None
-    items = run_items(engine, items_of(request.items), batch_size=config.batch_size, saw=saw(0.75, 0.1))
+    probes = (
+        ask_probes(
+            engine,
+            prompts=PROBE_PROMPTS[: config.probes],
+            new_tokens=config.probe_tokens,
+            asked=asked,
+            saw=saw(0.7, 0.05),
+        )
+        if config.probes
+        else None
+    )
+    items = run_items(
+        engine, items_of(request.items), batch_size=config.batch_size, saw=saw(0.75, 0.1)
+    )
     if request.benchmark is None:
         return Said(tuple(answers), probes, items)
     with Watch(THIS_MACHINE, engine.versions) as watch:
@@ -166,11 +227,17 @@ def items_of(files: Sequence[ItemsFile]) -> tuple[Item, ...]:
     for file in files:
         items += read_items(file.path)
         if sha256_file(file.path)[1] != file.sha256:
-            raise SourceError("has changed since the run began", where=str(file.path), hint="run again")
+            raise SourceError(
+                "has changed since the run began", where=str(file.path), hint="run again"
+            )
     seen = Counter((item.task, item.id) for item in items)
     twice = [f"{task} {name}" for (task, name), count in seen.items() if count > 1]
     if twice:
-        raise SourceError(f"two files have the same items: {', '.join(twice[:3])}", where="evaluate.tasks", hint="give each task to one file")
+        raise SourceError(
+            f"two files have the same items: {', '.join(twice[:3])}",
+            where="evaluate.tasks",
+            hint="give each task to one file",
+        )
     return tuple(items)
 
 
@@ -191,7 +258,9 @@ def hardware(chosen: Sequence[gpus.Gpu]) -> dict[str, str]:
     return {"processor": platform.processor() or platform.machine(), "cores": str(os.cpu_count())}
 
 
-def held_out_ids(engine: EngineProcess, texts: ModelArtifact, part: tuple[int, int], longest: int) -> list[list[int]]:
+def held_out_ids(
+    engine: EngineProcess, texts: ModelArtifact, part: tuple[int, int], longest: int
+) -> list[list[int]]:
     """Token ids of these held-out documents, each cut to its first `longest` tokens, longest first.
 
     Raises:
@@ -200,17 +269,29 @@ def held_out_ids(engine: EngineProcess, texts: ModelArtifact, part: tuple[int, i
     records = load_records(texts.path / HELD_OUT)[slice(*part)]
     sequences = [ids for record in records if len(ids := engine.encode(record)[:longest]) >= 2]
     if not sequences:
-        raise SourceError(f"of the held-out documents {part[0] + 1} to {part[1]} none has two tokens", where="texts.source",
-                          hint="give longer documents")
+        raise SourceError(
+            f"of the held-out documents {part[0] + 1} to {part[1]} none has two tokens",
+            where="texts.source",
+            hint="give longer documents",
+        )
     return sorted(sequences, key=len, reverse=True)  # batches of equal lengths waste no padding
 
 
-def score_all(engine: EngineProcess, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None, batch_size: int,
-              saw: Callable[[int], None]) -> list[Scores]:
-    """Score sequences of token ids in batches; `at` as in `Engine.score`. `saw` hears how many are done."""
+def score_all(
+    engine: EngineProcess,
+    sequences: Sequence[Sequence[int]],
+    at: Sequence[npt.NDArray[np.int32]] | None,
+    batch_size: int,
+    saw: Callable[[int], None],
+) -> list[Scores]:
+    """Score sequences of token ids in batches; `at` as in `Engine.score`. `saw` hears how many are
+    done."""
     scores: list[Scores] = []
     for batch in batches(range(len(sequences)), batch_size):
-        scores += engine.score([sequences[number] for number in batch], [at[number] for number in batch] if at else None)
+        scores += engine.score(
+            [sequences[number] for number in batch],
+            [at[number] for number in batch] if at else None,
+        )
         saw(len(scores))
     return scores
 
@@ -218,22 +299,37 @@ def score_all(engine: EngineProcess, sequences: Sequence[Sequence[int]], at: Seq
 def batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """The items in runs of `size`."""
     for start in range(0, len(items), size):
-        yield items[start:start + size]
+        yield items[start : start + size]
 
 
-def _subject(request: MeasureRequest, engine: EngineProcess) -> tuple[list[list[int]], list[npt.NDArray[np.int32]] | None]:
-    """What is scored, and at which tokens the distributions are kept: the baseline's, or the model's own likeliest."""
+def _subject(
+    request: MeasureRequest, engine: EngineProcess
+) -> tuple[list[list[int]], list[npt.NDArray[np.int32]] | None]:
+    """What is scored, and at which tokens the distributions are kept: the baseline's, or the
+    model's own likeliest."""
     if request.baseline is None:
-        return held_out_ids(engine, request.texts, request.part, request.config.max_tokens_per_document), None
+        return (
+            held_out_ids(
+                engine, request.texts, request.part, request.config.max_tokens_per_document
+            ),
+            None,
+        )
     sequences, scores = read_scores(request.baseline)
     return sequences, [score.ids for score in scores]
 
 
 def _pack(sequences: Sequence[Sequence[int]], scores: Sequence[Scores]) -> bytes:
     buffer = io.BytesIO()
-    arrays = {name: np.concatenate([getattr(score, name) for score in scores]) for name in ("nll", "top", "ids", "logprobs")}
-    np.savez(buffer, lengths=np.array([len(sequence) for sequence in sequences], np.int32),
-             tokens=np.concatenate([np.array(sequence, np.int32) for sequence in sequences]), **arrays)  # type: ignore[arg-type]
+    arrays = {
+        name: np.concatenate([getattr(score, name) for score in scores])
+        for name in ("nll", "top", "ids", "logprobs")
+    }
+    np.savez(
+        buffer,
+        lengths=np.array([len(sequence) for sequence in sequences], np.int32),
+        tokens=np.concatenate([np.array(sequence, np.int32) for sequence in sequences]),
+        **arrays,  # type: ignore[arg-type]
+    )
     return buffer.getvalue()
 
 
@@ -242,5 +338,10 @@ def _unpack(path: Path) -> tuple[list[list[int]], list[Scores]]:
         ends = np.cumsum(arrays["lengths"])
         sequences = [part.tolist() for part in np.split(arrays["tokens"], ends[:-1])]
         positions = np.cumsum(arrays["lengths"] - 1)[:-1]
-        columns = {name: np.split(arrays[name], positions) for name in ("nll", "top", "ids", "logprobs")}
-    return sequences, [Scores(**{name: parts[number] for name, parts in columns.items()}) for number in range(len(sequences))]
+        columns = {
+            name: np.split(arrays[name], positions) for name in ("nll", "top", "ids", "logprobs")
+        }
+    return sequences, [
+        Scores(**{name: parts[number] for name, parts in columns.items()})
+        for number in range(len(sequences))
+    ]

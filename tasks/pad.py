@@ -1,8 +1,10 @@
-"""The pad step: zero-pad a llama-type model so that a group size fits, without changing what it computes.
+"""The pad step: zero-pad a llama-type model so that a group size fits, without changing what it
+computes.
 
-With hidden size h padded to H, every RMSNorm divides by a root mean square that is smaller by sqrt(h/H); scaling its
-weight by sqrt(h/H) and its epsilon by h/H undoes that exactly. Padded heads and MLP channels have zero weights on
-both sides. Works file by file on the tensors, without building the model.
+With hidden size h padded to H, every RMSNorm divides by a root mean square that is smaller by
+sqrt(h/H); scaling its weight by sqrt(h/H) and its epsilon by h/H undoes that exactly. Padded heads
+and MLP channels have zero weights on both sides. Works file by file on the tensors, without
+building the model.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("torch", "safetensors")
-# Pre-norm decoders with RMSNorm, rotary attention over whole heads and a gated MLP, and no norm inside the heads.
+# Pre-norm decoders with RMSNorm, rotary attention over whole heads and a gated MLP, and no norm
+# inside the heads.
 PADDABLE = ("llama", "mistral", "qwen2")
 
 
@@ -46,7 +49,10 @@ def pad(request: PadRequest, context: Context) -> PadResult:
     with context.store.staging() as staging:
         for number, name in enumerate(weights):
             context.progress(number / len(weights), f"padding {name}")
-            tensors = {key: pad_tensor(key, tensor, old, new) for key, tensor in load_file(source / name).items()}
+            tensors = {
+                key: pad_tensor(key, tensor, old, new)
+                for key, tensor in load_file(source / name).items()
+            }
             save_file(tensors, staging.target(name), metadata={"format": "pt"})
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source).as_posix()
@@ -55,16 +61,31 @@ def pad(request: PadRequest, context: Context) -> PadResult:
         if (source / files.INDEX).exists():
             staging.write(files.INDEX, _index(source / files.INDEX, staging.path, weights))
         files.write_config(staging.path, new)
-        recipe = context.store.manifest(request.model.digest).recipe | {"padded_to_multiple": request.multiple, "padded_with": versions(LIBRARIES)}
-        artifact = context.store.commit(staging, "fp16", parents=[Parent(role="model", digest=request.model.digest)], recipe=recipe)
+        recipe = context.store.manifest(request.model.digest).recipe | {
+            "padded_to_multiple": request.multiple,
+            "padded_with": versions(LIBRARIES),
+        }
+        artifact = context.store.commit(
+            staging,
+            "fp16",
+            parents=[Parent(role="model", digest=request.model.digest)],
+            recipe=recipe,
+        )
     return PadResult(model=artifact)
 
 
 def padded_config(config: dict[str, Any], multiple: int, *, where: str) -> dict[str, Any]:
-    """config.json of the padded model: hidden and MLP size, and heads added in whole groups, until all divide."""
+    """config.json of the padded model: hidden and MLP size, and heads added in whole groups, until
+    all divide."""
     if config.get("model_type") not in PADDABLE:
-        raise SourceError(f"cannot pad a model of type {config.get('model_type')!r}", where=f"{where}: source.pad_to_multiple",
-                          hint=f"padding works for {', '.join(PADDABLE)}; remove pad_to_multiple and choose a group size that fits")
+        raise SourceError(
+            f"cannot pad a model of type {config.get('model_type')!r}",
+            where=f"{where}: source.pad_to_multiple",
+            hint=(
+                f"padding works for {', '.join(PADDABLE)}; remove pad_to_multiple and choose a"
+                " group size that fits"
+            ),
+        )
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
@@ -72,13 +93,21 @@ def padded_config(config: dict[str, Any], multiple: int, *, where: str) -> dict[
     while kv_heads * group * head_dim % multiple:
         kv_heads += 1
     wide = _round_up(hidden, multiple)
-    return config | {"hidden_size": wide, "intermediate_size": _round_up(config["intermediate_size"], multiple),
-                     "num_attention_heads": kv_heads * group, "num_key_value_heads": kv_heads, "head_dim": head_dim,
-                     "rms_norm_eps": config["rms_norm_eps"] * hidden / wide}
+    return config | {
+        "hidden_size": wide,
+        "intermediate_size": _round_up(config["intermediate_size"], multiple),
+        "num_attention_heads": kv_heads * group,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": config["rms_norm_eps"] * hidden / wide,
+    }
 
 
-def pad_tensor(name: str, tensor: torch.Tensor, old: dict[str, Any], new: dict[str, Any]) -> torch.Tensor:
-    """One tensor of the padded model: the old values in the corner of zeros; norm weights scaled by sqrt(h/H)."""
+def pad_tensor(
+    name: str, tensor: torch.Tensor, old: dict[str, Any], new: dict[str, Any]
+) -> torch.Tensor:
+    """One tensor of the padded model: the old values in the corner of zeros; norm weights scaled by
+    sqrt(h/H)."""
     from torch.nn.functional import pad as with_zeros
 
     hidden, wide = old["hidden_size"], new["hidden_size"]
@@ -87,8 +116,15 @@ def pad_tensor(name: str, tensor: torch.Tensor, old: dict[str, Any], new: dict[s
         return with_zeros(scaled, (0, wide - hidden))
     head_dim = new["head_dim"]
     queries, keys = new["num_attention_heads"] * head_dim, new["num_key_value_heads"] * head_dim
-    outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": wide, "gate_proj": new["intermediate_size"],
-               "up_proj": new["intermediate_size"], "down_proj": wide}
+    outputs = {
+        "q_proj": queries,
+        "k_proj": keys,
+        "v_proj": keys,
+        "o_proj": wide,
+        "gate_proj": new["intermediate_size"],
+        "up_proj": new["intermediate_size"],
+        "down_proj": wide,
+    }
     inputs = {"o_proj": queries, "down_proj": new["intermediate_size"]}
     layer = name.split(".")[-2]
     rows = outputs.get(layer, tensor.shape[0]) - tensor.shape[0]

@@ -1,8 +1,9 @@
-"""Preflight: the one list of known traps, asked of this model, this config and this machine before any long work.
+"""Preflight: the one list of known traps, asked of this model, this config and this machine before
+any long work.
 
-Each trap cost somebody a night; each message names the fix. `preflight` asks what only depends on the model and the
-config (cached); `tasks.capacity` asks the machine, every time. Traps that the config alone shows are refused when it
-is read (`configs.schema`).
+Each trap cost somebody a night; each message names the fix. `preflight` asks what only depends on
+the model and the config (cached); `tasks.capacity` asks the machine, every time. Traps that the
+config alone shows are refused when it is read (`configs.schema`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from artifacts.manifest import ModelArtifact
 from configs.errors import PreflightError, SourceError
-from configs.schema import Engine, EngineTransformers, EngineTurbomind, Quantize, Variant, weights_and_kv
+from configs.schema import (
+    Engine,
+    EngineTransformers,
+    EngineTurbomind,
+    Quantize,
+    Variant,
+    weights_and_kv,
+)
 from tasks.checkpoints import files
 from tasks.checkpoints.files import ModelFacts
 from tasks.engines import turbomind
@@ -29,9 +37,14 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("lmdeploy", "transformers", "torch")
 SCORING_SERVER = (0, 14)  # the first LMDeploy whose api_server has /get_ppl
-# LMDeploy calibrates these, and then has no map for smoothing them (lite/quantization/awq.py, FC_FCS_MAP)
-DATA_FREE_ONLY = {"Qwen3MoeForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
-                  "InternS2PreviewForConditionalGeneration"}
+# LMDeploy calibrates these, and then has no map for smoothing them (lite/quantization/awq.py,
+# FC_FCS_MAP)
+DATA_FREE_ONLY = {
+    "Qwen3MoeForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+    "InternS2PreviewForConditionalGeneration",
+}
 
 
 class PreflightRequest(Request):
@@ -45,7 +58,10 @@ class PreflightRequest(Request):
     untrusted_code: dict[str, str] = {}
 
     def key_fields(self) -> dict[str, object]:
-        return super().key_fields() | {"cuda": cuda_is_visible(), "runtime": runtimes.fingerprint(self.engine.runtime)}
+        return super().key_fields() | {
+            "cuda": cuda_is_visible(),
+            "runtime": runtimes.fingerprint(self.engine.runtime),
+        }
 
 
 class PreflightResult(Result):
@@ -71,7 +87,8 @@ class Subject:
 
 @step(libraries=LIBRARIES)
 def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
-    """Ask every known trap of this model and config; raise one error that lists all that would snap."""
+    """Ask every known trap of this model and config; raise one error that lists all that would
+    snap."""
     import torch
 
     facts = files.inspect(request.model.path)
@@ -81,45 +98,81 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
         context.progress(number / len(TRAPS), (trap.__doc__ or "").split(".")[0])
         found += list(trap(subject))
     raise_all(found)
-    return PreflightResult(architecture=facts.architecture, parameters=facts.parameters, parent_bytes=facts.bytes,
-                           candidate_bytes=facts.quantized_bytes(request.quantize.group_size),
-                           hidden_size=int(facts.config.get("hidden_size", 0)), head_dim=facts.head_dim,
-                           vocabulary=int(facts.config.get("vocab_size", 0)))
+    return PreflightResult(
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        parent_bytes=facts.bytes,
+        candidate_bytes=facts.quantized_bytes(request.quantize.group_size),
+        hidden_size=int(facts.config.get("hidden_size", 0)),
+        head_dim=facts.head_dim,
+        vocabulary=int(facts.config.get("vocab_size", 0)),
+    )
 
 
 def raise_all(found: list[str]) -> None:
     """One PreflightError that lists all problems, if there are any."""
     if found:
-        raise PreflightError("\n".join(f"{number}. {text}" for number, text in enumerate(found, 1)),
-                             where=f"{len(found)} problem{'s' if len(found) > 1 else ''} before any long work was started")
+        raise PreflightError(
+            "\n".join(f"{number}. {text}" for number, text in enumerate(found, 1)),
+            where=(
+                f"{len(found)} problem{'s' if len(found) > 1 else ''} before any long work was"
+                " started"
+            ),
+        )
 
 
 def already_quantized(subject: Subject) -> Iterator[str]:
     """The model is quantized already."""
     if quantization := subject.facts.config.get("quantization_config"):
-        yield f"the model is already quantized ({quantization.get('quant_method')}) -> name its fp16 original as the source"
+        yield (
+            f"the model is already quantized ({quantization.get('quant_method')}) -> name its fp16"
+            " original as the source"
+        )
 
 
 def remote_code(subject: Subject) -> Iterator[str]:
-    """The model needs Python code of its own that nobody has trusted, or that this transformers cannot run."""
+    """The model needs Python code of its own that nobody has trusted, or that this transformers
+    cannot run."""
     import transformers
 
     folder = subject.request.model.path
     references = files.code_references(folder)
     native = subject.facts.config.get("model_type") in transformers.CONFIG_MAPPING
     if references and not native and not subject.request.trust_remote_code:
-        listing = ", ".join(f"{name}: {sha}" for name, sha in subject.request.untrusted_code.items()) or "no Python file is in the folder"
-        yield ("the model needs its own Python code to run, and none is trusted -> read these files, and if you trust them put "
-               f"them into source.trusted_code: {{{listing}}}")
-    if subject.request.trust_remote_code or not native:  # only pinned files are in the folder; nothing else may be named
+        listing = (
+            ", ".join(f"{name}: {sha}" for name, sha in subject.request.untrusted_code.items())
+            or "no Python file is in the folder"
+        )
+        yield (
+            "the model needs its own Python code to run, and none is trusted -> read these files,"
+            f" and if you trust them put them into source.trusted_code: {{{listing}}}"
+        )
+    # only pinned files are in the folder; nothing else may be named
+    if subject.request.trust_remote_code or not native:
         for file, names in references.items():
             for name in sorted(names):
                 module = name.rsplit(".", 1)[0]
-                if "--" in name or "/" in name or (subject.request.trust_remote_code and not (folder / f"{module}.py").is_file()):
-                    yield (f"{file} asks for code that is not a trusted file of this folder ({name}) -> copy the file into the folder, "
-                           "drop a repository prefix, and name its sha256 in source.trusted_code")
-    if "InternLM2" in subject.facts.architecture and int(transformers.__version__.split(".")[0]) >= 5:
-        yield f"InternLM2's remote code fails under transformers {transformers.__version__} (KeyError in _init_rope) -> use transformers 4.57"
+                if (
+                    "--" in name
+                    or "/" in name
+                    or (
+                        subject.request.trust_remote_code
+                        and not (folder / f"{module}.py").is_file()
+                    )
+                ):
+                    yield (
+                        f"{file} asks for code that is not a trusted file of this folder ({name})"
+                        " -> copy the file into the folder, drop a repository prefix, and name its"
+                        " sha256 in source.trusted_code"
+                    )
+    if (
+        "InternLM2" in subject.facts.architecture
+        and int(transformers.__version__.split(".")[0]) >= 5
+    ):
+        yield (
+            f"InternLM2's remote code fails under transformers {transformers.__version__} (KeyError"
+            " in _init_rope) -> use transformers 4.57"
+        )
 
 
 def architecture(subject: Subject) -> Iterator[str]:
@@ -130,7 +183,10 @@ def architecture(subject: Subject) -> Iterator[str]:
     if name not in LAYER_TYPE_MAP:
         yield f"LMDeploy cannot quantize {name} -> use one of {', '.join(sorted(LAYER_TYPE_MAP))}"
     elif name in DATA_FREE_ONLY:
-        yield f"LMDeploy's AWQ calibrates {name} and then fails for want of a smoothing map -> quantize it with llm-compressor"
+        yield (
+            f"LMDeploy's AWQ calibrates {name} and then fails for want of a smoothing map ->"
+            " quantize it with llm-compressor"
+        )
     if isinstance(subject.request.engine, EngineTurbomind):
         served = turbomind_architectures()
         if name not in served:
@@ -138,18 +194,38 @@ def architecture(subject: Subject) -> Iterator[str]:
 
 
 def group_size(subject: Subject) -> Iterator[str]:
-    """The group size does not divide an input dimension, or an output cannot be packed by eights."""
+    """The group size does not divide an input dimension, or an output cannot be packed by
+    eights."""
     size, linears = subject.request.quantize.group_size, subject.facts.linears
     if misfits := {inn for _, inn in linears.values() if inn % size}:
         name = next(name for name, (_, inn) in linears.items() if inn in misfits)
         pads = subject.facts.config.get("model_type") in ("llama", "mistral", "qwen2")
-        fits = next((str(smaller) for smaller in (64, 32, 16) if all(inn % smaller == 0 for _, inn in linears.values())), None)
-        fixes = [f"set source.pad_to_multiple: {size}" if pads else "",
-                 f"quantize.group_size: {fits} (for TurboMind 32, with format: compressed-tensors)" if fits else ""]
-        yield (f"quantize.group_size {size} does not divide the input dimension of {name} ({sorted(misfits)}) -> "
-               + (" or ".join(filter(None, fixes)) or "choose another model"))
+        fits = next(
+            (
+                str(smaller)
+                for smaller in (64, 32, 16)
+                if all(inn % smaller == 0 for _, inn in linears.values())
+            ),
+            None,
+        )
+        fixes = [
+            f"set source.pad_to_multiple: {size}" if pads else "",
+            (
+                f"quantize.group_size: {fits} (for TurboMind 32, with format: compressed-tensors)"
+                if fits
+                else ""
+            ),
+        ]
+        yield (
+            f"quantize.group_size {size} does not divide the input dimension of {name}"
+            f" ({sorted(misfits)}) -> "
+            + (" or ".join(filter(None, fixes)) or "choose another model")
+        )
     if odd := [name for name, (out, _) in linears.items() if out % 8]:
-        yield f"{odd[0]} has {linears[odd[0]][0]} outputs, which cannot be packed by eights -> choose another model"
+        yield (
+            f"{odd[0]} has {linears[odd[0]][0]} outputs, which cannot be packed by eights -> choose"
+            " another model"
+        )
 
 
 def kv_cache(subject: Subject) -> Iterator[str]:
@@ -162,20 +238,42 @@ def devices(subject: Subject) -> Iterator[str]:
     """A device or an engine is asked for that is not here."""
     quantize, engine = subject.request.quantize, subject.request.engine
     if quantize.device == "cuda" and not subject.cuda:
-        yield "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set quantize.device: auto"
+        yield (
+            "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set"
+            " quantize.device: auto"
+        )
     if quantize.dtype == "bfloat16" and not subject.cuda:
-        yield "quantize.dtype bfloat16 does not work without a CUDA GPU -> set quantize.dtype: float16"
-    if isinstance(engine, EngineTurbomind) and engine.runtime == "default" and (problem := turbomind.unavailable()):
-        yield (f"engine turbomind cannot be loaded here ({problem}), and LMDeploy would fall back to another engine "
-               "in silence -> run on a GPU worker, or set engine.name: transformers")
+        yield (
+            "quantize.dtype bfloat16 does not work without a CUDA GPU -> set quantize.dtype:"
+            " float16"
+        )
+    if (
+        isinstance(engine, EngineTurbomind)
+        and engine.runtime == "default"
+        and (problem := turbomind.unavailable())
+    ):
+        yield (
+            f"engine turbomind cannot be loaded here ({problem}), and LMDeploy would fall back to"
+            " another engine in silence -> run on a GPU worker, or set engine.name: transformers"
+        )
     if not isinstance(engine, EngineTransformers):
         version = runtimes.fingerprint(engine.runtime)["lmdeploy"]
-        if subject.request.deployed and tuple(int(part) for part in version.split(".")[:2]) < SCORING_SERVER:
-            yield (f"the api_server of LMDeploy {version} (runtime {engine.runtime}) has no /get_ppl, by which a deployment is proven to serve "
-                   "what was judged -> use a runtime with LMDeploy 0.14 or later; `lmflows engines compare` measures older ones without a server")
+        if (
+            subject.request.deployed
+            and tuple(int(part) for part in version.split(".")[:2]) < SCORING_SERVER
+        ):
+            yield (
+                f"the api_server of LMDeploy {version} (runtime {engine.runtime}) has no /get_ppl,"
+                " by which a deployment is proven to serve what was judged -> use a runtime with"
+                " LMDeploy 0.14 or later; `lmflows engines compare` measures older ones without a"
+                " server"
+            )
         heads = int(subject.facts.config.get("num_attention_heads") or 1)
         if heads % engine.tp:
-            yield f"engine.tp {engine.tp} does not divide the model's {heads} attention heads -> use a divisor"
+            yield (
+                f"engine.tp {engine.tp} does not divide the model's {heads} attention heads -> use"
+                " a divisor"
+            )
 
 
 def calibration(subject: Subject) -> Iterator[str]:
@@ -185,7 +283,10 @@ def calibration(subject: Subject) -> Iterator[str]:
     quantize = subject.request.quantize
     limit = subject.facts.config.get("max_position_embeddings")
     if limit and quantize.sequence_length > limit:
-        yield f"quantize.sequence_length {quantize.sequence_length} is more than the model's {limit} positions -> lower it"
+        yield (
+            f"quantize.sequence_length {quantize.sequence_length} is more than the model's {limit}"
+            " positions -> lower it"
+        )
     if list(remote_code(subject)):
         return  # loading the tokenizer could run what that trap has just refused
     tokenizer = _tokenizer(subject)
@@ -195,8 +296,13 @@ def calibration(subject: Subject) -> Iterator[str]:
     if not tokenizer.chat_template:
         yield "the tokenizer has no chat template -> add chat_template.jinja to the model's folder"
     try:
-        calibration_rows(tokenizer, load_records(subject.request.texts.path / CALIBRATION), samples=quantize.samples,
-                         length=quantize.sequence_length, seed=quantize.seed)
+        calibration_rows(
+            tokenizer,
+            load_records(subject.request.texts.path / CALIBRATION),
+            samples=quantize.samples,
+            length=quantize.sequence_length,
+            seed=quantize.seed,
+        )
     except SourceError as error:
         yield f"{error.message} -> {error.hint}"
 
@@ -206,7 +312,9 @@ def turbomind_architectures() -> set[str]:
     import lmdeploy
 
     package = Path(str(lmdeploy.__file__)).parent
-    spec = importlib.util.spec_from_file_location("supported_models", package / "turbomind" / "supported_models.py")
+    spec = importlib.util.spec_from_file_location(
+        "supported_models", package / "turbomind" / "supported_models.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -214,7 +322,8 @@ def turbomind_architectures() -> set[str]:
 
 
 def refused(variant: Variant, engine: Engine, head_dim: int) -> str | None:
-    """Why an engine must not be asked for a variant, or None: TurboMind would abort, and take the request with it."""
+    """Why an engine must not be asked for a variant, or None: TurboMind would abort, and take the
+    request with it."""
     if isinstance(engine, EngineTurbomind) and weights_and_kv(variant)[1] == 4 and head_dim == 64:
         return "KV int4 aborts TurboMind with head_dim 64 -> use KV int8 (w4a16-kv8)"
     return None
@@ -225,10 +334,14 @@ def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase | str:
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            subject.request.model.path, trust_remote_code=subject.request.trust_remote_code)
+            subject.request.model.path, trust_remote_code=subject.request.trust_remote_code
+        )
         return tokenizer
     except Exception as error:  # whatever the tokenizer's files make it raise
-        return f"the tokenizer cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}) -> add the tokenizer's files to the folder"
+        return (
+            f"the tokenizer cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})"
+            " -> add the tokenizer's files to the folder"
+        )
 
 
 TRAPS = (already_quantized, remote_code, architecture, group_size, kv_cache, devices, calibration)

@@ -1,7 +1,9 @@
-"""The quantize step: LMDeploy's AWQ on the user's own calibration text, to a clean and reproducible W4A16 artifact.
+"""The quantize step: LMDeploy's AWQ on the user's own calibration text, to a clean and reproducible
+W4A16 artifact.
 
-LMDeploy offers no way to give it text, so its calibration loader is replaced (the way its maintainers advise), and on
-a CPU two of its parts are mended. Everything that decides the result goes into the artifact's recipe.
+LMDeploy offers no way to give it text, so its calibration loader is replaced (the way its
+maintainers advise), and on a CPU two of its parts are mended. Everything that decides the result
+goes into the artifact's recipe.
 """
 
 from __future__ import annotations
@@ -61,69 +63,123 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     from tasks.checkpoints import lmdeploy_hooks
 
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=request.trust_remote_code)
-    rows = calibration_rows(tokenizer, load_records(request.texts.path / CALIBRATION), samples=config.samples,
-                            length=config.sequence_length, seed=config.seed)
+    rows = calibration_rows(
+        tokenizer,
+        load_records(request.texts.path / CALIBRATION),
+        samples=config.samples,
+        length=config.sequence_length,
+        seed=config.seed,
+    )
     torch.manual_seed(config.seed)
     with context.store.staging() as staging:
         with ExitStack() as stack:
             stack.enter_context(lmdeploy_hooks.calibrate_with(rows))
-            stack.enter_context(lmdeploy_hooks.layer_progress(context, model_files.inspect(source).layers))
+            stack.enter_context(
+                lmdeploy_hooks.layer_progress(context, model_files.inspect(source).layers)
+            )
             if device == "cpu":
                 stack.enter_context(lmdeploy_hooks.mended_for_cpu())
             from lmdeploy.lite.apis.auto_awq import auto_awq
 
-            auto_awq(str(source), work_dir=str(staging.path), calib_dataset="wikitext2", calib_samples=config.samples,
-                     calib_seqlen=config.sequence_length, batch_size=config.batch_size, w_bits=config.bits,
-                     w_group_size=config.group_size, search_scale=config.search_scale, device=device, dtype=config.dtype,
-                     trust_remote_code=request.trust_remote_code)
+            auto_awq(
+                str(source),
+                work_dir=str(staging.path),
+                calib_dataset="wikitext2",
+                calib_samples=config.samples,
+                calib_seqlen=config.sequence_length,
+                batch_size=config.batch_size,
+                w_bits=config.bits,
+                w_group_size=config.group_size,
+                search_scale=config.search_scale,
+                device=device,
+                dtype=config.dtype,
+                trust_remote_code=request.trust_remote_code,
+            )
         parent = context.store.manifest(request.model.digest)
         recipe = config.model_dump(mode="json", exclude={"timeout_minutes", "device"}) | {
-            "device": device, "calibration_sha256": _rows_digest(rows), "versions": versions((*LIBRARIES, "huggingface_hub")),
-            "license": parent.recipe.get("license"), "trusted_code": parent.recipe.get("trusted_code", {})}
+            "device": device,
+            "calibration_sha256": _rows_digest(rows),
+            "versions": versions((*LIBRARIES, "huggingface_hub")),
+            "license": parent.recipe.get("license"),
+            "trusted_code": parent.recipe.get("trusted_code", {}),
+        }
         clean(staging.path, source)
         base, files = card.base_of(source, parent), model_files.companions(staging.path)
-        (staging.path / card.CARD).write_text(card.card(base, model_files.read_config(staging.path), recipe, files), encoding="utf-8", newline="")
+        (staging.path / card.CARD).write_text(
+            card.card(base, model_files.read_config(staging.path), recipe, files),
+            encoding="utf-8",
+            newline="",
+        )
         context.progress(0.98, "hashing")
-        candidate = context.store.commit(staging, "w4a16", recipe=recipe, parents=[
-            Parent(role="model", digest=request.model.digest), Parent(role="texts", digest=request.texts.digest)])
-    return QuantizeResult(candidate=candidate, parent_bytes=parent.size,
-                          candidate_bytes=context.store.manifest(candidate.digest).size)
+        candidate = context.store.commit(
+            staging,
+            "w4a16",
+            recipe=recipe,
+            parents=[
+                Parent(role="model", digest=request.model.digest),
+                Parent(role="texts", digest=request.texts.digest),
+            ],
+        )
+    return QuantizeResult(
+        candidate=candidate,
+        parent_bytes=parent.size,
+        candidate_bytes=context.store.manifest(candidate.digest).size,
+    )
 
 
-def calibration_rows(tokenizer: PreTrainedTokenizerBase, records: Sequence[dict[str, Any]], *, samples: int, length: int,
-                     seed: int) -> list[list[int]]:
-    """Draw `samples` rows of `length` token ids from the records, joined by the end token, without replacement.
+def calibration_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[dict[str, Any]],
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+) -> list[list[int]]:
+    """Draw `samples` rows of `length` token ids from the records, joined by the end token, without
+    replacement.
 
     Raises:
         SourceError: the text is too short.
     """
     stream: list[int] = []
     for record in records:
-        stream += [*token_ids(tokenizer, record), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])]
+        stream += [
+            *token_ids(tokenizer, record),
+            *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
+        ]
     count = len(stream) // length
     if count < samples:
-        raise SourceError(f"the calibration text gives {count} rows of {length} tokens, quantize.samples asks for {samples}",
-                          where="quantize.samples", hint="lower samples or sequence_length, or give more text in texts.source")
+        raise SourceError(
+            f"the calibration text gives {count} rows of {length} tokens, quantize.samples asks for"
+            f" {samples}",
+            where="quantize.samples",
+            hint="lower samples or sequence_length, or give more text in texts.source",
+        )
     starts = sorted(random.Random(seed).sample(range(count), samples))
-    return [stream[start * length:(start + 1) * length] for start in starts]
+    return [stream[start * length : (start + 1) * length] for start in starts]
 
 
 def clean(folder: Path, source: Path) -> None:
-    """Make LMDeploy's output an artifact: no calibration by-products, the parent's settings back, nothing of the place."""
+    """Make LMDeploy's output an artifact: no calibration by-products, the parent's settings back,
+    nothing of the place."""
     for leftover in folder.glob("*.pth"):
         leftover.unlink()
     config, parent = model_files.read_config(folder), model_files.read_config(source)
     config.pop("use_cache", None)
-    model_files.write_config(folder, config | {key: parent[key] for key in ("use_cache",) if key in parent})
+    model_files.write_config(
+        folder, config | {key: parent[key] for key in ("use_cache",) if key in parent}
+    )
     names = model_files.companions(source)
-    for name in set(names) - set(card.card_files(names)):  # license, remote code, and what the tokenizer's save leaves out
+    # license, remote code, and what the tokenizer's save leaves out
+    for name in set(names) - set(card.card_files(names)):
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 
 
 def _choose_device(wanted: str) -> str:
-    """`cpu` or `cuda`. On a machine with a GPU, `cpu` also hides it: LMDeploy asks CUDA for its memory peak."""
+    """`cpu` or `cuda`. On a machine with a GPU, `cpu` also hides it: LMDeploy asks CUDA for its
+    memory peak."""
     if wanted != "cpu":
         import torch
 

@@ -1,4 +1,5 @@
-"""The report step: the verdict and the run's story, as an artifact of its own that names what it speaks of."""
+"""The report step: the verdict and the run's story, as an artifact of its own that names what it
+speaks of."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from tasks.smoke_test import SmokeTestResult
 
 
 class StepTime(pydantic.BaseModel):
-    """A step's wall time in seconds, the most host memory of its largest process, and the most GPU memory (NVML) above what
-    was in use when it started, both in bytes; None without a GPU."""
+    """A step's wall time in seconds, the most host memory of its largest process, and the most GPU
+    memory (NVML) above what was in use when it started, both in bytes; None without a GPU."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +27,8 @@ class StepTime(pydantic.BaseModel):
 
 
 class VariantOutcome(pydantic.BaseModel):
-    """What became of one variant: measured, or the reason why not. The evidence of fp16 compares it with itself.
+    """What became of one variant: measured, or the reason why not. The evidence of fp16 compares it
+    with itself.
 
     Attributes:
         load: its load test, if the pipeline has one.
@@ -44,7 +46,8 @@ class VariantOutcome(pydantic.BaseModel):
 
 
 class Attempt(pydantic.BaseModel):
-    """One rung of the repair ladder: what was changed in the recipe (nothing in the first attempt), and what came of it."""
+    """One rung of the repair ladder: what was changed in the recipe (nothing in the first attempt),
+    and what came of it."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +58,8 @@ class Attempt(pydantic.BaseModel):
 
 
 class Choice(pydantic.BaseModel):
-    """Why this variant is served: the objective, and every eligible variant's figure by it, best first."""
+    """Why this variant is served: the objective, and every eligible variant's figure by it, best
+    first."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -66,11 +70,13 @@ class Choice(pydantic.BaseModel):
 
 
 class ReportRequest(Request):
-    """A run's story, or that of a comparison of two artifacts, which has no model check, no smoke test and no attempts.
+    """A run's story, or that of a comparison of two artifacts, which has no model check, no smoke
+    test and no attempts.
 
     Attributes:
         served: the variant that the verdict is about.
-        attempts: every rung of the repair ladder that was tried, the one whose candidate is served among them.
+        attempts: every rung of the repair ladder that was tried, the one whose candidate is served
+            among them.
         steps: the times of the steps that led here, as they were measured when each ran.
     """
 
@@ -100,7 +106,8 @@ class ReportResult(Result):
 @step(child=False, cached=False)
 def report(request: ReportRequest, context: Context) -> ReportResult:
     """Judge the candidate by the evidence, and write down the verdict and the run's story."""
-    from tasks.reporting import page  # it loads what draws and what judges, which the command line has no use for
+    # it loads what draws and what judges, which the command line has no use for
+    from tasks.reporting import page
 
     story = page.collect(request, context.store)
     verdict, rows = story.verdict, variant_rows(story)
@@ -111,7 +118,14 @@ def report(request: ReportRequest, context: Context) -> ReportResult:
         staging.write("variants.json", canonical_json(rows))
         staging.write("report.md", text.encode())
         staging.write(PAGE, page.render(story).encode())
-        artifact = context.store.commit(staging, "report", recipe={"versions": versions(("scipy", "matplotlib", "jinja2"))}, parents=[
-            Parent(role="candidate", digest=verdict.candidate), Parent(role="parent", digest=story.evidence.parent),
-            Parent(role="evidence", digest=verdict.evidence)])
+        artifact = context.store.commit(
+            staging,
+            "report",
+            recipe={"versions": versions(("scipy", "matplotlib", "jinja2"))},
+            parents=[
+                Parent(role="candidate", digest=verdict.candidate),
+                Parent(role="parent", digest=story.evidence.parent),
+                Parent(role="evidence", digest=verdict.evidence),
+            ],
+        )
     return ReportResult(report=artifact, verdict=verdict, variants=tuple(rows), text=text)

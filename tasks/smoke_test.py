@@ -1,6 +1,7 @@
 """The smoke test: does the fp16 model speak? Two chat turns with history through its own template.
 
-Hands on the answers and what loading and speaking took. Knows nothing of quality: that is `tasks.evaluate`.
+Hands on the answers and what loading and speaking took. Knows nothing of quality: that is
+`tasks.evaluate`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def smoke_test(request: SmokeTestRequest, context: Context) -> SmokeTestResult:
     from tasks.engines.reference import ReferenceEngine
 
     context.progress(0.05, "loading")
-    engine = ReferenceEngine(request.model.path, dtype=torch.float16, trust_remote_code=request.trust_remote_code)
+    engine = ReferenceEngine(
+        request.model.path, dtype=torch.float16, trust_remote_code=request.trust_remote_code
+    )
     messages: list[dict[str, str]] = []
     turns = []
     for number, prompt in enumerate(request.config.prompts):
@@ -68,22 +71,43 @@ def smoke_test(request: SmokeTestRequest, context: Context) -> SmokeTestResult:
         answer = engine.generate([engine.prompt_ids(messages)], request.config.max_new_tokens)[0]
         context.log(f"> {prompt}\n{answer.text}")
         if problem := unwell(answer):
-            raise SmokeTestFailed(f"{problem}; it said {answer.text[:80]!r}", where=f"turn {number + 1}, prompt {prompt!r}",
-                                  hint="check the weights, the chat template and the dtype (a model trained in bfloat16 can overflow in float16)")
+            raise SmokeTestFailed(
+                f"{problem}; it said {answer.text[:80]!r}",
+                where=f"turn {number + 1}, prompt {prompt!r}",
+                hint=(
+                    "check the weights, the chat template and the dtype (a model trained in"
+                    " bfloat16 can overflow in float16)"
+                ),
+            )
         messages.append({"role": "assistant", "content": answer.text})
-        turns.append(Turn(prompt=prompt, answer=answer.text, tokens=answer.tokens, seconds=round(answer.seconds, 3)))
-    return SmokeTestResult(turns=tuple(turns), load_seconds=round(engine.load_seconds, 2), dtype="float16",
-                           tokens_per_second=round(sum(t.tokens for t in turns) / sum(t.seconds for t in turns), 2),
-                           peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        turns.append(
+            Turn(
+                prompt=prompt,
+                answer=answer.text,
+                tokens=answer.tokens,
+                seconds=round(answer.seconds, 3),
+            )
+        )
+    return SmokeTestResult(
+        turns=tuple(turns),
+        load_seconds=round(engine.load_seconds, 2),
+        dtype="float16",
+        tokens_per_second=round(sum(t.tokens for t in turns) / sum(t.seconds for t in turns), 2),
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
 
 
 def unwell(answer: Generation) -> str | None:
-    """What is wrong with an answer, or None: NaN logits, emptiness, unprintable text, endless repetition."""
+    """What is wrong with an answer, or None: NaN logits, emptiness, unprintable text, endless
+    repetition."""
     if not answer.finite:
         return "logits are NaN or infinite"
     if not answer.text:
         return "the answer is empty"
-    printable = sum(character.isprintable() or character in "\n\t" for character in answer.text.replace("\ufffd", "\0"))
+    printable = sum(
+        character.isprintable() or character in "\n\t"
+        for character in answer.text.replace("\ufffd", "\0")
+    )
     if printable < 0.9 * len(answer.text):
         return "the answer is not text"
     if answer.finish_reason == "length" and (loop := endless_repetition(answer.text)):
@@ -92,11 +116,12 @@ def unwell(answer: Generation) -> str | None:
 
 
 def endless_repetition(text: str) -> str | None:
-    """The phrase that a text ends in REPEATS times or more in a row, or that is nine tenths of its words; else None."""
+    """The phrase that a text ends in REPEATS times or more in a row, or that is nine tenths of its
+    words; else None."""
     words = text.split() if " " in text.strip() else list(text)
     for length in range(1, len(words) // REPEATS + 1):
         phrase = words[-length:]
-        if words[-length * REPEATS:] == phrase * REPEATS:
+        if words[-length * REPEATS :] == phrase * REPEATS:
             return " ".join(phrase)
     if len(words) >= 2 * REPEATS:
         word, count = Counter(words).most_common(1)[0]

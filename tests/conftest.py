@@ -15,10 +15,18 @@ import pytest
 # before anything imports Prefect: no test touches the user's runs, endpoints or Prefect database
 _HOME = Path(tempfile.mkdtemp(prefix="lmflows-test-"))
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # what tests/gpu gets back
-os.environ.update({"LMFLOWS_HOME": str(_HOME / "home"), "PREFECT_HOME": str(_HOME / "prefect"), "HF_HUB_OFFLINE": "1",
-                   "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-                   "CUDA_VISIBLE_DEVICES": ""})
-for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "COLUMNS", "LINES"):  # the last two fold tables; pytest-xdist sets them
+os.environ.update(
+    {
+        "LMFLOWS_HOME": str(_HOME / "home"),
+        "PREFECT_HOME": str(_HOME / "prefect"),
+        "HF_HUB_OFFLINE": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+)
+# the last two fold tables; pytest-xdist sets them
+for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
 
@@ -40,12 +48,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_model(request: pytest.FixtureRequest) -> Path:
-    """The folder of the small model of `tests.support.tiny_model`; trained once and kept in pytest's cache. Do not write to it."""
+    """The folder of the small model of `tests.support.tiny_model`; trained once and kept in
+    pytest's cache. Do not write to it."""
     import torch
     import transformers
 
     source = (Path(__file__).parent / "support" / "tiny_model.py").read_bytes()
-    key = hashlib.sha256(source + f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        source + f"{torch.__version__} {transformers.__version__}".encode()
+    ).hexdigest()[:16]
     folder: Path = request.config.cache.mkdir("tiny_model") / key  # type: ignore[union-attr]
     if not folder.exists():
         from tests.support.tiny_model import build
@@ -61,7 +72,8 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a Prefect server for all tests of this process: a run without one starts its own, which takes six seconds."""
+    """The API of a Prefect server for all tests of this process: a run without one starts its own,
+    which takes six seconds."""
     from tests.support.prefect_server import prefect_server
 
     with prefect_server(tmp_path_factory.mktemp("prefect")) as url:

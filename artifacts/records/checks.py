@@ -1,4 +1,5 @@
-"""Generation checks: what a model answered to the probes, and what that says of a candidate beside its parent.
+"""Generation checks: what a model answered to the probes, and what that says of a candidate beside
+its parent.
 
 Data only; `tasks.quality.generation_checks` asks and judges.
 """
@@ -27,7 +28,8 @@ class ProbeAnswer(_Frozen):
 
 
 class Rendering(_Frozen):
-    """A conversation through a model's chat template: the token ids, or in the template's words why it refuses. One of both."""
+    """A conversation through a model's chat template: the token ids, or in the template's words why
+    it refuses. One of both."""
 
     shape: str
     ids: tuple[int, ...] = ()
@@ -41,7 +43,8 @@ class ProbeAnswers(_Frozen):
         new_tokens: the limit of the answers.
         free: answers to questions in plain words.
         renderings: conversations of several shapes.
-        tools: answers to questions that call for a function; empty if the chat template does not offer functions to the model.
+        tools: answers to questions that call for a function; empty if the chat template does not
+            offer functions to the model.
         json_objects: answers to requests for a JSON object.
     """
 

@@ -1,8 +1,8 @@
-"""Measurement, evidence, verdict: what was measured of each variant, what that says of a candidate beside its parent, and
-the decision that rests on it.
+"""Measurement, evidence, verdict: what was measured of each variant, what that says of a candidate
+beside its parent, and the decision that rests on it.
 
-Data only, as it is stored; `tasks.measure` measures, `tasks.evaluate` compares and `tasks.quality.verdict` judges. All NLL and KL
-figures are in nats.
+Data only, as it is stored; `tasks.measure` measures, `tasks.evaluate` compares and
+`tasks.quality.verdict` judges. All NLL and KL figures are in nats.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class _Frozen(BaseModel):
 
 
 class Answer(_Frozen):
-    """A greedy answer to one prompt. `ids`: the prompt's token ids through the variant's own chat template."""
+    """A greedy answer to one prompt. `ids`: the prompt's token ids through the variant's own chat
+    template."""
 
     prompt: str
     ids: tuple[int, ...]
@@ -91,7 +92,8 @@ class DocumentScore(_Frozen):
 
     Attributes:
         broken: positions at which a model gave NaN or probability 0; they are not among `tokens`.
-        kl: sum of KL(parent || candidate) over the positions, with all but the parent's likeliest tokens as one event.
+        kl: sum of KL(parent || candidate) over the positions, with all but the parent's likeliest
+            tokens as one event.
         same_top: positions at which both models rank the same token first.
     """
 
@@ -112,7 +114,8 @@ class SampleAnswer(_Frozen):
 
 
 class KlDivergence(_Frozen):
-    """KL(parent || candidate) over all scored positions, in nats, with all but the parent's likeliest tokens as one event."""
+    """KL(parent || candidate) over all scored positions, in nats, with all but the parent's
+    likeliest tokens as one event."""
 
     mean: float
     median: float
@@ -121,12 +124,15 @@ class KlDivergence(_Frozen):
 
 
 class Evidence(_Frozen):
-    """Parent and candidate on the same held-out documents, each through the engine and KV cache that would serve it.
+    """Parent and candidate on the same held-out documents, each through the engine and KV cache
+    that would serve it.
 
     Attributes:
         itself: the parent's own measurement stands for the candidate's.
-        looks: how many times documents were scored: once, and again for each time that too few had been.
-        unpaired: documents that only the parent, and that only the candidate has scored; they are not among `documents`.
+        looks: how many times documents were scored: once, and again for each time that too few had
+            been.
+        unpaired: documents that only the parent, and that only the candidate has scored; they are
+            not among `documents`.
         overlap: held-out documents that share a passage with the calibration text.
     """
 
@@ -145,7 +151,9 @@ class Evidence(_Frozen):
     tasks: tuple[TaskComparison, ...] = ()
     checks: tuple[CheckResult, ...] = ()
     samples: tuple[SampleAnswer, ...]
-    same_prompts: bool = Field(description="both tokenizers and chat templates render the sample prompts to the same ids")
+    same_prompts: bool = Field(
+        description="both tokenizers and chat templates render the sample prompts to the same ids"
+    )
     versions: dict[str, str]
 
     @property
@@ -184,11 +192,13 @@ class Evidence(_Frozen):
 
 
 class Difference(_Frozen):
-    """The paired difference in NLL, candidate minus parent, in nats a token: what the verdict rests on.
+    """The paired difference in NLL, candidate minus parent, in nats a token: what the verdict rests
+    on.
 
     Attributes:
         low, high: the interval's limits; `confidence` holds over all looks that were planned.
-        smallest_detectable: the smallest true loss that this sample would have shown (interval above 0) four times in five.
+        smallest_detectable: the smallest true loss that this sample would have shown (interval
+            above 0) four times in five.
     """
 
     mean: float
@@ -208,8 +218,8 @@ class Difference(_Frozen):
 class Verdict(_Frozen):
     """The decision about a candidate, with its reasons in plain words.
 
-    PASS: not worse than the margin allows. FAIL: worse, or broken. INCONCLUSIVE: too little was measured to say.
-    ANOMALOUS: the measurement itself cannot be right.
+    PASS: not worse than the margin allows. FAIL: worse, or broken. INCONCLUSIVE: too little was
+    measured to say. ANOMALOUS: the measurement itself cannot be right.
 
     Attributes:
         margin: the largest loss that is accepted, in nats a token.

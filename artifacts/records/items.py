@@ -1,4 +1,5 @@
-"""Task items: what a model answered to each, and how two models compare on those that both were asked.
+"""Task items: what a model answered to each, and how two models compare on those that both were
+asked.
 
 Data only; `tasks.quality.items` asks and compares.
 """
@@ -35,11 +36,13 @@ class TaskComparison(_Frozen):
         lost: items that the parent has right and the candidate wrong.
         gained: the other way round.
         broken_parent, broken_candidate: items whose scores were NaN or of probability 0.
-        p_two_sided: exact McNemar test: the chance of flips at least as one-sided as these if both directions are equally likely.
+        p_two_sided: exact McNemar test: the chance of flips at least as one-sided as these if both
+            directions are equally likely.
         p_worse: the same against one alternative, that the candidate is worse.
         p_worse_holm: `p_worse`, adjusted over the tasks of the comparison (Holm).
-        detectable_drop: the smallest drop in accuracy, 0 to 1, that a test of this many items at this rate of flips finds with a
-            probability of 80 %; None: not even the loss of every item would be.
+        detectable_drop: the smallest drop in accuracy, 0 to 1, that a test of this many items at
+            this rate of flips finds with a probability of 80 %; None: not even the loss of every
+            item would be.
         only_parent, only_candidate: items that only one of the two was asked.
     """
 
@@ -74,7 +77,8 @@ class TaskComparison(_Frozen):
 
 
 class HarnessMetric(_Frozen):
-    """A figure of lm-evaluation-harness: its mean over a task, and that one's standard error if the library gives one."""
+    """A figure of lm-evaluation-harness: its mean over a task, and that one's standard error if the
+    library gives one."""
 
     task: str
     metric: str
@@ -89,7 +93,8 @@ class HarnessResult(_Frozen):
     Attributes:
         version: of the library.
         metrics: its own figures.
-        outcomes: each question that is right or wrong by the task's first such metric; tasks without one have none.
+        outcomes: each question that is right or wrong by the task's first such metric; tasks
+            without one have none.
     """
 
     url: str

@@ -1,8 +1,8 @@
-"""What a server did under load: every request, the percentiles with their intervals, the state of client and hardware, and the
-comparison of two servers.
+"""What a server did under load: every request, the percentiles with their intervals, the state of
+client and hardware, and the comparison of two servers.
 
-Data only, as it is stored; `tasks.load` makes it. Times are seconds, at the client; None is what could not be measured, or not
-with so few requests.
+Data only, as it is stored; `tasks.load` makes it. Times are seconds, at the client; None is what
+could not be measured, or not with so few requests.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class _Frozen(BaseModel):
 
 
 class Load(_Frozen):
-    """One load. Exactly one of `concurrency` (closed loop) and `rate_per_second` (open loop, Poisson arrivals) is given, and exactly
-    one of `duration_seconds` and `requests`."""
+    """One load. Exactly one of `concurrency` (closed loop) and `rate_per_second` (open loop,
+    Poisson arrivals) is given, and exactly one of `duration_seconds` and `requests`."""
 
     concurrency: int | None = Field(default=None, ge=1)
     rate_per_second: float | None = Field(default=None, gt=0)
@@ -50,18 +50,35 @@ class Load(_Frozen):
 
     @property
     def name(self) -> str:
-        return f"concurrency {self.concurrency}" if self.concurrency is not None else f"{self.rate_per_second:g} requests/s"
+        return (
+            f"concurrency {self.concurrency}"
+            if self.concurrency is not None
+            else f"{self.rate_per_second:g} requests/s"
+        )
 
 
 def loads_of(config: LoadTest, processes: int) -> tuple[Load, ...]:
     """The loads of a sweep: concurrencies first, then rates, each in the order that was given."""
     common = {
-        "duration_seconds": None if config.requests else config.duration_seconds, "requests": config.requests,
-        "prompt_tokens": config.prompt_tokens, "new_tokens": config.new_tokens, "api": config.api, "slo": config.slo, "processes": processes,
-        "seed": config.seed, "request_timeout_seconds": config.request_timeout_seconds, "max_lag_seconds": config.max_lag_ms / 1e3,
-        "max_error_share": config.max_error_share}
-    return tuple([Load.model_validate({"concurrency": value} | common) for value in config.concurrencies]
-                 + [Load.model_validate({"rate_per_second": value} | common) for value in config.rates_per_second])
+        "duration_seconds": None if config.requests else config.duration_seconds,
+        "requests": config.requests,
+        "prompt_tokens": config.prompt_tokens,
+        "new_tokens": config.new_tokens,
+        "api": config.api,
+        "slo": config.slo,
+        "processes": processes,
+        "seed": config.seed,
+        "request_timeout_seconds": config.request_timeout_seconds,
+        "max_lag_seconds": config.max_lag_ms / 1e3,
+        "max_error_share": config.max_error_share,
+    }
+    return tuple(
+        [Load.model_validate({"concurrency": value} | common) for value in config.concurrencies]
+        + [
+            Load.model_validate({"rate_per_second": value} | common)
+            for value in config.rates_per_second
+        ]
+    )
 
 
 class Rows(_Frozen):
@@ -69,14 +86,16 @@ class Rows(_Frozen):
 
     Attributes:
         start: when it was sent, from the run's start.
-        lag: how much later than it was due: in an open loop than its arrival, in a closed one than the end of the answer before it.
+        lag: how much later than it was due: in an open loop than its arrival, in a closed one than
+            the end of the answer before it.
         ttft: from sending it to the first piece of text.
         tpot: (e2e - ttft) / (tokens - 1); None with fewer than two tokens.
         e2e: from sending it to the last event of the answer; of a failed request to its failure.
         prompt_tokens: by the server's count; None if it tells none.
         tokens: by the server's count where it tells, else the pieces of text.
         chunks: pieces of text, of which one can hold several tokens, or a part of one.
-        status: "ok", "http 500", "cut" (the stream ended early), "timeout", "connection", "server error" (an error event in the stream).
+        status: "ok", "http 500", "cut" (the stream ended early), "timeout", "connection", "server
+            error" (an error event in the stream).
     """
 
     start: tuple[float, ...]
@@ -91,7 +110,8 @@ class Rows(_Frozen):
 
 
 class Percentile(_Frozen):
-    """One percentile and its 95 % interval; all None where the requests are too few to bound it from both sides."""
+    """One percentile and its 95 % interval; all None where the requests are too few to bound it
+    from both sides."""
 
     percent: float
     value: float | None
@@ -100,7 +120,8 @@ class Percentile(_Frozen):
 
 
 class Percentiles(_Frozen):
-    """A distribution. `effective`: the number of independent values that tell as much as these, which may hang together."""
+    """A distribution. `effective`: the number of independent values that tell as much as these,
+    which may hang together."""
 
     count: int
     effective: float
@@ -150,7 +171,8 @@ class Environment(_Frozen):
     """What a result holds on. Two results are comparable only if their `fingerprint` is the same.
 
     Attributes:
-        fingerprint: the server's hardware and driver; of a server on another machine only which machine.
+        fingerprint: the server's hardware and driver; of a server on another machine only which
+            machine.
         gpus: their state during the run; empty without one, or of another machine.
         cpu_mhz: over all cores.
         cpu_share: of all cores of the client's machine, whoever used them.
@@ -187,7 +209,8 @@ class ClientHealth(_Frozen):
 
     Attributes:
         send: of sending requests (`Rows.lag`).
-        loop: of the event loops, by a heartbeat; percentiles of time, so that one long stall weighs as much as it lasted.
+        loop: of the event loops, by a heartbeat; percentiles of time, so that one long stall weighs
+            as much as it lasted.
         cpu_share: of one core, of each process.
     """
 
@@ -197,7 +220,8 @@ class ClientHealth(_Frozen):
 
 
 class Warmup(_Frozen):
-    """Rounds of requests before the measured ones: the median end-to-end time of each, of the slowest process to become steady."""
+    """Rounds of requests before the measured ones: the median end-to-end time of each, of the
+    slowest process to become steady."""
 
     medians: tuple[float, ...]
     steady: bool
@@ -215,12 +239,16 @@ class LoadResult(_Frozen):
     """One load on one server.
 
     Attributes:
-        measured_seconds: the load's duration; of a load that was given in requests, from the first one sent to the last one answered.
-        inter_token: gaps between the pieces of text of one answer (a piece can hold several tokens).
-        requests_per_second, tokens_per_second: answered within `measured_seconds`; new tokens, those of answers that it cuts in part.
+        measured_seconds: the load's duration; of a load that was given in requests, from the first
+            one sent to the last one answered.
+        inter_token: gaps between the pieces of text of one answer (a piece can hold several
+            tokens).
+        requests_per_second, tokens_per_second: answered within `measured_seconds`; new tokens,
+            those of answers that it cuts in part.
         goodput_per_second: requests within the SLO and `measured_seconds`; None without an SLO.
         within_slo: share of all requests, failed ones being outside; None without an SLO.
-        errors: how many requests ended how, without the good ones. `error_example`: what the server said to one of them.
+        errors: how many requests ended how, without the good ones. `error_example`: what the server
+            said to one of them.
         short: answers with fewer tokens than were asked for.
         problems: why the result is invalid; none if it is valid.
         notes: what the reader should know of a valid one.
@@ -270,8 +298,10 @@ class RatioInterval(_Frozen):
         rounds: the paired ratios.
         median: of them.
         low, high: its 95 % interval, by inverting the exact signed-rank test.
-        bootstrap_low, bootstrap_high: the percentile bootstrap interval of the median, which is too short with few rounds.
-        smallest_seen: the relative difference that would be told nine times in ten, with this noise, these rounds and the tolerance.
+        bootstrap_low, bootstrap_high: the percentile bootstrap interval of the median, which is too
+            short with few rounds.
+        smallest_seen: the relative difference that would be told nine times in ten, with this
+            noise, these rounds and the tolerance.
     """
 
     metric: Metric
@@ -288,10 +318,12 @@ Outcome = Literal["slower", "faster", "no difference seen", "invalid"]
 
 
 class SpeedComparison(_Frozen):
-    """Two servers by turns. `outcome` says of the second one what the ratio of `metric` says; the other ratios are for reading.
+    """Two servers by turns. `outcome` says of the second one what the ratio of `metric` says; the
+    other ratios are for reading.
 
     Attributes:
-        tolerance: the relative difference up to which they count as equally fast; the interval must lie beyond it as a whole.
+        tolerance: the relative difference up to which they count as equally fast; the interval must
+            lie beyond it as a whole.
         problems: why the outcome is "invalid"; none otherwise.
         environments: of the first and of the second server, over the whole comparison.
     """

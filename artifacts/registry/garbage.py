@@ -1,8 +1,9 @@
 """Garbage collection: what nothing needs any more goes, and in doubt nothing does.
 
-Kept is what a ref points to, has pointed to (as far back as the policy says) or would be rolled back to; what an endpoint of any
-machine serves, with what is said about it; everything young; and all that these come from. The order of deletion makes a kill at any
-moment harmless: descendants before what they come from, manifests before blobs, so whatever is left is whole.
+Kept is what a ref points to, has pointed to (as far back as the policy says) or would be rolled
+back to; what an endpoint of any machine serves, with what is said about it; everything young; and
+all that these come from. The order of deletion makes a kill at any moment harmless: descendants
+before what they come from, manifests before blobs, so whatever is left is whole.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from artifacts.manifest import Manifest
 from artifacts.registry import serving
 from artifacts.registry.refs import Ref, Registry, Served
 from artifacts.store.protocol import SIGNATURES, Held, Progress, Store, quiet
-from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, LmflowsError, UnsafeManifest
+from configs.errors import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    ConfigError,
+    LmflowsError,
+    UnsafeManifest,
+)
 
 BATCH = 16  # manifests that are removed between two looks at the refs
 
@@ -31,7 +38,8 @@ class Plan:
         manifests: of the artifacts that nothing needs, descendants before what they come from.
         blobs: that only these need, or nobody.
         signatures: keys of signatures of artifacts that are gone, or are about to be.
-        kept: digests that stay, each with the reason that was found first: a ref, an endpoint, or its age.
+        kept: digests that stay, each with the reason that was found first: a ref, an endpoint, or
+            its age.
         kinds: of the artifacts in `manifests`; "damaged" for one whose manifest cannot be read.
     """
 
@@ -59,29 +67,49 @@ class Collected:
     spared: list[str] = field(default_factory=list)
 
 
-def plan(store: Store, *, keep_history: int, min_age_hours: float, forget: Sequence[str] = (), now: float | None = None) -> Plan:
+def plan(
+    store: Store,
+    *,
+    keep_history: int,
+    min_age_hours: float,
+    forget: Sequence[str] = (),
+    now: float | None = None,
+) -> Plan:
     """What `collect` would remove at this moment. Changes nothing.
 
     Args:
-        keep_history: entries of each stage's history, before the current one, whose artifacts are kept; and as many rollbacks.
+        keep_history: entries of each stage's history, before the current one, whose artifacts are
+            kept; and as many rollbacks.
         min_age_hours: what was written or touched since is kept: an upload may still be on its way.
-        forget: endpoints, each MACHINE/ENDPOINT, that somebody knows to be gone: what they have announced counts no more.
+        forget: endpoints, each MACHINE/ENDPOINT, that somebody knows to be gone: what they have
+            announced counts no more.
         now: Unix time.
 
     Raises:
-        ArtifactDamaged, UnsafeManifest, ArtifactMissing: a ref, an announcement, or a manifest that one needs, cannot be read: what it needs
-            cannot be known.
+        ArtifactDamaged, UnsafeManifest, ArtifactMissing: a ref, an announcement, or a manifest that
+            one needs, cannot be read: what it needs cannot be known.
         ConfigError: a number that is none, or nobody to forget.
     """
-    return _Collection(store, keep_history, min_age_hours, {one.key for one in serving.named(store, forget)}, now).plan()
+    return _Collection(
+        store, keep_history, min_age_hours, {one.key for one in serving.named(store, forget)}, now
+    ).plan()
 
 
-def collect(store: Store, *, keep_history: int, min_age_hours: float, forget: Sequence[str] = (), now: float | None = None,
-            progress: Progress = quiet) -> Collected:
-    """Remove what nothing needs; the plan is made anew under the store's lock. Arguments and errors as for `plan`.
+def collect(
+    store: Store,
+    *,
+    keep_history: int,
+    min_age_hours: float,
+    forget: Sequence[str] = (),
+    now: float | None = None,
+    progress: Progress = quiet,
+) -> Collected:
+    """Remove what nothing needs; the plan is made anew under the store's lock. Arguments and errors
+    as for `plan`.
 
-    A folder lets nobody write meanwhile. On S3 an upload beside us looks again when we have ended (`artifacts.store.s3.lease`), and a promotion makes
-    young what it needs, for which the age limit should not be below the time that it takes.
+    A folder lets nobody write meanwhile. On S3 an upload beside us looks again when we have ended
+    (`artifacts.store.s3.lease`), and a promotion makes young what it needs, for which the age limit
+    should not be below the time that it takes.
 
     Raises:
         StoreBusy: somebody else collects.
@@ -96,10 +124,21 @@ def collect(store: Store, *, keep_history: int, min_age_hours: float, forget: Se
 class _Collection:
     """One look at a store, and what follows from it."""
 
-    def __init__(self, store: Store, keep_history: int, min_age_hours: float, forgotten: set[str], now: float | None) -> None:
-        if not (keep_history >= 0 and 0 <= min_age_hours < math.inf):  # NaN neither: nothing is younger than that
-            raise ConfigError(f"keep_history {keep_history}, min_age_hours {min_age_hours}", where="garbage collection",
-                              hint="both are finite and not negative")
+    def __init__(
+        self,
+        store: Store,
+        keep_history: int,
+        min_age_hours: float,
+        forgotten: set[str],
+        now: float | None,
+    ) -> None:
+        # NaN neither: nothing is younger than that
+        if not (keep_history >= 0 and 0 <= min_age_hours < math.inf):
+            raise ConfigError(
+                f"keep_history {keep_history}, min_age_hours {min_age_hours}",
+                where="garbage collection",
+                hint="both are finite and not negative",
+            )
         self.store, self.keep_history, self.forgotten = store, keep_history, forgotten
         self.limit = (time.time() if now is None else now) - min_age_hours * 3600
         self.known: dict[str, Manifest] = {}  # manifests do not change
@@ -109,32 +148,60 @@ class _Collection:
         self.held = {held.name: held for held in self.store.inventory("manifests")}
         kept = self._kept()
         doomed = [digest for digest in self.held if digest not in kept]
-        used = {entry.sha256 for digest in kept if digest in self.held for entry in self._manifest(digest).files}
-        blobs = sorted((held for held in self.store.inventory("blobs") if held.name not in used and held.modified <= self.limit),
-                       key=lambda held: held.name)
+        used = {
+            entry.sha256
+            for digest in kept
+            if digest in self.held
+            for entry in self._manifest(digest).files
+        }
+        blobs = sorted(
+            (
+                held
+                for held in self.store.inventory("blobs")
+                if held.name not in used and held.modified <= self.limit
+            ),
+            key=lambda held: held.name,
+        )
         readable = {digest: manifest for digest in doomed if (manifest := self._readable(digest))}
-        return Plan(manifests=tuple(self.held[digest] for digest in self._descendants_first(doomed, readable)), blobs=tuple(blobs),
-                    signatures=tuple(self._signatures(kept)), kept=kept,
-                    kinds={digest: readable[digest].kind if digest in readable else "damaged" for digest in doomed})
+        return Plan(
+            manifests=tuple(
+                self.held[digest] for digest in self._descendants_first(doomed, readable)
+            ),
+            blobs=tuple(blobs),
+            signatures=tuple(self._signatures(kept)),
+            kept=kept,
+            kinds={
+                digest: readable[digest].kind if digest in readable else "damaged"
+                for digest in doomed
+            },
+        )
 
     def carry_out(self, progress: Progress) -> Collected:
         wanted, done = self.plan(), Collected()
         spared: set[str] = set()
         for start in range(0, len(wanted.manifests), BATCH):
             progress(0.5 * start / len(wanted.manifests), "manifests")
-            needed = {*self._kept_by_refs(), *self._kept_by_endpoints()}  # somebody may need one of them since the plan was made
-            for held in wanted.manifests[start:start + BATCH]:
+            # somebody may need one of them since the plan was made
+            needed = {*self._kept_by_refs(), *self._kept_by_endpoints()}
+            for held in wanted.manifests[start : start + BATCH]:
                 if held.name in needed or held.name in spared:
                     done.spared.append(held.name)
                 elif self.store.discard("manifests", held.name, unless_after=self.limit):
                     done.manifests += 1
                     done.freed += held.size
-                else:  # touched: it is about to be promoted or was pushed again, and needs what it comes from
+                else:
+                    # touched: it is about to be promoted or was pushed again, and needs what it
+                    # comes from
                     done.spared.append(held.name)
                     spared |= self._closure([held.name], strict=False)
         self.held = {held.name: held for held in self.store.inventory("manifests")}
-        used = {entry.sha256 for digest in self.held for entry in self._manifest(digest).files}  # in doubt, no blob goes
-        unused = [held for held in self.store.inventory("blobs") if held.name not in used and held.modified <= self.limit]
+        # in doubt, no blob goes
+        used = {entry.sha256 for digest in self.held for entry in self._manifest(digest).files}
+        unused = [
+            held
+            for held in self.store.inventory("blobs")
+            if held.name not in used and held.modified <= self.limit
+        ]
         for number, held in enumerate(unused):
             progress(0.5 + 0.5 * number / len(unused), "blobs")
             if self.store.discard("blobs", held.name, unless_after=self.limit):
@@ -148,14 +215,16 @@ class _Collection:
         progress(1.0, "done")
         return done
 
-    # -- what is needed --------------------------------------------------------------------------------------------
+    # -- what is needed
 
     def _kept(self) -> dict[str, str]:
         """Every digest that must stay, with the reason."""
         kept = self._kept_by_refs()
         for digest, why in self._kept_by_endpoints().items():
             kept.setdefault(digest, why)
-        for digest in self._closure([held.name for held in self.held.values() if held.modified > self.limit], strict=False):
+        for digest in self._closure(
+            [held.name for held in self.held.values() if held.modified > self.limit], strict=False
+        ):
             kept.setdefault(digest, "young, or what something young comes from")
         return kept
 
@@ -163,11 +232,19 @@ class _Collection:
         """What the refs need at this moment."""
         kept: dict[str, str] = {}
         for ref in Registry(self.store.objects).refs():
-            now, before = needed_by(ref, self.keep_history)[:1], needed_by(ref, self.keep_history)[1:]
+            now, before = (
+                needed_by(ref, self.keep_history)[:1],
+                needed_by(ref, self.keep_history)[1:],
+            )
             name = f"{ref.model}/{ref.stage}"
             current = [digest for served in now for digest in (served.digest, served.verdict)]
-            earlier = [digest for served in before for digest in (served.digest, served.verdict)
-                       if self._has(digest)]  # what is not was collected earlier, with a shorter history
+            earlier = [
+                digest
+                for served in before
+                for digest in (served.digest, served.verdict)
+                # what is not was collected earlier, with a shorter history
+                if self._has(digest)
+            ]
             for digests, why in ((current, name), (earlier, f"the history of {name}")):
                 for digest in self._closure(digests, strict=True):
                     kept.setdefault(digest, why)
@@ -179,14 +256,23 @@ class _Collection:
         for one in serving.everywhere(self.store):
             if one.key in self.forgotten or not self._has(one.digest):
                 continue
-            speaking = [digest for digest in self.held if (manifest := self._readable(digest)) and manifest.kind in ("evidence", "report")
-                        and any(parent.role == "candidate" and parent.digest == one.digest for parent in manifest.parents)]
+            speaking = [
+                digest
+                for digest in self.held
+                if (manifest := self._readable(digest))
+                and manifest.kind in ("evidence", "report")
+                and any(
+                    parent.role == "candidate" and parent.digest == one.digest
+                    for parent in manifest.parents
+                )
+            ]
             for digest in self._closure([one.digest, *speaking], strict=True):
                 kept.setdefault(digest, f"endpoint {one.endpoint} on {one.machine}")
         return kept
 
     def _closure(self, digests: Iterable[str], *, strict: bool) -> set[str]:
-        """Artifacts and all they come from. `strict`: each must be there; else what is missing is passed over.
+        """Artifacts and all they come from. `strict`: each must be there; else what is missing is
+        passed over.
 
         Nothing that is there may be unreadable: it could name anything.
         """
@@ -207,8 +293,11 @@ class _Collection:
             try:
                 self.known[digest] = self.store.manifest(digest)
             except (ArtifactDamaged, ArtifactMissing, UnsafeManifest) as error:
-                raise type(error)(f"{error.message}: what it needs cannot be known, so nothing is collected", where=error.where,
-                                  hint=f"`lmflows registry push {digest[:12]}` from a machine that has it whole") from error
+                raise type(error)(
+                    f"{error.message}: what it needs cannot be known, so nothing is collected",
+                    where=error.where,
+                    hint=f"`lmflows registry push {digest[:12]}` from a machine that has it whole",
+                ) from error
         return self.known[digest]
 
     def _readable(self, digest: str) -> Manifest | None:
@@ -218,22 +307,33 @@ class _Collection:
         except LmflowsError:
             return None
 
-    # -- what is not -------------------------------------------------------------------------------------------------
+    # -- what is not
 
     @staticmethod
     def _descendants_first(doomed: list[str], readable: dict[str, Manifest]) -> list[str]:
-        graph = {digest: {parent.digest for parent in readable[digest].parents} & set(doomed) if digest in readable else set()
-                 for digest in doomed}
+        graph = {
+            digest: (
+                {parent.digest for parent in readable[digest].parents} & set(doomed)
+                if digest in readable
+                else set()
+            )
+            for digest in doomed
+        }
         return list(TopologicalSorter(graph).static_order())[::-1]
 
     def _signatures(self, kept: Iterable[str]) -> list[str]:
         """Keys of the signatures of everything else."""
         stay = set(kept)
-        return [key for key in self.store.objects.keys(SIGNATURES) if re.fullmatch("[0-9a-f]{64}", _signed(key)) and _signed(key) not in stay]
+        return [
+            key
+            for key in self.store.objects.keys(SIGNATURES)
+            if re.fullmatch("[0-9a-f]{64}", _signed(key)) and _signed(key) not in stay
+        ]
 
 
 def needed_by(ref: Ref, keep_history: int) -> list[Served]:
-    """What a stage must keep: what it points to, first, then its last entries, and where as many rollbacks would lead."""
+    """What a stage must keep: what it points to, first, then its last entries, and where as many
+    rollbacks would lead."""
     if not ref.entries:
         return []
     recent = range(len(ref.entries) - 1, max(-1, len(ref.entries) - 2 - keep_history), -1)

@@ -1,7 +1,9 @@
-"""Where an artifact comes from, and what is known of it: the tree that `lmflows registry show` prints.
+"""Where an artifact comes from, and what is known of it: the tree that `lmflows registry show`
+prints.
 
-Reads manifests, and the one small file with the facts of a measurement, a load test, evidence or a report. What lies in a store
-may come from anywhere: a parent that is missing, or a file that is not what it should be, is shown as such and is no error.
+Reads manifests, and the one small file with the facts of a measurement, a load test, evidence or a
+report. What lies in a store may come from anywhere: a parent that is missing, or a file that is not
+what it should be, is shown as such and is no error.
 """
 
 from __future__ import annotations
@@ -15,11 +17,18 @@ from artifacts.manifest import Kind, Manifest
 from artifacts.store.protocol import Store
 from configs.errors import ArtifactDamaged, ArtifactMissing, LmflowsError, UnsafeManifest
 
-DEEPEST = 64  # generations; a pipeline makes about eight, a manifest from outside may be the last of ten thousand
+# generations; a pipeline makes about eight, a manifest from outside may be the last of ten thousand
+DEEPEST = 64
 MAX_RECORD_BYTES = 256 << 20  # of a file with facts; a load test's has every request
-MEASUREMENT, LOAD, EVIDENCE, VERDICT = "measurement.json", "load.json", "evidence.json", "verdict.json"
+MEASUREMENT, LOAD, EVIDENCE, VERDICT = (
+    "measurement.json",
+    "load.json",
+    "evidence.json",
+    "verdict.json",
+)
 LIBRARIES = ("lmdeploy", "python", "torch", "transformers")  # of an engine
-# Where a recipe names what made this very artifact; a rewritten checkpoint keeps its parent's recipe, and adds to it.
+# Where a recipe names what made this very artifact; a rewritten checkpoint keeps its parent's
+# recipe, and adds to it.
 MADE_WITH = ("repacked_with", "kept_with", "padded_with", "versions")
 
 
@@ -29,7 +38,8 @@ class Facts:
 
     Attributes:
         versions: of the libraries that made it, or that measured.
-        hardware: that it was measured on, in a tree also of evidence and reports; of a model empty, for it does not depend on it.
+        hardware: that it was measured on, in a tree also of evidence and reports; of a model empty,
+            for it does not depend on it.
         variant: that was measured or judged.
         verdict: PASS, FAIL, INCONCLUSIVE or ANOMALOUS, of a report. `reasons`: in plain words.
         damage: what could not be read, in words.
@@ -48,7 +58,8 @@ class Node:
     """One artifact of the tree; its children are its parents.
 
     Attributes:
-        role: its part in what was made from it (`model`, `texts`, `measurement`, ...); empty for the artifact that was asked for.
+        role: its part in what was made from it (`model`, `texts`, `measurement`, ...); empty for
+            the artifact that was asked for.
         kind: None if the store does not have it, or what it has cannot be read: `missing` says why.
         size: bytes of its files.
         recipe: as flat text: "source.repo" -> "internlm/internlm2-chat-1_8b".
@@ -81,7 +92,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Mention:
-    """An artifact that names another one as its parent: a report or evidence about it, a measurement of it, or what was made from it."""
+    """An artifact that names another one as its parent: a report or evidence about it, a
+    measurement of it, or what was made from it."""
 
     digest: str
     kind: Kind
@@ -111,18 +123,39 @@ def tree(store: Store, digest: str) -> Node:
         again, cut = digest in expanded, depth >= DEEPEST and bool(manifest.parents)
         if not again and not cut:
             expanded.add(digest)
-        parents = () if again or cut else tuple(node(parent.digest, parent.role, depth + 1) for parent in manifest.parents)
+        parents = (
+            ()
+            if again or cut
+            else tuple(node(parent.digest, parent.role, depth + 1) for parent in manifest.parents)
+        )
         known = facts(store, manifest)
-        if manifest.kind in ("evidence", "report") and not known.hardware:  # it rests on what was measured there
-            known = replace(known, hardware=next((parent.facts.hardware for parent in parents if parent.facts.hardware), {}))
-        return Node(role, digest, manifest.kind, manifest.size, len(manifest.files), dict(_flat(_plain(manifest.recipe))), known, parents,
-                    again, cut and not again)
+        # it rests on what was measured there
+        if manifest.kind in ("evidence", "report") and not known.hardware:
+            known = replace(
+                known,
+                hardware=next(
+                    (parent.facts.hardware for parent in parents if parent.facts.hardware), {}
+                ),
+            )
+        return Node(
+            role,
+            digest,
+            manifest.kind,
+            manifest.size,
+            len(manifest.files),
+            dict(_flat(_plain(manifest.recipe))),
+            known,
+            parents,
+            again,
+            cut and not again,
+        )
 
     return node(digest, "", 0)
 
 
 def about(store: Store, digest: str) -> list[Mention]:
-    """Every artifact of the store that names this one as a parent, newest first: its reports with their verdicts among them.
+    """Every artifact of the store that names this one as a parent, newest first: its reports with
+    their verdicts among them.
 
     Reads every manifest of the store.
     """
@@ -138,7 +171,8 @@ def about(store: Store, digest: str) -> list[Mention]:
 
 
 def facts(store: Store, manifest: Manifest) -> Facts:
-    """What an artifact says of versions, hardware and verdict, in its recipe and in its file of facts."""
+    """What an artifact says of versions, hardware and verdict, in its recipe and in its file of
+    facts."""
     made = next((_texts(manifest.recipe[key]) for key in MADE_WITH if manifest.recipe.get(key)), {})
     names = {entry.path for entry in manifest.files}
     name = next((name for name in (MEASUREMENT, LOAD, EVIDENCE, VERDICT) if name in names), None)
@@ -148,17 +182,49 @@ def facts(store: Store, manifest: Manifest) -> Facts:
         record = _read(store, manifest, name)
         if name == LOAD:
             environment = _mapping(next(iter(record["results"]))["environment"])
-            engine = {key: value for key, value in _texts(environment.get("engine")).items() if key in LIBRARIES}  # its options are there, too
-            return Facts(made | _texts(environment.get("client")) | engine, _texts(environment.get("fingerprint")), _text(record.get("variant")))
-        return Facts(made | _texts(record.get("versions")), _texts(record.get("hardware")), _text(record.get("variant")),
-                     _text(record.get("outcome")), tuple(str(reason) for reason in record.get("reasons") or ()))
-    except (LmflowsError, ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
-        return Facts(made, {}, damage=f"{name}: {error}" if isinstance(error, LmflowsError) else f"{name} is not what a {manifest.kind} has")
+            # its options are there, too
+            engine = {
+                key: value
+                for key, value in _texts(environment.get("engine")).items()
+                if key in LIBRARIES
+            }
+            return Facts(
+                made | _texts(environment.get("client")) | engine,
+                _texts(environment.get("fingerprint")),
+                _text(record.get("variant")),
+            )
+        return Facts(
+            made | _texts(record.get("versions")),
+            _texts(record.get("hardware")),
+            _text(record.get("variant")),
+            _text(record.get("outcome")),
+            tuple(str(reason) for reason in record.get("reasons") or ()),
+        )
+    except (
+        LmflowsError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        StopIteration,
+        RecursionError,
+    ) as error:
+        return Facts(
+            made,
+            {},
+            damage=(
+                f"{name}: {error}"
+                if isinstance(error, LmflowsError)
+                else f"{name} is not what a {manifest.kind} has"
+            ),
+        )
 
 
 def _read(store: Store, manifest: Manifest, name: str) -> Mapping[str, Any]:
     if (size := manifest.entry(name).size) > MAX_RECORD_BYTES:
-        raise ArtifactDamaged(f"{size} bytes are too many", where=name, hint="do not use this artifact")
+        raise ArtifactDamaged(
+            f"{size} bytes are too many", where=name, hint="do not use this artifact"
+        )
     return _mapping(json.loads(store.read(manifest.digest, name)))
 
 
@@ -183,9 +249,13 @@ def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves of nested mappings by dotted key; what is empty is left out. A manifest is nested at most as deep as it may be."""
+    """Leaves of nested mappings by dotted key; what is empty is left out. A manifest is nested at
+    most as deep as it may be."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _flat(item, f"{prefix}{key}.")
         elif item not in (None, [], ""):
-            yield f"{prefix}{key}", ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+            yield (
+                f"{prefix}{key}",
+                (", ".join(map(str, item)) if isinstance(item, list) else str(item)),
+            )

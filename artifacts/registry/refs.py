@@ -1,8 +1,9 @@
 """The registry: which artifact each stage of each model points to, with its whole history.
 
-One small file per model and stage, `refs/<model>/<stage>.json`, changed only by compare-and-swap: a writer says which version
-it read, and loses if the file has moved since. Each entry names the hash of the one before it, so a history with a gap, a fork
-or a changed entry is found when it is read. What may be promoted is `artifacts.registry.promotion`'s business.
+One small file per model and stage, `refs/<model>/<stage>.json`, changed only by compare-and-swap: a
+writer says which version it read, and loses if the file has moved since. Each entry names the hash
+of the one before it, so a history with a gap, a fork or a changed entry is found when it is read.
+What may be promoted is `artifacts.registry.promotion`'s business.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class _Frozen(BaseModel):
 
 
 class Served(_Frozen):
-    """What a stage serves: an artifact, how, and the report artifact with the verdict that allows it."""
+    """What a stage serves: an artifact, how, and the report artifact with the verdict that allows
+    it."""
 
     digest: Digest
     verdict: Digest
@@ -65,7 +67,9 @@ class RefEntry(Served):
 
     @property
     def served(self) -> Served:
-        return Served(digest=self.digest, verdict=self.verdict, variant=self.variant, engine=self.engine)
+        return Served(
+            digest=self.digest, verdict=self.verdict, variant=self.variant, engine=self.engine
+        )
 
     @property
     def hash(self) -> str:
@@ -85,11 +89,17 @@ class Ref(_Frozen):
         before = None
         for number, entry in enumerate(self.entries):
             if entry.before != before:
-                raise ValueError(f"entry {number} does not follow entry {number - 1}: the history was changed")
-            if (entry.action == "rollback") != (entry.back_to is not None) or (entry.back_to or 0) > max(0, number - 1):
+                raise ValueError(
+                    f"entry {number} does not follow entry {number - 1}: the history was changed"
+                )
+            if (entry.action == "rollback") != (entry.back_to is not None) or (
+                entry.back_to or 0
+            ) > max(0, number - 1):
                 raise ValueError(f"entry {number} goes back to an entry that was not before it")
             if entry.back_to is not None and self.entries[entry.back_to].served != entry.served:
-                raise ValueError(f"entry {number} is not what entry {entry.back_to}, to which it goes back, was")
+                raise ValueError(
+                    f"entry {number} is not what entry {entry.back_to}, to which it goes back, was"
+                )
             before = entry.hash
         return self
 
@@ -99,26 +109,38 @@ class Ref(_Frozen):
 
     @property
     def previous(self) -> int | None:
-        """The number of the entry that a rollback goes back to: what was served before the last promotion that is in force.
+        """The number of the entry that a rollback goes back to: what was served before the last
+        promotion that is in force.
 
-        Rollbacks are like undo: after one, the next goes further back, never forward again to what was taken out.
+        Rollbacks are like undo: after one, the next goes further back, never forward again to what
+        was taken out.
         """
         number = self.origin(len(self.entries) - 1) - 1
         return self.origin(number) if number >= 0 else None
 
     def origin(self, number: int) -> int:
-        """The promotion that an entry stands for: itself, or where a rollback went back to; -1 stays -1."""
+        """The promotion that an entry stands for: itself, or where a rollback went back to; -1
+        stays -1."""
         while number >= 0 and (back := self.entries[number].back_to) is not None:
             number = back
         return number
 
     def last(self, digest: str) -> int | None:
         """The number of the newest entry that points to an artifact."""
-        return next((number for number in reversed(range(len(self.entries))) if self.entries[number].digest == digest), None)
+        return next(
+            (
+                number
+                for number in reversed(range(len(self.entries)))
+                if self.entries[number].digest == digest
+            ),
+            None,
+        )
 
     def to_bytes(self) -> bytes:
         """The file: with the hash of the newest entry, which no other entry names yet."""
-        return canonical_json(self.model_dump(mode="json") | {"head": self.entries[-1].hash if self.entries else None})
+        return canonical_json(
+            self.model_dump(mode="json") | {"head": self.entries[-1].hash if self.entries else None}
+        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +165,9 @@ class Registry:
         """
         empty = Ref(model=model, stage=stage)
         found = self.objects.get(_key(model, stage))
-        return Seen(empty, None) if found is None else Seen(_parse(found[0], model, stage), found[1])
+        return (
+            Seen(empty, None) if found is None else Seen(_parse(found[0], model, stage), found[1])
+        )
 
     def refs(self) -> list[Ref]:
         """Every ref there is, by model and stage (dev first).
@@ -155,13 +179,26 @@ class Registry:
         for key in self.objects.keys("refs/"):
             model, _, stage = key.removeprefix("refs/").removesuffix(".json").partition("/")
             if stage not in STAGES or not re.fullmatch(NAME, model):
-                raise ArtifactDamaged("is not named like a ref, refs/MODEL/STAGE.json", where=key,
-                                      hint="somebody has moved files in the store: put it where it was, or remove it")
+                raise ArtifactDamaged(
+                    "is not named like a ref, refs/MODEL/STAGE.json",
+                    where=key,
+                    hint="somebody has moved files in the store: put it where it was, or remove it",
+                )
             wanted.append((model, STAGES.index(stage)))
         return [self.read(model, STAGES[number]).ref for model, number in sorted(wanted)]
 
-    def append(self, seen: Seen, served: Served, *, action: Literal["promote", "rollback"], who: str, why: str, **more: Any) -> Ref:
-        """Point a stage at something, if nobody has moved it since it was read. Decides nothing else.
+    def append(
+        self,
+        seen: Seen,
+        served: Served,
+        *,
+        action: Literal["promote", "rollback"],
+        who: str,
+        why: str,
+        **more: Any,
+    ) -> Ref:
+        """Point a stage at something, if nobody has moved it since it was read. Decides nothing
+        else.
 
         Args:
             more: the other fields of `RefEntry`.
@@ -170,18 +207,30 @@ class Registry:
             StaleRef: the ref is not what the caller saw any more; nothing was written.
         """
         ref = seen.ref
-        entry = RefEntry(**served.model_dump(), id=uuid.uuid4().hex, action=action, who=who, why=why, when=datetime.now(UTC),
-                         before=ref.entries[-1].hash if ref.entries else None, **more)
+        entry = RefEntry(
+            **served.model_dump(),
+            id=uuid.uuid4().hex,
+            action=action,
+            who=who,
+            why=why,
+            when=datetime.now(UTC),
+            before=ref.entries[-1].hash if ref.entries else None,
+            **more,
+        )
         wanted = Ref(model=ref.model, stage=ref.stage, entries=(*ref.entries, entry))
         try:
             self.objects.swap(_key(ref.model, ref.stage), wanted.to_bytes(), seen=seen.version)
         except StaleRef:
             there = self.read(ref.model, ref.stage).ref
-            if there.entries[:len(wanted.entries)] == wanted.entries:
-                return wanted  # the answer was lost, the write was not, and somebody has gone on from it
+            if there.entries[: len(wanted.entries)] == wanted.entries:
+                # the answer was lost, the write was not, and somebody has gone on from it
+                return wanted
             now = there.current
-            raise StaleRef(f"moved to {now.digest[:12] if now else 'nothing'} in the meantime", where=f"{ref.model}/{ref.stage}",
-                           hint="look at it and do it again if it still holds") from None
+            raise StaleRef(
+                f"moved to {now.digest[:12] if now else 'nothing'} in the meantime",
+                where=f"{ref.model}/{ref.stage}",
+                hint="look at it and do it again if it still holds",
+            ) from None
         return wanted
 
 
@@ -190,17 +239,32 @@ def _key(model: str, stage: str) -> str:
 
 
 def _parse(data: bytes, model: str, stage: str) -> Ref:
-    where, hint = f"ref {model}/{stage}", "put back the file from a backup of the store, or an earlier version of the object"
+    where, hint = (
+        f"ref {model}/{stage}",
+        "put back the file from a backup of the store, or an earlier version of the object",
+    )
     try:
         fields = json.loads(data)
         head = fields.pop("head")
         ref = Ref.model_validate(fields)
     except ValidationError as error:
-        raise ArtifactDamaged(error.errors()[0]["msg"].removeprefix("Value error, "), where=where, hint=hint) from None
+        raise ArtifactDamaged(
+            error.errors()[0]["msg"].removeprefix("Value error, "), where=where, hint=hint
+        ) from None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise ArtifactDamaged(f"cannot be read ({type(error).__name__}: {error})", where=where, hint=hint) from None
+        raise ArtifactDamaged(
+            f"cannot be read ({type(error).__name__}: {error})", where=where, hint=hint
+        ) from None
     if head != (ref.entries[-1].hash if ref.entries else None):
-        raise ArtifactDamaged("its newest entry is not the one that was written last: the history was changed", where=where, hint=hint)
+        raise ArtifactDamaged(
+            "its newest entry is not the one that was written last: the history was changed",
+            where=where,
+            hint=hint,
+        )
     if (ref.model, ref.stage) != (model, stage):
-        raise ArtifactDamaged(f"is the ref of {ref.model}/{ref.stage}", where=f"ref {model}/{stage}", hint="somebody has moved files in the store")
+        raise ArtifactDamaged(
+            f"is the ref of {ref.model}/{ref.stage}",
+            where=f"ref {model}/{stage}",
+            hint="somebody has moved files in the store",
+        )
     return ref

@@ -1,9 +1,11 @@
-"""Who serves what of a store: an announcement by each endpoint, on whatever machine, so that a collection anywhere spares what it serves.
+"""Who serves what of a store: an announcement by each endpoint, on whatever machine, so that a
+collection anywhere spares what it serves.
 
     serving/<machine>/<endpoint>/<digest>.json
 
-It is written before a server starts and removed after it has stopped; in between there may be two, for a server that is being replaced.
-A machine that is gone for good leaves its announcements behind: somebody who knows that has to say so (`lmflows registry gc --forget`).
+It is written before a server starts and removed after it has stopped; in between there may be two,
+for a server that is being replaced. A machine that is gone for good leaves its announcements
+behind: somebody who knows that has to say so (`lmflows registry gc --forget`).
 """
 
 from __future__ import annotations
@@ -44,14 +46,16 @@ class Serving(BaseModel):
 
 
 def this_machine() -> str:
-    """The name of the folder that endpoints are kept in: the host's when it was first asked for, and a few digits.
+    """The name of the folder that endpoints are kept in: the host's when it was first asked for,
+    and a few digits.
 
     It is kept there, for a container that comes back with the same volume has another host name.
     """
     kept = paths.home() / "machine"
     if not kept.exists():
         host = re.sub(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]+", "", socket.gethostname()) or "host"
-        digits = hashlib.sha256(str(paths.home().resolve()).encode()).hexdigest()[:6]  # the same for two that ask at once
+        # the same for two that ask at once
+        digits = hashlib.sha256(str(paths.home().resolve()).encode()).hexdigest()[:6]
         write_atomic(kept, f"{host}-{digits}".encode())
     return kept.read_text().strip()
 
@@ -64,7 +68,8 @@ def announce(store: Store, endpoint: str, digest: str) -> None:
 
 
 def withdraw(store: Store, endpoint: str, *, but: str | None = None) -> None:
-    """Take back what this machine has announced for an endpoint, except the artifact that it serves now."""
+    """Take back what this machine has announced for an endpoint, except the artifact that it serves
+    now."""
     for key in store.objects.keys(f"{PREFIX}{this_machine()}/{endpoint}/"):
         if not key.endswith(f"/{but}.json"):
             store.objects.delete(key)
@@ -83,10 +88,17 @@ def everywhere(store: Store) -> list[Serving]:
         try:
             one = Serving.model_validate_json(data[0])
         except ValidationError as error:
-            raise ArtifactDamaged(f"the announcement of an endpoint cannot be read ({error.errors()[0]['msg']})", where=f"{key} in {store.location}",
-                                  hint="remove it if nothing serves this artifact, else deploy that endpoint again") from None
+            raise ArtifactDamaged(
+                f"the announcement of an endpoint cannot be read ({error.errors()[0]['msg']})",
+                where=f"{key} in {store.location}",
+                hint="remove it if nothing serves this artifact, else deploy that endpoint again",
+            ) from None
         if one.key != key:
-            raise ArtifactDamaged("the announcement of an endpoint is another one's", where=f"{key} in {store.location}", hint="remove it")
+            raise ArtifactDamaged(
+                "the announcement of an endpoint is another one's",
+                where=f"{key} in {store.location}",
+                hint="remove it",
+            )
         found.append(one)
     return found
 
@@ -100,6 +112,9 @@ def named(store: Store, names: Sequence[str]) -> list[Serving]:
     known = everywhere(store) if names else []
     for name in names:
         if not any(one.name == name for one in known):
-            raise ConfigError(f"no endpoint {name!r} serves anything of {store.location}", where="endpoints",
-                              hint=f"it is one of {', '.join(sorted({one.name for one in known})) or 'none'}")
+            raise ConfigError(
+                f"no endpoint {name!r} serves anything of {store.location}",
+                where="endpoints",
+                hint=f"it is one of {', '.join(sorted({one.name for one in known})) or 'none'}",
+            )
     return [one for one in known if one.name in names]

@@ -1,11 +1,13 @@
 """Signatures of artifacts, in the format and by the library of OpenSSF model signing; all offline.
 
-What is signed is the manifest: the statement's subject is the artifact's digest, which covers parents and recipe, and its resources
-are the manifest's files with their hashes. So weights are never read again, and `model_signing verify` accepts the artifact's folder
-with the signature beside it. A verdict is signed as what holds it, the report artifact.
+What is signed is the manifest: the statement's subject is the artifact's digest, which covers
+parents and recipe, and its resources are the manifest's files with their hashes. So weights are
+never read again, and `model_signing verify` accepts the artifact's folder with the signature beside
+it. A verdict is signed as what holds it, the report artifact.
 
-In a store: `signatures/<digest>/<sha256 of the signature file>.json`, for any number of signers. A signature carries no time that
-anybody vouches for, so one by a certificate holds as long as the certificate does.
+In a store: `signatures/<digest>/<sha256 of the signature file>.json`, for any number of signers. A
+signature carries no time that anybody vouches for, so one by a certificate holds as long as the
+certificate does.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from model_signing import manifest as oms
 
 MAX_BYTES = 128 << 20  # of a signature; one of 100 000 files has 40 MB
-PEM_KEY = "give a PEM file with a key on curve P-256, P-384 or P-521: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+PEM_KEY = (
+    "give a PEM file with a key on curve P-256, P-384 or P-521: openssl ecparam -name prime256v1"
+    " -genkey -noout -out key.pem"
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Signed:
 
 
 def sign(store: Store, digest: str, signer: Signer) -> str:
-    """Sign an artifact; returns the signature's key in the store. A signature of this signer that is there already is enough.
+    """Sign an artifact; returns the signature's key in the store. A signature of this signer that
+    is there already is enough.
 
     Raises:
         ArtifactMissing: the store has no such artifact.
@@ -79,11 +85,18 @@ def check(store: Store, digest: str, trusted: Sequence[Trusted]) -> Signed:
         for one in trusted:
             try:
                 return Signed(_verify(data, wanted, one), key)
-            except Exception as error:  # whatever bytes may lie in a store, and whatever they make three libraries raise
+            except Exception as error:
+                # whatever bytes may lie in a store, and whatever they make three libraries raise
                 problems.append(f"{Path(key).stem[:12]} by {_name(one)}: {_why(error)}")
     found = f"no trusted signature ({'; '.join(problems)})" if problems else "is not signed"
-    raise SignatureRefused(found, where=f"artifact {digest[:12]}",
-                           hint="have it signed by somebody whom the policy trusts, or name in its `trusted` who has signed it")
+    raise SignatureRefused(
+        found,
+        where=f"artifact {digest[:12]}",
+        hint=(
+            "have it signed by somebody whom the policy trusts, or name in its `trusted` who has"
+            " signed it"
+        ),
+    )
 
 
 def require_signed(store: Store, digests: Sequence[str], policy: Policy) -> None:
@@ -100,12 +113,16 @@ def require_signed(store: Store, digests: Sequence[str], policy: Policy) -> None
         except SignatureRefused as error:
             problems.append(error)
     if problems:
-        raise SignatureRefused("; ".join(f"{error.where} {error.message}" for error in problems), where="policy require_signature",
-                               hint=problems[0].hint)
+        raise SignatureRefused(
+            "; ".join(f"{error.where} {error.message}" for error in problems),
+            where="policy require_signature",
+            hint=problems[0].hint,
+        )
 
 
 def require_keys(policy: Policy) -> None:
-    """Raise ConfigError if a key or certificate that the policy names cannot be used: better now than when there is something to sign."""
+    """Raise ConfigError if a key or certificate that the policy names cannot be used: better now
+    than when there is something to sign."""
     if policy.sign is not None:
         _private_key(policy.sign)
     for trusted in policy.trusted if policy.require_signature else ():
@@ -113,7 +130,8 @@ def require_keys(policy: Policy) -> None:
 
 
 def signatures(store: Store, digest: str) -> list[bytes]:
-    """Every signature file of an artifact, whoever made it: what `model_signing verify --signature` takes."""
+    """Every signature file of an artifact, whoever made it: what `model_signing verify --signature`
+    takes."""
     return [data for key in _keys(store, digest) if (data := _read(store, key))]
 
 
@@ -127,16 +145,25 @@ def _read(store: Store, key: str) -> bytes:
     return found[0] if found and len(found[0]) <= MAX_BYTES else b""
 
 
-# -- the library -----------------------------------------------------------------------------------------------------
+# -- the library
 
 
 def _statement(manifest: Manifest) -> oms.Manifest:
-    """What the library calls a manifest: the artifact's digest as the model's name, and its files."""
+    """What the library calls a manifest: the artifact's digest as the model's name, and its
+    files."""
     from model_signing import manifest as oms
-    from model_signing._hashing.hashing import Digest  # no public module has it, and an item is made of it
 
-    method = oms.SerializationType.from_args({"method": "files", "hash_type": "sha256", "allow_symlinks": True})  # as trees may have them
-    items = [method.new_item(entry.path, Digest("sha256", bytes.fromhex(entry.sha256))) for entry in manifest.files]
+    # no public module has it, and an item is made of it
+    from model_signing._hashing.hashing import Digest
+
+    # as trees may have them
+    method = oms.SerializationType.from_args(
+        {"method": "files", "hash_type": "sha256", "allow_symlinks": True}
+    )
+    items = [
+        method.new_item(entry.path, Digest("sha256", bytes.fromhex(entry.sha256)))
+        for entry in manifest.files
+    ]
     return oms.Manifest(manifest.digest, items, method)
 
 
@@ -158,11 +185,21 @@ def _sign(statement: oms.Manifest, signer: Signer, private_key: EllipticCurvePri
     if isinstance(signer, SigningCertificate):
         first, *_ = [_certificates(path)[0] for path in (signer.certificate, *signer.chain)]
         if first.public_key() != private_key.public_key():
-            raise ConfigError("is the certificate of another key", where=str(signer.certificate), hint=f"give the one of {signer.private_key}")
-        chain = signer.chain or (signer.certificate,)  # the library takes no empty chain; a link that stands twice does no harm
-        config.use_certificate_signer(private_key=signer.private_key, signing_certificate=signer.certificate, certificate_chain=chain)
+            raise ConfigError(
+                "is the certificate of another key",
+                where=str(signer.certificate),
+                hint=f"give the one of {signer.private_key}",
+            )
+        # the library takes no empty chain; a link that stands twice does no harm
+        chain = signer.chain or (signer.certificate,)
+        config.use_certificate_signer(
+            private_key=signer.private_key,
+            signing_certificate=signer.certificate,
+            certificate_chain=chain,
+        )
     else:
-        # the library hands the password on to `cryptography`, which takes bytes alone, whatever the annotation says
+        # the library hands the password on to `cryptography`, which takes bytes alone, whatever the
+        # annotation says
         config.use_elliptic_key_signer(private_key=signer.private_key, password=_password(signer))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         config.sign(folder, path := Path(folder) / "signature.json")
@@ -172,20 +209,25 @@ def _sign(statement: oms.Manifest, signer: Signer, private_key: EllipticCurvePri
 def _verify(data: bytes, wanted: oms.Manifest, trusted: Trusted) -> str:
     """Who has signed; raises anything at all if the signature does not hold."""
     from model_signing import verifying
-    from model_signing._signing.sign_sigstore_pb import Signature  # a second reader might see another statement in the same file
+
+    # a second reader might see another statement in the same file
+    from model_signing._signing.sign_sigstore_pb import Signature
 
     config = verifying.Config().set_hashing_config(_known(wanted))  # type: ignore[no-untyped-call]
     if isinstance(trusted, TrustedCertificate):
         config.use_certificate_verifier(certificate_chain=[trusted.certificate])
     else:
         config.use_elliptic_key_verifier(public_key=trusted.public_key)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints warnings
+    # it prints warnings
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         (path := Path(folder) / "signature.json").write_bytes(data)
-        config.verify(folder, path)  # the signature holds, and its resources are the manifest's files
+        # the signature holds, and its resources are the manifest's files
+        config.verify(folder, path)
         bundle = Signature.read(path).bundle
     envelope, chain = bundle.dsse_envelope, bundle.verification_material.x509_certificate_chain
     named = json.loads(envelope.payload)["subject"][0]["name"] if envelope else None
-    if named != wanted.model_name:  # the library compares files alone: parents and recipe are in the digest
+    # the library compares files alone: parents and recipe are in the digest
+    if named != wanted.model_name:
         raise ValueError(f"it is for artifact {str(named)[:12]}, which has the same files")
     if not isinstance(trusted, TrustedCertificate):
         return _name(trusted)
@@ -193,7 +235,8 @@ def _verify(data: bytes, wanted: oms.Manifest, trusted: Trusted) -> str:
 
 
 def _certified(material: Sequence[bytes], trusted: TrustedCertificate) -> str:
-    """Who has signed, by certificate, after what the library leaves out: it looks whether the chain held when its first link began."""
+    """Who has signed, by certificate, after what the library leaves out: it looks whether the chain
+    held when its first link began."""
     from cryptography import x509
     from OpenSSL import crypto
 
@@ -201,40 +244,65 @@ def _certified(material: Sequence[bytes], trusted: TrustedCertificate) -> str:
     store = crypto.X509Store()
     for root in _certificates(trusted.certificate):
         store.add_cert(crypto.X509.from_cryptography(root))
-    crypto.X509StoreContext(store, crypto.X509.from_cryptography(own), [crypto.X509.from_cryptography(link) for link in chain]).verify_certificate()
-    names = [str(name.value) for name in own.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+    crypto.X509StoreContext(
+        store,
+        crypto.X509.from_cryptography(own),
+        [crypto.X509.from_cryptography(link) for link in chain],
+    ).verify_certificate()
+    names = [
+        str(name.value) for name in own.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    ]
     if trusted.names and (len(names) != 1 or names[0] not in trusted.names):
-        raise ValueError(f"certified for {', '.join(names) or 'nobody'}, and only {', '.join(trusted.names)} may sign")
+        raise ValueError(
+            f"certified for {', '.join(names) or 'nobody'}, and only {', '.join(trusted.names)} may"
+            " sign"
+        )
     return f"{own.subject.rfc4514_string()}, certified by {_name(trusted)}"
 
 
 def _is_ours(data: bytes, new: bytes, private_key: EllipticCurvePrivateKey) -> bool:
     """Whether a signature says what the new one says, and is by the same key."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
-    from model_signing._signing.sign_ec_key import get_ec_key_hash  # which hash goes with a curve: the library's choice
+
+    # which hash goes with a curve: the library's choice
+    from model_signing._signing.sign_ec_key import get_ec_key_hash
 
     try:
         old, fresh = json.loads(data), json.loads(new)
         payload, wanted = (base64.b64decode(one["dsseEnvelope"]["payload"]) for one in (old, fresh))
-        if old["verificationMaterial"] != fresh["verificationMaterial"] or json.loads(payload) != json.loads(wanted):
+        if old["verificationMaterial"] != fresh["verificationMaterial"] or json.loads(
+            payload
+        ) != json.loads(wanted):
             return False
         public_key = private_key.public_key()
-        signed = b"DSSEv1 %d %s %d %s" % (len(kind := old["dsseEnvelope"]["payloadType"].encode()), kind, len(payload), payload)
-        public_key.verify(base64.b64decode(old["dsseEnvelope"]["signatures"][0]["sig"]), signed, ECDSA(get_ec_key_hash(public_key)))
+        signed = b"DSSEv1 %d %s %d %s" % (
+            len(kind := old["dsseEnvelope"]["payloadType"].encode()),
+            kind,
+            len(payload),
+            payload,
+        )
+        public_key.verify(
+            base64.b64decode(old["dsseEnvelope"]["signatures"][0]["sig"]),
+            signed,
+            ECDSA(get_ec_key_hash(public_key)),
+        )
         return True
     except Exception:  # see `check`
         return False
 
 
-# -- keys ------------------------------------------------------------------------------------------------------------
+# -- keys
 
 
 def _password(signer: Signer) -> bytes | None:
     if isinstance(signer, SigningCertificate) or signer.password_env is None:
         return None
     if not (password := os.environ.get(signer.password_env)):
-        raise ConfigError(f"the environment variable {signer.password_env} is empty", where="policy: sign.password_env",
-                          hint=f"export {signer.password_env}=PASSWORD")
+        raise ConfigError(
+            f"the environment variable {signer.password_env} is empty",
+            where="policy: sign.password_env",
+            hint=f"export {signer.password_env}=PASSWORD",
+        )
     return password.encode()
 
 
@@ -250,18 +318,35 @@ def _private_key(signer: Signer) -> EllipticCurvePrivateKey:
         encrypted = password is None
         able = "name an environment variable with its password in sign.password_env"
         if isinstance(signer, SigningCertificate):
-            able = "the signing library takes a certificate's key only without: openssl ec -in key.pem -out plain.pem"
-        raise ConfigError("has a password" if encrypted else "has no password", where=str(path),
-                          hint=able if encrypted else "remove sign.password_env") from None
+            able = (
+                "the signing library takes a certificate's key only without: openssl ec -in key.pem"
+                " -out plain.pem"
+            )
+        raise ConfigError(
+            "has a password" if encrypted else "has no password",
+            where=str(path),
+            hint=able if encrypted else "remove sign.password_env",
+        ) from None
     except Exception:  # cryptography has a dozen; none may quote the key
-        raise ConfigError("is not a private key, or the password is wrong", where=str(path), hint=PEM_KEY) from None
-    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in ("secp256r1", "secp384r1", "secp521r1"):
-        raise ConfigError("is a key of another kind than elliptic curve P-256, P-384 or P-521", where=str(path), hint=PEM_KEY)
+        raise ConfigError(
+            "is not a private key, or the password is wrong", where=str(path), hint=PEM_KEY
+        ) from None
+    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in (
+        "secp256r1",
+        "secp384r1",
+        "secp521r1",
+    ):
+        raise ConfigError(
+            "is a key of another kind than elliptic curve P-256, P-384 or P-521",
+            where=str(path),
+            hint=PEM_KEY,
+        )
     return key
 
 
 def _require_usable(trusted: Trusted) -> None:
-    """Raise ConfigError for a file that holds no key: a policy with a mistake refuses everything, and must say why."""
+    """Raise ConfigError for a file that holds no key: a policy with a mistake refuses everything,
+    and must say why."""
     if isinstance(trusted, TrustedCertificate):
         _certificates(trusted.certificate)
         return
@@ -274,8 +359,11 @@ def _require_usable(trusted: Trusted) -> None:
     except Exception:
         key = None
     if not isinstance(key, EllipticCurvePublicKey):
-        raise ConfigError("is not a public key on an elliptic curve", where=str(trusted.public_key),
-                          hint="openssl ec -in key.pem -pubout -out key.pub makes it from the private key")
+        raise ConfigError(
+            "is not a public key on an elliptic curve",
+            where=str(trusted.public_key),
+            hint="openssl ec -in key.pem -pubout -out key.pub makes it from the private key",
+        )
 
 
 def _certificates(path: Path) -> list[Certificate]:
@@ -292,11 +380,19 @@ def _bytes(path: Path, where: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", where=where, hint="paths in a policy are relative to its file") from None
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}",
+            where=where,
+            hint="paths in a policy are relative to its file",
+        ) from None
 
 
 def _name(trusted: Trusted) -> str:
-    return f"certificate {trusted.certificate.name}" if isinstance(trusted, TrustedCertificate) else f"key {trusted.public_key.name}"
+    return (
+        f"certificate {trusted.certificate.name}"
+        if isinstance(trusted, TrustedCertificate)
+        else f"key {trusted.public_key.name}"
+    )
 
 
 def _why(error: Exception) -> str:
@@ -308,4 +404,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, InvalidSignature):
         return "the signature is not by this key"
     text = " ".join(str(error).split()) or type(error).__name__
-    return f"not a signature ({text})"[:160] if isinstance(error, KeyError | TypeError | AttributeError | IndexError) else text[:300]
+    return (
+        f"not a signature ({text})"[:160]
+        if isinstance(error, KeyError | TypeError | AttributeError | IndexError)
+        else text[:300]
+    )

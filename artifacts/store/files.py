@@ -1,4 +1,5 @@
-"""Files that appear whole or not at all: hash while writing, fsync, rename. And which of them are safe to load."""
+"""Files that appear whole or not at all: hash while writing, fsync, rename. And which of them are
+safe to load."""
 
 from __future__ import annotations
 
@@ -20,11 +21,28 @@ if TYPE_CHECKING:
     from artifacts.manifest import FileEntry
 
 CHUNK = 4 << 20
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library; a GGUF file's first bytes read as 14 GB
+# the limit of the safetensors library; a GGUF file's first bytes read as 14 GB
+MAX_HEADER_BYTES = 100_000_000
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-# Bytes an element of a safetensors dtype takes (F4/F6 sub-byte types are left to the length check of the file).
-DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-               "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+# Bytes an element of a safetensors dtype takes (F4/F6 sub-byte types are left to the length check
+# of the file).
+DTYPE_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 def is_disk_full(error: Exception) -> bool:
@@ -43,8 +61,14 @@ def disk_full_is_an_error(where: str) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        raise DiskFull("no space left on the device", where=where,
-                       hint="free some space or set LMFLOWS_HOME to a larger disk, then run again: finished steps are kept") from error
+        raise DiskFull(
+            "no space left on the device",
+            where=where,
+            hint=(
+                "free some space or set LMFLOWS_HOME to a larger disk, then run again: finished"
+                " steps are kept"
+            ),
+        ) from error
 
 
 def sha256_file(path: Path) -> tuple[int, str]:
@@ -68,7 +92,8 @@ def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader, or a kill -9, sees the old content or the new, never a part."""
+    """Write a small file so that a reader, or a kill -9, sees the old content or the new, never a
+    part."""
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with disk_full_is_an_error(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,19 +119,23 @@ def fsync_folder(folder: Path) -> None:
 
 
 def link_or_symlink(source: Path, target: Path) -> None:
-    """Make `target` name the same bytes as `source` without copying: a hard link, or across devices a symlink."""
+    """Make `target` name the same bytes as `source` without copying: a hard link, or across devices
+    a symlink."""
     try:
         os.link(source.resolve(), target)
-    except OSError as error:  # another device, a file of somebody else's, or a file system without hard links
+    except OSError as error:
+        # another device, a file of somebody else's, or a file system without hard links
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
             raise
         os.symlink(source.resolve(), target)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Like `link_or_symlink`, but `target` outlives the path of `source`: across devices it is a copy, read-only.
+    """Like `link_or_symlink`, but `target` outlives the path of `source`: across devices it is a
+    copy, read-only.
 
-    So it is if `source` is a link: what a store from elsewhere points to is not the store's, and its owner may go on writing to it.
+    So it is if `source` is a link: what a store from elsewhere points to is not the store's, and
+    its owner may go on writing to it.
     """
     try:
         if source.is_symlink():
@@ -120,7 +149,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of a safetensors file as {name: (dtype, shape)}, with the file's length checked against them.
+    """The tensors of a safetensors file as {name: (dtype, shape)}, with the file's length checked
+    against them.
 
     Raises:
         SourceError: the file is truncated, padded or not safetensors.
@@ -131,24 +161,49 @@ def safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-            raise SourceError(f"not a safetensors file, or cut off in its header ({size} bytes)", where=str(path), hint=fix)
+            raise SourceError(
+                f"not a safetensors file, or cut off in its header ({size} bytes)",
+                where=str(path),
+                hint=fix,
+            )
         try:
             header = json.loads(file.read(length))
-            tensors = {name: (item["dtype"], tuple(item["shape"]), item["data_offsets"])
-                       for name, item in header.items() if name != "__metadata__"}
+            tensors = {
+                name: (item["dtype"], tuple(item["shape"]), item["data_offsets"])
+                for name, item in header.items()
+                if name != "__metadata__"
+            }
             end = max((int(offsets[1]) for _, _, offsets in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            raise SourceError(f"unreadable safetensors header ({error})", where=str(path), hint=fix) from error
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+        ) as error:
+            raise SourceError(
+                f"unreadable safetensors header ({error})", where=str(path), hint=fix
+            ) from error
     if size != 8 + length + end:
-        raise SourceError(f"the header promises {8 + length + end} bytes, the file has {size}: truncated or damaged",
-                          where=str(path), hint=fix)
+        raise SourceError(
+            f"the header promises {8 + length + end} bytes, the file has {size}: truncated or"
+            " damaged",
+            where=str(path),
+            hint=fix,
+        )
     return {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}
 
 
 def tree_files(folder: Path) -> list[str]:
-    """Every file below a folder (links included, also those to folders), as sorted POSIX paths relative to it."""
-    return sorted(path.relative_to(folder).as_posix() for base, folders, names in os.walk(folder)
-                  for path in map(Path(base).joinpath, [*folders, *names]) if path.is_symlink() or not path.is_dir())
+    """Every file below a folder (links included, also those to folders), as sorted POSIX paths
+    relative to it."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for base, folders, names in os.walk(folder)
+        for path in map(Path(base).joinpath, [*folders, *names])
+        if path.is_symlink() or not path.is_dir()
+    )
 
 
 def is_intact(path: Path, entry: FileEntry) -> bool:
@@ -160,7 +215,8 @@ def is_intact(path: Path, entry: FileEntry) -> bool:
 
 
 def is_plausible(path: Path, entry: FileEntry) -> bool:
-    """Whether there is a file of that size: a store from elsewhere may have a link to a device there, which never ends."""
+    """Whether there is a file of that size: a store from elsewhere may have a link to a device
+    there, which never ends."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -175,7 +231,8 @@ def rename_folder(source: Path, target: Path) -> bool:
     try:
         os.rename(source, target)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # the last: a file or a link
+        # the last: a file or a link
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         return False
     return True

@@ -1,15 +1,17 @@
-"""The local store: content-addressed blobs, immutable manifests, and a folder view of each artifact.
+"""The local store: content-addressed blobs, immutable manifests, and a folder view of each
+artifact.
 
 Layout below `root` (an S3 prefix has the same, without `trees` and `tmp`):
 
-    blobs/sha256/<hex>            a file's bytes, once
-    manifests/sha256/<hex>.json   canonical JSON; the hex is the artifact's digest
-    refs/<model>/<stage>.json     the registry (artifacts.registry.refs)
-    signatures/, serving/         who has signed what, and who serves it (artifacts.registry.signing, artifacts.registry.serving)
-    trees/<hex>/                  the artifact as a folder that a library can load: hard links to the blobs
-    tmp/<random>/                 what is being written, locked; removed on failure, swept when its process is gone
+    blobs/sha256/<hex> a file's bytes, once manifests/sha256/<hex>.json canonical JSON; the hex is
+    the artifact's digest refs/<model>/<stage>.json the registry (artifacts.registry.refs)
+    signatures/, serving/ who has signed what, and who serves it (artifacts.registry.signing,
+    artifacts.registry.serving) trees/<hex>/ the artifact as a folder that a library can load: hard
+    links to the blobs tmp/<random>/ what is being written, locked; removed on failure, swept when
+    its process is gone
 
-An artifact exists when its manifest does. The order blobs, manifest, tree makes a kill at any moment harmless.
+An artifact exists when its manifest does. The order blobs, manifest, tree makes a kill at any
+moment harmless.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class LocalStore:
     def tree(self, digest: str) -> Path:
         return self.root / "trees" / digest
 
-    # -- reading -----------------------------------------------------------------------------------------------
+    # -- reading
 
     def has(self, digest: str) -> bool:
         """Whether the artifact exists."""
@@ -86,16 +88,25 @@ class LocalStore:
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)  # it may be a link to anything
         except FileNotFoundError:
-            raise ArtifactMissing(f"no artifact {digest}", where=str(self.root),
-                                  hint="`lmflows ls` shows what there is") from None
+            raise ArtifactMissing(
+                f"no artifact {digest}",
+                where=str(self.root),
+                hint="`lmflows ls` shows what there is",
+            ) from None
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ArtifactDamaged("the manifest does not hash to its name", where=str(path),
-                                  hint="run the pipeline again: the step that made it will be repeated")
+            raise ArtifactDamaged(
+                "the manifest does not hash to its name",
+                where=str(path),
+                hint="run the pipeline again: the step that made it will be repeated",
+            )
         return Manifest.from_bytes(data, where=str(path))
 
     def digests(self) -> list[str]:
         """The digests of all artifacts in the store, oldest first."""
-        return [held.name for held in sorted(self.inventory("manifests"), key=lambda held: held.modified)]
+        return [
+            held.name
+            for held in sorted(self.inventory("manifests"), key=lambda held: held.modified)
+        ]
 
     def open(self, digest: str) -> ModelArtifact:
         """The artifact as a folder; its tree is rebuilt from the blobs if it is gone.
@@ -110,11 +121,20 @@ class LocalStore:
         return ModelArtifact(digest=digest, kind=manifest.kind, path=self.tree(digest))
 
     def verify(self, digest: str) -> list[Problem]:
-        """Hash every file of an artifact, in its tree and among the blobs; an empty list means it is whole."""
+        """Hash every file of an artifact, in its tree and among the blobs; an empty list means it
+        is whole."""
         manifest = self.manifest(digest)
         tree = self.tree(digest)
-        problems = [] if not tree.exists() else [
-            Problem("extra", name) for name in sorted(set(files.tree_files(tree)) - {entry.path for entry in manifest.files})]
+        problems = (
+            []
+            if not tree.exists()
+            else [
+                Problem("extra", name)
+                for name in sorted(
+                    set(files.tree_files(tree)) - {entry.path for entry in manifest.files}
+                )
+            ]
+        )
 
         def check(entry: FileEntry) -> list[Problem]:
             places = [self.blob(entry.sha256)]
@@ -122,9 +142,14 @@ class LocalStore:
                 in_tree = tree / entry.path
                 if not (in_tree.exists() and places[0].exists() and in_tree.samefile(places[0])):
                     places.append(in_tree)
-            return [Problem("missing" if not place.exists() else "changed",
-                            entry.path if place.is_relative_to(tree) or tree.exists() else str(place))
-                    for place in places if not files.is_intact(place, entry)]
+            return [
+                Problem(
+                    "missing" if not place.exists() else "changed",
+                    entry.path if place.is_relative_to(tree) or tree.exists() else str(place),
+                )
+                for place in places
+                if not files.is_intact(place, entry)
+            ]
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             for found in pool.map(check, manifest.files):
@@ -133,9 +158,14 @@ class LocalStore:
 
     def absent(self, digest: str) -> list[Problem]:
         """What `verify` finds by existence and size alone: quick, and blind to a flipped byte."""
+
         def check(entry: FileEntry) -> Problem | None:
             try:
-                return None if self.blob(entry.sha256).stat().st_size == entry.size else Problem("changed", entry.path)
+                return (
+                    None
+                    if self.blob(entry.sha256).stat().st_size == entry.size
+                    else Problem("changed", entry.path)
+                )
             except OSError:
                 return Problem("missing", entry.path)
 
@@ -145,7 +175,11 @@ class LocalStore:
         """One small file of an artifact, checked against its hash."""
         entry = self.manifest(digest).entry(name)
         with _missing_is_damage(self, digest, entry):
-            data = self.blob(entry.sha256).read_bytes() if files.is_plausible(self.blob(entry.sha256), entry) else b""
+            data = (
+                self.blob(entry.sha256).read_bytes()
+                if files.is_plausible(self.blob(entry.sha256), entry)
+                else b""
+            )
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise _damaged(self, digest, str(Problem("changed", name)))
         return data
@@ -155,18 +189,20 @@ class LocalStore:
         if problems := self.verify(digest):
             raise _damaged(self, digest, "; ".join(map(str, problems)))
 
-    # -- writing -----------------------------------------------------------------------------------------------
+    # -- writing
 
     @contextmanager
     def staging(self) -> Iterator[Staging]:
-        """A folder to fill; it is removed on the way out, unless `commit` has turned it into an artifact."""
+        """A folder to fill; it is removed on the way out, unless `commit` has turned it into an
+        artifact."""
         self.sweep()
         with files.disk_full_is_an_error(str(self.root)), self._scratch() as path:
             yield Staging(path)
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
-        """A folder below `tmp` that is ours as long as we live: its lock goes when the process does, however it goes."""
+        """A folder below `tmp` that is ours as long as we live: its lock goes when the process
+        does, however it goes."""
         while True:
             path = self.root / "tmp" / uuid.uuid4().hex
             path.mkdir(parents=True)
@@ -183,23 +219,36 @@ class LocalStore:
             shutil.rmtree(path, ignore_errors=True)
             os.close(handle)
 
-    def commit(self, staging: Staging, kind: Kind, *, parents: Iterable[Parent] = (),
-               recipe: dict[str, Any] | None = None) -> ModelArtifact:
-        """Turn a filled folder into an artifact: hash what is not hashed yet, then blobs, manifest, tree."""
+    def commit(
+        self,
+        staging: Staging,
+        kind: Kind,
+        *,
+        parents: Iterable[Parent] = (),
+        recipe: dict[str, Any] | None = None,
+    ) -> ModelArtifact:
+        """Turn a filled folder into an artifact: hash what is not hashed yet, then blobs, manifest,
+        tree."""
         with files.disk_full_is_an_error(str(self.root)), self.writing():
             entries = self._hash(staging)
             for entry in entries:
                 self._keep_blob(staging.path / entry.path, entry)
-            manifest = Manifest(kind=kind, files=tuple(entries), recipe=recipe or {},
-                                parents=tuple(sorted(parents, key=lambda parent: (parent.role, parent.digest))))
+            manifest = Manifest(
+                kind=kind,
+                files=tuple(entries),
+                recipe=recipe or {},
+                parents=tuple(sorted(parents, key=lambda parent: (parent.role, parent.digest))),
+            )
             self.keep_manifest(manifest)
         return ModelArtifact(digest=manifest.digest, kind=kind, path=self.tree(manifest.digest))
 
     def push(self, source: LocalStore, digest: str, progress: Progress = quiet) -> int:
-        """Take an artifact over from another store, linked where the file system allows. Returns the bytes that were not there.
+        """Take an artifact over from another store, linked where the file system allows. Returns
+        the bytes that were not there.
 
-        Every blob is hashed once where it lies in the end: before it is counted as there already, or after it was
-        written and before it gets its name. The manifest is written last, so a half sent artifact is never visible.
+        Every blob is hashed once where it lies in the end: before it is counted as there already,
+        or after it was written and before it gets its name. The manifest is written last, so a half
+        sent artifact is never visible.
         """
         manifest, new, done = source.manifest(digest), 0, 0
         with self.staging() as staging, self.writing():
@@ -225,7 +274,8 @@ class LocalStore:
         return target.open(digest)
 
     def keep_manifest(self, manifest: Manifest) -> None:
-        """Make an artifact visible whose blobs are all here: the last act of whatever brings one in."""
+        """Make an artifact visible whose blobs are all here: the last act of whatever brings one
+        in."""
         files.fsync_folder(self.root / "blobs" / "sha256")
         files.write_atomic(self.manifest_path(manifest.digest), manifest.to_bytes())
         self._build_tree(manifest)
@@ -241,12 +291,17 @@ class LocalStore:
                 finally:
                     os.close(handle)
 
-    # -- garbage -----------------------------------------------------------------------------------------------
+    # -- garbage
 
     def touch(self, digest: str) -> None:
-        """Make an artifact and its blobs young again, so that a garbage collection beside us spares them."""
-        for path in (self.manifest_path(digest), *(self.blob(entry.sha256) for entry in self.manifest(digest).files)):
-            with suppress(OSError):  # a borrowed file of somebody else's keeps its time: whose manifest is young is kept
+        """Make an artifact and its blobs young again, so that a garbage collection beside us spares
+        them."""
+        for path in (
+            self.manifest_path(digest),
+            *(self.blob(entry.sha256) for entry in self.manifest(digest).files),
+        ):
+            # a borrowed file of somebody else's keeps its time: whose manifest is young is kept
+            with suppress(OSError):
                 os.utime(path, follow_symlinks=False)
 
     def inventory(self, what: What) -> Iterator[Held]:
@@ -260,7 +315,8 @@ class LocalStore:
                         yield Held(name=name, size=facts.st_size, modified=facts.st_mtime)
 
     def discard(self, what: What, name: str, *, unless_after: float) -> bool:
-        """Remove a manifest with its tree, or a blob; False if it was written or touched after that time."""
+        """Remove a manifest with its tree, or a blob; False if it was written or touched after that
+        time."""
         path = self.manifest_path(name) if what == "manifests" else self.blob(name)
         with suppress(FileNotFoundError):
             if path.lstat().st_mtime > unless_after:
@@ -279,7 +335,8 @@ class LocalStore:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Between the look whether a blob is there and the manifest that names it, nobody collects."""
+        """Between the look whether a blob is there and the manifest that names it, nobody
+        collects."""
         with self._gate(fcntl.LOCK_SH):
             yield
 
@@ -291,8 +348,14 @@ class LocalStore:
             deadline = time.monotonic() + GATE_SECONDS
             while not _lock(handle, how):
                 if time.monotonic() > deadline:
-                    raise StoreBusy(f"somebody else uses it for more than {GATE_SECONDS:.0f} s", where=self.location,
-                                    hint="`lmflows registry gc` and what writes to a store wait for each other: try again when it is done")
+                    raise StoreBusy(
+                        f"somebody else uses it for more than {GATE_SECONDS:.0f} s",
+                        where=self.location,
+                        hint=(
+                            "`lmflows registry gc` and what writes to a store wait for each other:"
+                            " try again when it is done"
+                        ),
+                    )
                 time.sleep(0.05)
             yield
         finally:
@@ -318,8 +381,13 @@ class LocalStore:
             size, sha256 = staging.known[name]
             return FileEntry(path=name, size=size, sha256=sha256)
 
-        with ThreadPoolExecutor(HASH_THREADS) as pool:  # one thread waits for the disk while another computes
-            synced = [pool.submit(sync, name) for name in staging.names() if name not in staging.known and name not in staging.borrowed]
+        # one thread waits for the disk while another computes
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            synced = [
+                pool.submit(sync, name)
+                for name in staging.names()
+                if name not in staging.known and name not in staging.borrowed
+            ]
             entries = list(pool.map(entry, staging.names()))
             for job in synced:
                 job.result()
@@ -337,7 +405,8 @@ class LocalStore:
         self.move_blob(scratch, entry)
 
     def move_blob(self, scratch: Path, entry: FileEntry) -> None:
-        """Give a file of our scratch folder, complete, checked and durable, its name among the blobs; `keep_manifest` makes the names durable."""
+        """Give a file of our scratch folder, complete, checked and durable, its name among the
+        blobs; `keep_manifest` makes the names durable."""
         blob = self.blob(entry.sha256)
         blob.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch, blob)
@@ -354,24 +423,30 @@ class LocalStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with _missing_is_damage(self, manifest.digest, entry):
                     files.link_or_symlink(self.blob(entry.sha256), target)
-            while not files.rename_folder(new, tree):  # a tree is there: from an earlier run, or from another process just now
+            # a tree is there: from an earlier run, or from another process just now
+            while not files.rename_folder(new, tree):
                 with suppress(FileNotFoundError):
                     os.rename(tree, old)
                 shutil.rmtree(old, ignore_errors=True)
         files.fsync_folder(tree.parent)
 
     def _is_current(self, tree: Path, manifest: Manifest) -> bool:
-        """Whether a tree has the manifest's files and each is its blob; what the bytes are is `verify`'s business."""
+        """Whether a tree has the manifest's files and each is its blob; what the bytes are is
+        `verify`'s business."""
         try:
             return files.tree_files(tree) == [entry.path for entry in manifest.files] and all(
-                (tree / entry.path).samefile(self.blob(entry.sha256)) for entry in manifest.files)
+                (tree / entry.path).samefile(self.blob(entry.sha256)) for entry in manifest.files
+            )
         except OSError:
             return False
 
 
 def _damaged(store: LocalStore, digest: str, what: str) -> ArtifactDamaged:
-    return ArtifactDamaged(what, where=f"artifact {digest[:12]} in {store.root}",
-                           hint="run the pipeline again: the step that made it will be repeated")
+    return ArtifactDamaged(
+        what,
+        where=f"artifact {digest[:12]} in {store.root}",
+        hint="run the pipeline again: the step that made it will be repeated",
+    )
 
 
 @contextmanager

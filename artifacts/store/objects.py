@@ -1,4 +1,5 @@
-"""The small mutable files of a store, changed only by compare-and-swap: refs, and what else is not content.
+"""The small mutable files of a store, changed only by compare-and-swap: refs, and what else is not
+content.
 
 Locally that is a lock and a rename, on S3 a conditional write (`artifacts.store.s3.store`).
 """
@@ -26,9 +27,11 @@ class Objects(Protocol):
         ...
 
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
-        """Write, durably, if the version is still the one that `get` gave (None: there was nothing).
+        """Write, durably, if the version is still the one that `get` gave (None: there was
+        nothing).
 
-        Of all who swap from the same version exactly one succeeds; a retry after a lost answer counts as the same attempt.
+        Of all who swap from the same version exactly one succeeds; a retry after a lost answer
+        counts as the same attempt.
 
         Raises:
             StaleRef: it is not; nothing was written.
@@ -37,7 +40,8 @@ class Objects(Protocol):
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Write, durably, whatever is there: for what only one writes, or whose name is its content."""
+        """Write, durably, whatever is there: for what only one writes, or whose name is its
+        content."""
         ...
 
     def probe(self) -> None:
@@ -85,13 +89,18 @@ class LocalObjects:
         """A lock of the kernel's needs no proof."""
 
     def keys(self, prefix: str) -> list[str]:
-        def refuse(error: OSError) -> None:  # pathlib would pass over a folder that cannot be read: what it holds would count as unneeded
+        # pathlib would pass over a folder that cannot be read: what it holds would count as
+        # unneeded
+        def refuse(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):
                 raise error
 
-        found = (Path(folder, name).relative_to(self.root).as_posix()
-                 for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0], onerror=refuse)
-                 for name in names if name.endswith(".json") and not name.startswith("."))
+        found = (
+            Path(folder, name).relative_to(self.root).as_posix()
+            for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0], onerror=refuse)
+            for name in names
+            if name.endswith(".json") and not name.startswith(".")
+        )
         return sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
@@ -114,4 +123,8 @@ class LocalObjects:
 
 def moved(key: str) -> StaleRef:
     """What a lost race looks like."""
-    return StaleRef("was changed by somebody else in the meantime", where=key, hint="look at it, and do it again if it still holds")
+    return StaleRef(
+        "was changed by somebody else in the meantime",
+        where=key,
+        hint="look at it, and do it again if it still holds",
+    )

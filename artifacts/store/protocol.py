@@ -1,7 +1,8 @@
-"""What every store can do, wherever it lies: a folder (`artifacts.store.local`) or an S3 prefix (`artifacts.store.s3.store`), same layout.
+"""What every store can do, wherever it lies: a folder (`artifacts.store.local`) or an S3 prefix
+(`artifacts.store.s3.store`), same layout.
 
-An artifact exists when its manifest does. Pushing writes blobs first and the manifest last, so a half sent artifact is never
-visible; collecting garbage removes the manifest first.
+An artifact exists when its manifest does. Pushing writes blobs first and the manifest last, so a
+half sent artifact is never visible; collecting garbage removes the manifest first.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Held:
-    """A manifest or a blob as it lies in a store: its hex sha256, bytes, and when it was last written or touched (Unix time)."""
+    """A manifest or a blob as it lies in a store: its hex sha256, bytes, and when it was last
+    written or touched (Unix time)."""
 
     name: str
     size: int
@@ -81,7 +83,8 @@ class Store(Protocol):
         ...
 
     def verify(self, digest: str) -> list[Problem]:
-        """Read and hash every file of an artifact where it lies; an empty list means it is whole."""
+        """Read and hash every file of an artifact where it lies; an empty list means it is
+        whole."""
         ...
 
     def absent(self, digest: str) -> list[Problem]:
@@ -98,25 +101,30 @@ class Store(Protocol):
         ...
 
     def push(self, source: LocalStore, digest: str, progress: Progress = quiet) -> int:
-        """Take an artifact over from a folder; returns the bytes that were sent. What is there already is not sent again.
+        """Take an artifact over from a folder; returns the bytes that were sent. What is there
+        already is not sent again.
 
         Raises:
             ArtifactDamaged: the source is not what its manifest says; nothing becomes visible.
-            TransferError: it broke off; what was sent is kept for the next attempt, and nothing is visible.
+            TransferError: it broke off; what was sent is kept for the next attempt, and nothing is
+                visible.
         """
         ...
 
     def pull(self, digest: str, target: LocalStore, progress: Progress = quiet) -> ModelArtifact:
-        """Bring an artifact into a folder, every byte hashed on the way; the manifest comes last there, too.
+        """Bring an artifact into a folder, every byte hashed on the way; the manifest comes last
+        there, too.
 
         Raises:
-            ArtifactDamaged: the store has something else than the manifest says; nothing becomes visible.
+            ArtifactDamaged: the store has something else than the manifest says; nothing becomes
+                visible.
             TransferError: it broke off; files that have arrived are kept.
         """
         ...
 
     def touch(self, digest: str) -> None:
-        """Make an artifact and its blobs young again, so that a garbage collection beside us spares them."""
+        """Make an artifact and its blobs young again, so that a garbage collection beside us spares
+        them."""
         ...
 
     def inventory(self, what: What) -> Iterator[Held]:
@@ -124,7 +132,8 @@ class Store(Protocol):
         ...
 
     def discard(self, what: What, name: str, *, unless_after: float) -> bool:
-        """Remove a manifest (with whatever view of it there is) or a blob; False if it was written or touched after that time."""
+        """Remove a manifest (with whatever view of it there is) or a blob; False if it was written
+        or touched after that time."""
         ...
 
     def collecting(self) -> AbstractContextManager[None]:
@@ -136,14 +145,16 @@ class Store(Protocol):
         ...
 
     def clear_leftovers(self, *, older_than: float) -> int:
-        """Give up uploads that nobody goes on with since that time (Unix time); returns how many."""
+        """Give up uploads that nobody goes on with since that time (Unix time); returns how
+        many."""
         ...
 
 
 def open_store(location: str) -> Store:
     """The store at a location (`configs.location`). Nothing is read or asked yet."""
     if location.startswith(S3):
-        from artifacts.store.s3.store import S3Store  # boto3 takes half a second, and most commands need none
+        # boto3 takes half a second, and most commands need none
+        from artifacts.store.s3.store import S3Store
 
         return S3Store(parse_s3(location))
     from artifacts.store.local import LocalStore
@@ -151,7 +162,9 @@ def open_store(location: str) -> Store:
     return LocalStore(Path(location))
 
 
-def match(prefix: str, known: Iterable[str], *, where: str, hint: str = "`lmflows ls` shows what there is") -> str:
+def match(
+    prefix: str, known: Iterable[str], *, where: str, hint: str = "`lmflows ls` shows what there is"
+) -> str:
     """The one digest that starts with `prefix` (at least 6 hex digits).
 
     Raises:
@@ -159,7 +172,11 @@ def match(prefix: str, known: Iterable[str], *, where: str, hint: str = "`lmflow
     """
     digits = prefix.removeprefix("sha256:")
     if len(digits) < 6:
-        raise ArtifactMissing(f"{prefix!r} is too short to name an artifact", where=where, hint="give at least 6 digits")
+        raise ArtifactMissing(
+            f"{prefix!r} is too short to name an artifact",
+            where=where,
+            hint="give at least 6 digits",
+        )
     found = sorted({digest for digest in known if digest.startswith(digits)})
     if len(found) != 1:
         what = f"{len(found)} artifacts start with" if found else "no artifact starts with"
@@ -183,8 +200,11 @@ def lineage(store: Store, digests: Iterable[str]) -> list[str]:
     return list(order)
 
 
-def push_lineage(source: LocalStore, target: Store, digests: Iterable[str], progress: Progress = quiet) -> tuple[list[str], int]:
-    """Push artifacts and all their ancestors, these first, with their signatures: nothing in the target ever names what is not there.
+def push_lineage(
+    source: LocalStore, target: Store, digests: Iterable[str], progress: Progress = quiet
+) -> tuple[list[str], int]:
+    """Push artifacts and all their ancestors, these first, with their signatures: nothing in the
+    target ever names what is not there.
 
     Returns their digests in that order, and the bytes that were sent.
     """
@@ -201,13 +221,19 @@ def push_lineage(source: LocalStore, target: Store, digests: Iterable[str], prog
 
 
 def carry_signatures(source: Store, target: Store, digest: str) -> None:
-    """Copy the signatures of an artifact that both stores have; whether one holds is asked when it matters (`artifacts.registry.signing.check`)."""
-    there = set(target.objects.keys(signatures_of(digest))) if (keys := source.objects.keys(signatures_of(digest))) else set()
+    """Copy the signatures of an artifact that both stores have; whether one holds is asked when it
+    matters (`artifacts.registry.signing.check`)."""
+    there = (
+        set(target.objects.keys(signatures_of(digest)))
+        if (keys := source.objects.keys(signatures_of(digest)))
+        else set()
+    )
     for key in keys:
         if key not in there and (found := source.objects.get(key)):
             target.objects.put(key, found[0])  # its name is its hash
 
 
 def signatures_of(digest: str) -> str:
-    """What the keys of an artifact's signatures start with; the rest is the sha256 of the signature file."""
+    """What the keys of an artifact's signatures start with; the rest is the sha256 of the signature
+    file."""
     return f"{SIGNATURES}{digest}/"

@@ -1,7 +1,9 @@
-"""Measurements on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.measure NAME ... --out FOLDER` for some of them.
+"""Measurements on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.measure NAME ... --out
+FOLDER` for some of them.
 
-Each writes FOLDER/NAME.json: its raw figures with the exact command, versions, GPU and driver. `benchmarks.gpu.write_up` makes
-`docs/benchmarks/<gpu>.md` of them; nothing there is written by hand.
+Each writes FOLDER/NAME.json: its raw figures with the exact command, versions, GPU and driver.
+`benchmarks.gpu.write_up` makes `docs/benchmarks/<gpu>.md` of them; nothing there is written by
+hand.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def lmflows(*words: str, check: bool = True) -> tuple[float, str]:
     command = [sys.executable, "-m", "flows.cli.main", *words]
     print("$ lmflows", *words, flush=True)
     started = time.monotonic()
-    done = subprocess.run(command, cwd=paths.PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, cwd=paths.PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     print(done.stdout, flush=True)
     if check and done.returncode:
         raise SystemExit(f"{words} ended with {done.returncode}")
@@ -61,7 +65,11 @@ def workspace_model(kind: str, recipe: Callable[[dict[str, Any]], bool] = lambda
     from artifacts.store.local import LocalStore
 
     store = LocalStore(paths.workspace())
-    found = [digest for digest in store.digests() if store.manifest(digest).kind == kind and recipe(store.manifest(digest).recipe)]
+    found = [
+        digest
+        for digest in store.digests()
+        if store.manifest(digest).kind == kind and recipe(store.manifest(digest).recipe)
+    ]
     return store.open(found[-1]).path
 
 
@@ -69,9 +77,14 @@ def flow_run(config: str, *words: str) -> dict[str, Any]:
     """One whole run of the main flow: its wall time, its tables, its steps."""
     seconds, output = lmflows("run", config, *words)
     report = workspace_model("report")
-    return {"command": f"lmflows run {config} {' '.join(words)}".strip(), "seconds": seconds,
-            "verdict": json.loads((report / "verdict.json").read_text()),
-            "variants": json.loads((report / "variants.json").read_text()), "report": (report / "report.md").read_text(), "output": output}
+    return {
+        "command": f"lmflows run {config} {' '.join(words)}".strip(),
+        "seconds": seconds,
+        "verdict": json.loads((report / "verdict.json").read_text()),
+        "variants": json.loads((report / "variants.json").read_text()),
+        "report": (report / "report.md").read_text(),
+        "output": output,
+    }
 
 
 def smollm2(place: Path) -> dict[str, Any]:
@@ -86,39 +99,81 @@ def internlm2_shape(place: Path) -> dict[str, Any]:
     """The whole flow on a 1.9B random-weight model of InternLM2's shape."""
     folder = random_model(place, "internlm2-1.9b")
     trusted = json.dumps({path.name: sha256_file(path)[1] for path in folder.glob("*.py")})
-    result = flow_run("configs/internlm2-chat-1_8b.yaml", "--set", f"source.path={folder}", "--set", f"source.trusted_code={trusted}",
-                      "--set", "evaluate.max_perplexity_ratio=10.0", "--set", "evaluate.max_tokens_per_document=256",
-                      # random weights know nothing and answer with noise: here that is no anomaly and no defect
-                      "--set", "evaluate.max_parent_perplexity=1000000000.0", "--set", "evaluate.probes=0", "--set", "repair.changes=[]",
-                      "--set", "engine.session_len=4096")
+    result = flow_run(
+        "configs/internlm2-chat-1_8b.yaml",
+        "--set",
+        f"source.path={folder}",
+        "--set",
+        f"source.trusted_code={trusted}",
+        "--set",
+        "evaluate.max_perplexity_ratio=10.0",
+        "--set",
+        "evaluate.max_tokens_per_document=256",
+        # random weights know nothing and answer with noise: here that is no anomaly
+        # and no defect
+        "--set",
+        "evaluate.max_parent_perplexity=1000000000.0",
+        "--set",
+        "evaluate.probes=0",
+        "--set",
+        "repair.changes=[]",
+        "--set",
+        "engine.session_len=4096",
+    )
     lmflows("stop", "--all")
     return result | {"limit_seconds": 540}
 
 
 def random_model(place: Path, shape: str, *, w4a16: bool = False) -> Path:
-    """A random-weight checkpoint, made once; tokenizer and code from where the environment says, or fetched."""
+    """A random-weight checkpoint, made once; tokenizer and code from where the environment says, or
+    fetched."""
     from tests.support import random_model as module
 
     folder = place / f"{shape}{'-w4a16' if w4a16 else ''}"
     if not folder.exists():
         started = time.monotonic()
         given = os.environ.get("LMFLOWS_INTERNLM2_CODE")
-        module.build(folder, module.SHAPES[shape], workspace_model("fp16"), code=Path(given) if given else None, w4a16=w4a16, device="cuda")
+        module.build(
+            folder,
+            module.SHAPES[shape],
+            workspace_model("fp16"),
+            code=Path(given) if given else None,
+            w4a16=w4a16,
+            device="cuda",
+        )
         print(f"{folder.name}: made in {time.monotonic() - started:.0f} s", flush=True)
     return folder
 
 
 def runtimes(place: Path) -> dict[str, Any]:
     """The 7.7B shape in fp16 and W4A16 through every runtime, by turns."""
-    names = os.environ.get("LMFLOWS_BENCH_RUNTIMES", "default,lmdeploy-0.12.3,lmdeploy-0.18.0").split(",")
+    names = os.environ.get(
+        "LMFLOWS_BENCH_RUNTIMES", "default,lmdeploy-0.12.3,lmdeploy-0.18.0"
+    ).split(",")
     result: dict[str, Any] = {}
     for kind in ("fp16", "w4a16"):
         folder = random_model(place, "llama-7.7b", w4a16=kind == "w4a16")
         raw = place / f"runtimes-{kind}.json"
         words = [word for name in names for word in ("--runtime", name)]
-        _, output = lmflows("engines", "compare", str(folder), *words, "--batch-sizes", "1,16,64", "--rounds", "5", "--json", str(raw))
-        result[kind] = {"command": f"lmflows engines compare {folder.name} {' '.join(words)} --batch-sizes 1,16,64 --rounds 5",
-                        "output": output} | json.loads(raw.read_text())
+        _, output = lmflows(
+            "engines",
+            "compare",
+            str(folder),
+            *words,
+            "--batch-sizes",
+            "1,16,64",
+            "--rounds",
+            "5",
+            "--json",
+            str(raw),
+        )
+        result[kind] = {
+            "command": (
+                f"lmflows engines compare {folder.name} {' '.join(words)} --batch-sizes 1,16,64"
+                " --rounds 5"
+            ),
+            "output": output,
+        } | json.loads(raw.read_text())
     return result
 
 
@@ -127,11 +182,14 @@ def kv_cache(place: Path) -> dict[str, Any]:
     raw = place / "memory.json"
     model = str(workspace_model("w4a16"))
     lmflows("engines", "memory", model, "--shares", "0.1,0.4,0.8", "--json", str(raw))
-    return {"command": "lmflows engines memory MODEL --shares 0.1,0.4,0.8"} | json.loads(raw.read_text())
+    return {"command": "lmflows engines memory MODEL --shares 0.1,0.4,0.8"} | json.loads(
+        raw.read_text()
+    )
 
 
 def quantization(place: Path) -> dict[str, Any]:
-    """Our quantize step beside bare `lmdeploy lite auto_awq` with the same rows: A B B A, time and peak GPU memory."""
+    """Our quantize step beside bare `lmdeploy lite auto_awq` with the same rows: A B B A, time and
+    peak GPU memory."""
     from transformers import AutoTokenizer
 
     from tasks.quantize import calibration_rows
@@ -141,7 +199,13 @@ def quantization(place: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     samples, length = 60, 1024  # the held-out documents leave 63 rows
     rows = place / "rows.json"
-    rows.write_text(json.dumps(calibration_rows(tokenizer, load_records(texts / CALIBRATION), samples=samples, length=length, seed=0)))
+    rows.write_text(
+        json.dumps(
+            calibration_rows(
+                tokenizer, load_records(texts / CALIBRATION), samples=samples, length=length, seed=0
+            )
+        )
+    )
     turns: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
     for name in ("ours", "bare", "bare", "ours"):
         with gpus.PeakMeter(gpus.visible()[:1]) as meter:
@@ -149,15 +213,41 @@ def quantization(place: Path) -> dict[str, Any]:
             if name == "bare":
                 work = place / "bare-awq"
                 shutil.rmtree(work, ignore_errors=True)
-                subprocess.run([sys.executable, "-c", BARE_AWQ, str(rows), "lite", "auto_awq", str(model), "--work-dir", str(work), "--calib-samples",
-                                str(samples), "--calib-seqlen", str(length), "--batch-size", "8", "--dtype", "float16", "--trust-remote-code"],
-                               check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+                subprocess.run(
+                    [
+                        sys.executable,
+                        "-c",
+                        BARE_AWQ,
+                        str(rows),
+                        "lite",
+                        "auto_awq",
+                        str(model),
+                        "--work-dir",
+                        str(work),
+                        "--calib-samples",
+                        str(samples),
+                        "--calib-seqlen",
+                        str(length),
+                        "--batch-size",
+                        "8",
+                        "--dtype",
+                        "float16",
+                        "--trust-remote-code",
+                    ],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.STDOUT,
+                )
             else:
                 ours(place, model, texts, samples, length)
             seconds = time.monotonic() - started
         turns[name].append({"seconds": seconds, "peak_gpu_bytes": float(meter.peak_bytes or 0)})
         print(name, turns[name][-1], flush=True)
-    return {"command": f"auto_awq, {samples} x {length} tokens, batch 8, internlm2-1.9b shape", "turns": turns, "limit": 1.05}
+    return {
+        "command": f"auto_awq, {samples} x {length} tokens, batch 8, internlm2-1.9b shape",
+        "turns": turns,
+        "limit": 1.05,
+    }
 
 
 def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> None:
@@ -176,16 +266,25 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
     store = LocalStore(paths.workspace())
     digests = {store.open(digest).path.resolve(): digest for digest in store.digests()}
     config = (model / "config.json").read_text()
-    source = next(digest for path, digest in digests.items()
-                  if store.manifest(digest).kind == "fp16" and (path / "config.json").read_text() == config)
-    request = QuantizeRequest(model=store.open(source), texts=ModelArtifact(digest=digests[texts.resolve()], kind="texts", path=texts),
-                              config=Quantize(samples=samples, sequence_length=length, batch_size=8, device="cuda"), trust_remote_code=True)
-    run_child(quantize, request, folder=place / "ours", store=store, timeout_s=600, listener=Quiet())
+    source = next(
+        digest
+        for path, digest in digests.items()
+        if store.manifest(digest).kind == "fp16" and (path / "config.json").read_text() == config
+    )
+    request = QuantizeRequest(
+        model=store.open(source),
+        texts=ModelArtifact(digest=digests[texts.resolve()], kind="texts", path=texts),
+        config=Quantize(samples=samples, sequence_length=length, batch_size=8, device="cuda"),
+        trust_remote_code=True,
+    )
+    run_child(
+        quantize, request, folder=place / "ours", store=store, timeout_s=600, listener=Quiet()
+    )
 
 
 def start_up(place: Path) -> dict[str, Any]:
-    """From nothing to the first completion: our deploy step beside bare `lmdeploy serve api_server`, A B B A; ours with and
-    without the GEMM tuning of an earlier start."""
+    """From nothing to the first completion: our deploy step beside bare `lmdeploy serve
+    api_server`, A B B A; ours with and without the GEMM tuning of an earlier start."""
     from artifacts.store.local import LocalStore
     from configs.schema import Deploy, EngineTurbomind
     from tasks.deploy import DeployRequest, deploy
@@ -194,7 +293,11 @@ def start_up(place: Path) -> dict[str, Any]:
     from tasks.serving import endpoints, supervisor
 
     store = LocalStore(paths.workspace())
-    proofs = (store.open(digest) for digest in reversed(list(store.digests())) if store.manifest(digest).kind == "evidence")
+    proofs = (
+        store.open(digest)
+        for digest in reversed(list(store.digests()))
+        if store.manifest(digest).kind == "evidence"
+    )
     proof = next(one for one in proofs if not read_evidence(one).itself)
     model = store.open(read_evidence(proof).candidate)
     turns: dict[str, list[float]] = {"ours": [], "bare": [], "ours, without tuning": []}
@@ -207,39 +310,67 @@ def start_up(place: Path) -> dict[str, Any]:
         if name == "bare":
             bare_server(model.path)
         else:
-            result = deploy(DeployRequest(name="start-up", artifact=model, evidence=proof, options=Deploy(port=23335, score_tolerance=1.0),
-                                          engine=EngineTurbomind(name="turbomind", cache_max_entry_count=0.4)), Context(store))
-        turns[name].append(time.monotonic() - started if name == "bare" else result.first_words_seconds)
+            result = deploy(
+                DeployRequest(
+                    name="start-up",
+                    artifact=model,
+                    evidence=proof,
+                    options=Deploy(port=23335, score_tolerance=1.0),
+                    engine=EngineTurbomind(name="turbomind", cache_max_entry_count=0.4),
+                ),
+                Context(store),
+            )
+        turns[name].append(
+            time.monotonic() - started if name == "bare" else result.first_words_seconds
+        )
         print(name, turns[name][-1], flush=True)
         for endpoint in endpoints.list_all():
             supervisor.stop(endpoint)
             endpoint.forget()
-    return {"command": "deploy step; lmdeploy serve api_server and one completion", "turns": turns, "limit": 1.1}
+    return {
+        "command": "deploy step; lmdeploy serve api_server and one completion",
+        "turns": turns,
+        "limit": 1.1,
+    }
 
 
 def scoring(place: Path) -> dict[str, Any]:
-    """Tokens per second of scoring through TurboMind and through the transformers engine, by turns, in the same batches."""
+    """Tokens per second of scoring through TurboMind and through the transformers engine, by turns,
+    in the same batches."""
     from configs.schema import EngineTransformers, EngineTurbomind
     from tasks.engines.process import EngineProcess
     from tasks.engines.protocol import EngineSpec
     from tasks.measure import score_all
 
     folder, rng = random_model(place, "internlm2-1.9b"), random.Random(0)
-    options = {"turbomind": EngineTurbomind(name="turbomind", cache_max_entry_count=0.2),
-               "transformers": EngineTransformers(name="transformers", dtype="float16")}
+    options = {
+        "turbomind": EngineTurbomind(name="turbomind", cache_max_entry_count=0.2),
+        "transformers": EngineTransformers(name="transformers", dtype="float16"),
+    }
     turns: dict[str, list[float]] = {name: [] for name in options}
     with ExitStack() as stack:
-        engines = {name: stack.enter_context(EngineProcess(EngineSpec(folder=folder, engine=one, trust_remote_code=True)))
-                   for name, one in options.items()}
+        engines = {
+            name: stack.enter_context(
+                EngineProcess(EngineSpec(folder=folder, engine=one, trust_remote_code=True))
+            )
+            for name, one in options.items()
+        }
         for number in range(-1, 6):  # the first one warms up
-            sequences = [[rng.randrange(engines["turbomind"].vocabulary) for _ in range(512)] for _ in range(64)]
+            sequences = [
+                [rng.randrange(engines["turbomind"].vocabulary) for _ in range(512)]
+                for _ in range(64)
+            ]
             for name in options if number % 2 else reversed(options):
                 started = time.monotonic()
                 score_all(engines[name], sequences, None, 16, lambda _: None)
                 if number >= 0:
                     turns[name].append(64 * 511 / (time.monotonic() - started))
     print(turns, flush=True)
-    return {"command": "64 x 512 tokens in batches of 16, internlm2-1.9b shape", "turns": turns, "limit": 5}
+    return {
+        "command": "64 x 512 tokens in batches of 16, internlm2-1.9b shape",
+        "turns": turns,
+        "limit": 5,
+    }
 
 
 def tune(folder: Path) -> None:
@@ -248,16 +379,44 @@ def tune(folder: Path) -> None:
     from tasks.engines.process import EngineProcess
     from tasks.engines.protocol import EngineSpec
 
-    EngineProcess(EngineSpec(folder=folder, engine=EngineTurbomind(name="turbomind", cache_max_entry_count=0.1))).close()
+    EngineProcess(
+        EngineSpec(
+            folder=folder, engine=EngineTurbomind(name="turbomind", cache_max_entry_count=0.1)
+        )
+    ).close()
 
 
 def bare_server(folder: Path) -> None:
     """`lmdeploy serve api_server` until its first completion, then SIGTERM."""
-    server = subprocess.Popen([sys.executable, "-c", "from lmdeploy.cli import run; run()", "serve", "api_server", str(folder), "--backend",
-                               "turbomind", "--model-format", "awq", "--model-name", "bare", "--server-name", "127.0.0.1", "--server-port", "23336",
-                               "--cache-max-entry-count", "0.4"], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    request = urllib.request.Request("http://127.0.0.1:23336/v1/chat/completions", headers={"Content-Type": "application/json"},
-                                     data=json.dumps(PROMPT | {"model": "bare"}).encode())
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from lmdeploy.cli import run; run()",
+            "serve",
+            "api_server",
+            str(folder),
+            "--backend",
+            "turbomind",
+            "--model-format",
+            "awq",
+            "--model-name",
+            "bare",
+            "--server-name",
+            "127.0.0.1",
+            "--server-port",
+            "23336",
+            "--cache-max-entry-count",
+            "0.4",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    request = urllib.request.Request(
+        "http://127.0.0.1:23336/v1/chat/completions",
+        headers={"Content-Type": "application/json"},
+        data=json.dumps(PROMPT | {"model": "bare"}).encode(),
+    )
     while True:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -273,23 +432,48 @@ def bare_server(folder: Path) -> None:
 
 
 BENCHES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "smollm2": smollm2, "kv_cache": kv_cache, "start_up": start_up, "internlm2_shape": internlm2_shape, "quantization": quantization,
-    "scoring": scoring, "runtimes": runtimes}
+    "smollm2": smollm2,
+    "kv_cache": kv_cache,
+    "start_up": start_up,
+    "internlm2_shape": internlm2_shape,
+    "quantization": quantization,
+    "scoring": scoring,
+    "runtimes": runtimes,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], metavar="NAME", help=f"of {', '.join(BENCHES)}; default: all, in this order")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[*BENCHES, []],
+        metavar="NAME",
+        help=f"of {', '.join(BENCHES)}; default: all, in this order",
+    )
     parser.add_argument("--out", type=Path, default=Path("bench-gpu"))
-    parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()) / "lmflows-bench-gpu", help="for large models")
+    parser.add_argument(
+        "--place",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "lmflows-bench-gpu",
+        help="for large models",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.place.mkdir(parents=True, exist_ok=True)
     for name in args.names or BENCHES:
         started = time.monotonic()
-        figures = {"name": name, "date": f"{datetime.now(UTC):%Y-%m-%d}", "gpu": gpus.fingerprint(gpus.visible()[0]),
-                   "cores": psutil.cpu_count(), "python": platform.python_version(),
-                   "versions": versions(("lmdeploy", "torch", "transformers", "prefect")), **BENCHES[name](args.place)}
+        figures = {
+            "name": name,
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "gpu": gpus.fingerprint(gpus.visible()[0]),
+            "cores": psutil.cpu_count(),
+            "python": platform.python_version(),
+            "versions": versions(("lmdeploy", "torch", "transformers", "prefect")),
+            **BENCHES[name](args.place),
+        }
         (args.out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 

@@ -13,16 +13,36 @@ from flows.cli.engines import prepare_prefect
 from flows.cli.terminal import out, show_rows
 from flows.run.environment import unreachable_is_an_error
 
-Model = Annotated[str, typer.Argument(help="an artifact's digest or its first digits, or a folder with an unquantized model")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="an artifact's digest or its first digits, or a folder with an unquantized model"
+    ),
+]
 
 
 def compare(
-    first: Model, second: Model,
-    config: Annotated[Path, typer.Option(help="a pipeline's YAML file, for its texts, evaluate, engine, benchmark and load sections")],
+    first: Model,
+    second: Model,
+    config: Annotated[
+        Path,
+        typer.Option(
+            help=(
+                "a pipeline's YAML file, for its texts, evaluate, engine, benchmark and load"
+                " sections"
+            )
+        ),
+    ],
     kv: Annotated[str, typer.Option(help="the KV cache of both: -kv8 or -kv4")] = "",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the config, by dotted key path")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="replace a value of the config, by dotted key path"
+        ),
+    ] = None,
 ) -> None:
-    """Measure two models on the same text through the same engine, judge the second one beside the first, and write a report.
+    """Measure two models on the same text through the same engine, judge the second one beside the
+    first, and write a report.
 
     The exit status is 3 if the verdict is not PASS."""
     overrides = overrides_of(set_ or [])
@@ -33,9 +53,17 @@ def compare(
 
     with ConsoleDisplay(out), unreachable_is_an_error():
         result = compare_models(first, second, str(config), kv, overrides)
-    out.print(f"\n{result.verdict.outcome} {'; '.join(result.verdict.reasons)}\n", markup=False, highlight=False, soft_wrap=True)
+    out.print(
+        f"\n{result.verdict.outcome} {'; '.join(result.verdict.reasons)}\n",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     show_rows(list(result.variants), False, "")
     out.print(f"\nreport    {result.report.digest}", highlight=False, soft_wrap=True)
     if result.verdict.outcome != "PASS":
-        raise VerdictFailed("; ".join(result.verdict.reasons), where=f"verdict {result.verdict.outcome} for {second}",
-                            hint=f"`lmflows report {result.report.short}` shows it all")
+        raise VerdictFailed(
+            "; ".join(result.verdict.reasons),
+            where=f"verdict {result.verdict.outcome} for {second}",
+            hint=f"`lmflows report {result.report.short}` shows it all",
+        )

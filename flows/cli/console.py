@@ -1,4 +1,5 @@
-"""What a run looks like on a terminal: a line for each finished step, a moving one for the step at work; and the end."""
+"""What a run looks like on a terminal: a line for each finished step, a moving one for the step at
+work; and the end."""
 
 from __future__ import annotations
 
@@ -25,12 +26,19 @@ PLAIN_SECONDS = 10.0  # between two progress lines where nothing can move, in a 
 
 
 class ConsoleDisplay:
-    """Shows the steps of the runs in its body as they go. On a terminal the current step moves; elsewhere it prints a line now and then."""
+    """Shows the steps of the runs in its body as they go. On a terminal the current step moves;
+    elsewhere it prints a line now and then."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.started_at = console, time.monotonic()
         self._name, self._step_at, self._fraction, self._text, self._printed = "", 0.0, 0.0, "", 0.0
-        self._live = Live(get_renderable=self._current, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = (
+            Live(
+                get_renderable=self._current, console=console, refresh_per_second=4, transient=True
+            )
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> ConsoleDisplay:
         self._token = DISPLAY.set(self)
@@ -45,18 +53,34 @@ class ConsoleDisplay:
             self._live.stop()
 
     def started(self, name: str, summary: str) -> None:
-        self._name, self._step_at, self._fraction, self._text, self._printed = name, time.monotonic(), 0.0, summary, time.monotonic()
+        self._name, self._step_at, self._fraction, self._text, self._printed = (
+            name,
+            time.monotonic(),
+            0.0,
+            summary,
+            time.monotonic(),
+        )
         if not self._live:
-            self.console.print(f"{self._clock()}  start  {_title(name)} [dim]{escape(summary)}[/]", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{self._clock()}  start  {_title(name)} [dim]{escape(summary)}[/]",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def progress(self, name: str, fraction: float, text: str) -> None:
         self._fraction, self._text = fraction, text
         if not self._live and time.monotonic() - self._printed > PLAIN_SECONDS:
             self._printed = time.monotonic()
-            self.console.print(f"{self._clock()}    {fraction:4.0%} {_title(name)} [dim]{escape(text)}[/]", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{self._clock()}    {fraction:4.0%} {_title(name)} [dim]{escape(text)}[/]",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def note(self, text: str) -> None:
-        self.console.print(f"{self._clock()}         {escape(text)}", style="dim", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"{self._clock()}         {escape(text)}", style="dim", highlight=False, soft_wrap=True
+        )
 
     def finished(self, name: str, seconds: float, reused: bool) -> None:
         how = "[cyan]reused[/]" if reused else "[green]done[/]  "
@@ -78,12 +102,17 @@ class ConsoleDisplay:
             return Text(f"{self._clock()}  ...", style="dim")
         filled = round(20 * self._fraction)
         bar = "█" * filled + "░" * (20 - filled)
-        return Text(f"{self._clock()}  {_title(self._name)} {bar} {self._fraction:4.0%} {time.monotonic() - self._step_at:5.0f} s  {self._text}",
-                    no_wrap=True, overflow="ellipsis")
+        return Text(
+            f"{self._clock()}  {_title(self._name)} {bar} {self._fraction:4.0%}"
+            f" {time.monotonic() - self._step_at:5.0f} s  {self._text}",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
 
 
 class MemoryMeter(threading.Thread):
-    """Samples the memory of this process and all below it (proportional set size, so that shared pages count once)."""
+    """Samples the memory of this process and all below it (proportional set size, so that shared
+    pages count once)."""
 
     def __init__(self, also: list[int]) -> None:
         super().__init__(daemon=True)
@@ -122,52 +151,114 @@ def _pss(pid: int) -> int:
     return 0
 
 
-def print_summary(console: Console, summary: Summary, *, seconds: float, peak_bytes: int, program: str) -> None:
-    """The end of a run: verdict, both models side by side, digests, the endpoint, and what to type next."""
+def print_summary(
+    console: Console, summary: Summary, *, seconds: float, peak_bytes: int, program: str
+) -> None:
+    """The end of a run: verdict, both models side by side, digests, the endpoint, and what to type
+    next."""
     evidence, verdict = summary.evidence, summary.verdict
     console.print()
     colour = {"PASS": "green", "FAIL": "red"}.get(verdict.outcome, "yellow")
-    console.print(f"[bold {colour}]{verdict.outcome}[/] {escape('; '.join(verdict.reasons))}", highlight=False)
+    console.print(
+        f"[bold {colour}]{verdict.outcome}[/] {escape('; '.join(verdict.reasons))}", highlight=False
+    )
     rows = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "fp16", summary.served):
         rows.add_column(column, overflow="fold")
     smaller = summary.parent_bytes / summary.candidate_bytes
-    rows.add_row("size", mb(summary.parent_bytes), f"{mb(summary.candidate_bytes)} ({smaller:.2f} times smaller)")
-    rows.add_row("perplexity", f"{evidence.perplexity_parent:.3f}", f"{evidence.perplexity_candidate:.3f} (ratio {evidence.perplexity_ratio:.4f})")
-    rows.add_row("agreement", "", f"top-1 {evidence.top1_agreement:.1%}, mean KL {evidence.kl.mean:.4f} nats")
+    rows.add_row(
+        "size",
+        mb(summary.parent_bytes),
+        f"{mb(summary.candidate_bytes)} ({smaller:.2f} times smaller)",
+    )
+    rows.add_row(
+        "perplexity",
+        f"{evidence.perplexity_parent:.3f}",
+        f"{evidence.perplexity_candidate:.3f} (ratio {evidence.perplexity_ratio:.4f})",
+    )
+    rows.add_row(
+        "agreement", "", f"top-1 {evidence.top1_agreement:.1%}, mean KL {evidence.kl.mean:.4f} nats"
+    )
     if verdict.difference:
-        rows.add_row("could have seen", "", f"a loss of {verdict.difference.smallest_detectable:.4f} nats a token")
+        rows.add_row(
+            "could have seen",
+            "",
+            f"a loss of {verdict.difference.smallest_detectable:.4f} nats a token",
+        )
     for sample in evidence.samples:
-        rows.add_row(escape(f"> {sample.prompt}"), escape(one_line(sample.parent)), escape(one_line(sample.candidate)))
+        rows.add_row(
+            escape(f"> {sample.prompt}"),
+            escape(one_line(sample.parent)),
+            escape(one_line(sample.candidate)),
+        )
     console.print(rows, highlight=False)
     console.print()
     if len(summary.variants) > 2 or "decode tokens/s" in summary.variants[0]:
         show_rows(list(summary.variants), False, "", console)
         console.print()
     if summary.attempts > 1:
-        console.print(f"taken from {summary.attempts} attempts of the repair ladder\n", highlight=False)
+        console.print(
+            f"taken from {summary.attempts} attempts of the repair ladder\n", highlight=False
+        )
     if summary.choice:
-        console.print(f"served for {escape(summary.choice.objective)}: {escape(summary.choice.why)}\n", highlight=False, soft_wrap=True)
+        console.print(
+            f"served for {escape(summary.choice.objective)}: {escape(summary.choice.why)}\n",
+            highlight=False,
+            soft_wrap=True,
+        )
     facts = [("artifact", summary.candidate.digest), ("report", summary.report.digest)]
     if summary.promoted:
-        facts.append(("stage", f"{summary.name}/{summary.promoted.stage}{'' if summary.promoted.moved else ' (pointed there already)'}"))
+        moved = "" if summary.promoted.moved else " (pointed there already)"
+        facts.append(("stage", f"{summary.name}/{summary.promoted.stage}{moved}"))
     if summary.deployed:
-        facts.append(("endpoint", f"{summary.deployed.url}/v1  model {summary.deployed.model_name}"
-                                  f"{' (was running)' if summary.deployed.reused else ''}"))
-        facts.append(("", f"scores held-out text within {summary.deployed.score_difference:.4f} nats a token of the evidence"))
+        facts.append(
+            (
+                "endpoint",
+                (
+                    f"{summary.deployed.url}/v1  model {summary.deployed.model_name}"
+                    f"{' (was running)' if summary.deployed.reused else ''}"
+                ),
+            )
+        )
+        facts.append(
+            (
+                "",
+                (
+                    f"scores held-out text within {summary.deployed.score_difference:.4f} nats a"
+                    " token of the evidence"
+                ),
+            )
+        )
     if summary.reused:
         facts.append(("reused", ", ".join(name.replace("_", " ") for name in summary.reused)))
-    facts.append(("this run", f"{seconds:.0f} s, at most {gb(peak_bytes)} of memory over all processes"))
+    facts.append(
+        ("this run", f"{seconds:.0f} s, at most {gb(peak_bytes)} of memory over all processes")
+    )
     for name, value in facts:
         console.print(f"{name:<10}{escape(value)}", highlight=False, soft_wrap=True)
     console.print()
-    next_steps = [(f"{program} report {summary.report.short}", "the whole report"), (f"{program} ui", "runs, logs and reports in the Prefect UI")]
+    next_steps = [
+        (f"{program} report {summary.report.short}", "the whole report"),
+        (f"{program} ui", "runs, logs and reports in the Prefect UI"),
+    ]
     if summary.promoted and summary.promoted.stage != STAGES[-1]:
         following = STAGES[STAGES.index(summary.promoted.stage) + 1]
         place = f" --store {shlex.quote(summary.store)}" if summary.store else ""
-        next_steps.append((f"{program} registry promote {summary.name} {summary.promoted.stage} {following}{place}", "when it has proved itself"))
+        next_steps.append(
+            (
+                (
+                    f"{program} registry promote {summary.name} {summary.promoted.stage}"
+                    f" {following}{place}"
+                ),
+                "when it has proved itself",
+            )
+        )
     if summary.deployed:
-        next_steps = [(f"{program} chat {summary.name}", "talk to it"), (f"{program} stop {summary.name}", "take it down"), *next_steps]
+        next_steps = [
+            (f"{program} chat {summary.name}", "talk to it"),
+            (f"{program} stop {summary.name}", "take it down"),
+            *next_steps,
+        ]
     width = max(len(command) for command, _ in next_steps) + 3
     for command, what in next_steps:
         console.print(f"  {command:<{width}}[dim]{what}[/]", highlight=False, soft_wrap=True)

@@ -1,4 +1,5 @@
-"""`lmflows engines`: the runtimes that engines run in, and measurements of engines by themselves."""
+"""`lmflows engines`: the runtimes that engines run in, and measurements of engines by
+themselves."""
 
 from __future__ import annotations
 
@@ -10,18 +11,39 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
-from configs.schema import Benchmark, Engine, EnginePytorch, EngineTransformers, EngineTurbomind, PythonDocs, TextFile, weights_and_kv
+from configs.schema import (
+    Benchmark,
+    Engine,
+    EnginePytorch,
+    EngineTransformers,
+    EngineTurbomind,
+    PythonDocs,
+    TextFile,
+    weights_and_kv,
+)
 from flows.cli.terminal import err, find_model, out, show_rows, variant_of
 from flows.run.environment import unreachable_is_an_error
 
 M = TypeVar("M", bound=BaseModel)
-app = typer.Typer(no_args_is_help=True, help="Engine runtimes: locked environments of their own, side by side.")
+app = typer.Typer(
+    no_args_is_help=True, help="Engine runtimes: locked environments of their own, side by side."
+)
 
-Model = Annotated[str, typer.Argument(help="an artifact's digest or its first digits, or a model folder")]
+Model = Annotated[
+    str, typer.Argument(help="an artifact's digest or its first digits, or a model folder")
+]
 Json = Annotated[Path | None, typer.Option("--json", help="write the raw figures to this file")]
 EngineName = Annotated[str, typer.Option("--engine", help="turbomind, pytorch or transformers")]
-VariantName = Annotated[str, typer.Option("--variant", help="only its KV cache counts here: -kv8, -kv4 or none")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run the folder's Python files; an artifact holds only reviewed ones")]
+VariantName = Annotated[
+    str, typer.Option("--variant", help="only its KV cache counts here: -kv8, -kv4 or none")
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="run the folder's Python files; an artifact holds only reviewed ones",
+    ),
+]
 
 
 @app.command("ls")
@@ -29,30 +51,62 @@ def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the runtimes, and what is installed in those that are ready."""
     from tasks.runner import runtimes
 
-    rows = [{"runtime": one.name, "state": "ready" if one.ready else "not prepared", "lock": (one.digest or "")[:12] or "not locked",
-             **{name: one.versions.get(name, "") for name in ("python", "lmdeploy", "torch", "transformers")}} for one in runtimes.list_all()]
+    rows = [
+        {
+            "runtime": one.name,
+            "state": "ready" if one.ready else "not prepared",
+            "lock": (one.digest or "")[:12] or "not locked",
+            **{
+                name: one.versions.get(name, "")
+                for name in ("python", "lmdeploy", "torch", "transformers")
+            },
+        }
+        for one in runtimes.list_all()
+    ]
     show_rows(rows, as_json, "no runtimes")
 
 
 @app.command()
-def prepare(names: Annotated[list[str], typer.Argument(help="runtimes, as `lmflows engines ls` names them")],
-            wheels: Annotated[Path | None, typer.Option(help="install from this folder of wheels, without the network")] = None) -> None:
+def prepare(
+    names: Annotated[
+        list[str], typer.Argument(help="runtimes, as `lmflows engines ls` names them")
+    ],
+    wheels: Annotated[
+        Path | None, typer.Option(help="install from this folder of wheels, without the network")
+    ] = None,
+) -> None:
     """Make runtimes ready, so that their first use needs no network."""
     from tasks.runner import runtimes
 
     for name in names:
-        runtime = runtimes.prepare(name, say=lambda text: out.print(text, markup=False, highlight=False, soft_wrap=True), wheels=wheels,
-                                   offline=wheels is not None)
-        out.print(f"{name} is ready: {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}", highlight=False, soft_wrap=True)
+        runtime = runtimes.prepare(
+            name,
+            say=lambda text: out.print(text, markup=False, highlight=False, soft_wrap=True),
+            wheels=wheels,
+            offline=wheels is not None,
+        )
+        out.print(
+            f"{name} is ready:"
+            f" {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
-def adopt(name: str, python: Annotated[Path, typer.Argument(help="an interpreter that has LMDeploy")]) -> None:
-    """Register an environment that exists already, a container's for example, as a runtime. Nothing locks it."""
+def adopt(
+    name: str, python: Annotated[Path, typer.Argument(help="an interpreter that has LMDeploy")]
+) -> None:
+    """Register an environment that exists already, a container's for example, as a runtime. Nothing
+    locks it."""
     from tasks.runner import runtimes
 
     runtime = runtimes.adopt(name, python)
-    out.print(f"{name}: {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}", highlight=False, soft_wrap=True)
+    out.print(
+        f"{name}: {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -65,13 +119,28 @@ def remove(name: str) -> None:
 
 
 @app.command()
-def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime", help="several times; the first is the baseline")],
-            engine: EngineName = "turbomind", variant: VariantName = "w4a16",
-            batch_sizes: Annotated[str, typer.Option("--batch-sizes")] = "1,16,64", rounds: Annotated[int, typer.Option(min=1)] = 5,
-            prompt_tokens: Annotated[int, typer.Option(min=1)] = 512, new_tokens: Annotated[int, typer.Option(min=2)] = 128,
-            texts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="a text file to score; default: Python's reference")] = None,
-            trust_remote_code: Trust = False, json_file: Json = None) -> None:
-    """Run one model through several runtimes by turns: which is faster, by what ratio, and do the answers agree?"""
+def compare(
+    model: Model,
+    runtimes: Annotated[
+        list[str], typer.Option("--runtime", help="several times; the first is the baseline")
+    ],
+    engine: EngineName = "turbomind",
+    variant: VariantName = "w4a16",
+    batch_sizes: Annotated[str, typer.Option("--batch-sizes")] = "1,16,64",
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    new_tokens: Annotated[int, typer.Option(min=2)] = 128,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="a text file to score; default: Python's reference"
+        ),
+    ] = None,
+    trust_remote_code: Trust = False,
+    json_file: Json = None,
+) -> None:
+    """Run one model through several runtimes by turns: which is faster, by what ratio, and do the
+    answers agree?"""
     from tasks.compare_runtimes import CompareRuntimesRequest
     from tasks.machine.gpus import choose
     from tasks.measure import hardware
@@ -84,12 +153,27 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
     check_place(json_file)
     request = checked(
         CompareRuntimesRequest,
-        folder=folder, digest=digest, engine=options, kv_bits=weights_and_kv(variant_of(variant, options))[1], runtimes=tuple(runtimes),
-        benchmark=checked(Benchmark, batch_sizes=tuple(numbers(batch_sizes, int)), rounds=rounds, prompt_tokens=prompt_tokens,
-                          new_tokens=new_tokens),
-        texts=TextFile(type="file", path=texts.absolute()) if texts else PythonDocs(type="python_docs"),
+        folder=folder,
+        digest=digest,
+        engine=options,
+        kv_bits=weights_and_kv(variant_of(variant, options))[1],
+        runtimes=tuple(runtimes),
+        benchmark=checked(
+            Benchmark,
+            batch_sizes=tuple(numbers(batch_sizes, int)),
+            rounds=rounds,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+        ),
+        texts=(
+            TextFile(type="file", path=texts.absolute())
+            if texts
+            else PythonDocs(type="python_docs")
+        ),
         prompts=("hello", "please provide three suggestions about ielts' preparation"),
-        hardware=hardware(choose(None, options.tp)), trust_remote_code=trust_remote_code or digest is not None)
+        hardware=hardware(choose(None, options.tp)),
+        trust_remote_code=trust_remote_code or digest is not None,
+    )
     _make_ready(runtimes)
     prepare_prefect()
     from flows.compare_engines import compare_engines, comparison_rows
@@ -101,10 +185,19 @@ def compare(model: Model, runtimes: Annotated[list[str], typer.Option("--runtime
 
 
 @app.command()
-def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="values of cache_max_entry_count")] = "0.1,0.2,0.4,0.8",
-           engine: EngineName = "turbomind", variant: VariantName = "w4a16", runtime: str = "default", trust_remote_code: Trust = False,
-           json_file: Json = None) -> None:
-    """Load a model with several values of cache_max_entry_count, and show the GPU memory that each takes."""
+def memory(
+    model: Model,
+    shares: Annotated[
+        str, typer.Option("--shares", help="values of cache_max_entry_count")
+    ] = "0.1,0.2,0.4,0.8",
+    engine: EngineName = "turbomind",
+    variant: VariantName = "w4a16",
+    runtime: str = "default",
+    trust_remote_code: Trust = False,
+    json_file: Json = None,
+) -> None:
+    """Load a model with several values of cache_max_entry_count, and show the GPU memory that each
+    takes."""
     from tasks.kv_memory import MemoryRequest, require_gpu
     from tasks.machine.gpus import choose
     from tasks.measure import hardware
@@ -114,10 +207,20 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
     options = engine_of(engine, runtime=get(runtime).name)
     check_place(json_file)
     if isinstance(options, EngineTransformers):
-        raise ConfigError("transformers has no cache_max_entry_count", where="--engine", hint="turbomind or pytorch")
-    request = checked(MemoryRequest, folder=folder, engine=options, kv_bits=weights_and_kv(variant_of(variant, options))[1],
-                      shares=tuple(numbers(shares, float)), hardware=hardware(choose(None, options.tp)),
-                      trust_remote_code=trust_remote_code or digest is not None)
+        raise ConfigError(
+            "transformers has no cache_max_entry_count",
+            where="--engine",
+            hint="turbomind or pytorch",
+        )
+    request = checked(
+        MemoryRequest,
+        folder=folder,
+        engine=options,
+        kv_bits=weights_and_kv(variant_of(variant, options))[1],
+        shares=tuple(numbers(shares, float)),
+        hardware=hardware(choose(None, options.tp)),
+        trust_remote_code=trust_remote_code or digest is not None,
+    )
     require_gpu()
     _make_ready([runtime])
     prepare_prefect()
@@ -130,15 +233,19 @@ def memory(model: Model, shares: Annotated[str, typer.Option("--shares", help="v
 
 
 def _make_ready(names: Sequence[str]) -> None:
-    """Make the runtimes that are not there yet, which can take minutes, and tell of it on stderr."""
+    """Make the runtimes that are not there yet, which can take minutes, and tell of it on
+    stderr."""
     from tasks.runner import runtimes
 
     for name in names:
-        runtimes.prepare(name, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True))
+        runtimes.prepare(
+            name, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
+        )
 
 
 def prepare_prefect() -> None:
-    """Make Prefect ready for a flow in this process, quietly, and see to it that its server ends with us."""
+    """Make Prefect ready for a flow in this process, quietly, and see to it that its server ends
+    with us."""
     from flows.run import environment, server_guard
 
     environment.prepare(quiet=True)
@@ -148,20 +255,33 @@ def prepare_prefect() -> None:
 def engine_of(name: str, **options: Any) -> Engine:
     """The engine of that name; of the options those that it has."""
     known: dict[str, type[EngineTransformers | EngineTurbomind | EnginePytorch]] = {
-        "transformers": EngineTransformers, "turbomind": EngineTurbomind, "pytorch": EnginePytorch}
+        "transformers": EngineTransformers,
+        "turbomind": EngineTurbomind,
+        "pytorch": EnginePytorch,
+    }
     if name not in known:
-        raise ConfigError(f"no engine {name!r}", where="--engine", hint=f"one of {', '.join(known)}")
-    return checked(known[name], name=name, **{key: value for key, value in options.items() if key in known[name].model_fields})
+        raise ConfigError(
+            f"no engine {name!r}", where="--engine", hint=f"one of {', '.join(known)}"
+        )
+    return checked(
+        known[name],
+        name=name,
+        **{key: value for key, value in options.items() if key in known[name].model_fields},
+    )
 
 
 def checked(kind: type[M], **values: Any) -> M:
-    """A section or a request, from what was given on the command line; ConfigError if that cannot be."""
+    """A section or a request, from what was given on the command line; ConfigError if that cannot
+    be."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         detail = error.errors()[0]
         name = f"--{detail['loc'][0]}".replace("_", "-") if detail["loc"] else "options"
-        raise ConfigError(f"{detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}", where=name) from None
+        raise ConfigError(
+            f"{detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}",
+            where=name,
+        ) from None
 
 
 def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
@@ -169,7 +289,11 @@ def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{text!r} is not a list of numbers separated by commas", where="option", hint="for example 1,16,64") from None
+        raise ConfigError(
+            f"{text!r} is not a list of numbers separated by commas",
+            where="option",
+            hint="for example 1,16,64",
+        ) from None
 
 
 def check_place(path: Path | None) -> None:

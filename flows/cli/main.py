@@ -1,7 +1,7 @@
 """`lmflows`: the command line. The only place where an error becomes text and an exit status.
 
-Exit status: 0 done, 1 a step or a server failed, 2 bad input (nothing was started), 3 the verdict is not PASS,
-130 interrupted.
+Exit status: 0 done, 1 a step or a server failed, 2 bad input (nothing was started), 3 the verdict
+is not PASS, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,21 +26,34 @@ from configs.reader import load, overrides_of
 from flows.cli import bench, compare, engines, harness, registry, report
 from flows.cli.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Take a language model to a served, measured, reversible 4-bit endpoint on LMDeploy.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Pipeline configs.")
 app.add_typer(config_app, name="config")
 app.add_typer(engines.app, name="engines")
 app.add_typer(registry.app, name="registry")
-LOADING_SECONDS = 1800  # the longest that a conversation waits for its model: hundreds of GB come from a slow disk
+# the longest that a conversation waits for its model: hundreds of GB come from a slow disk
+LOADING_SECONDS = 1800
 
 ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]
-EndpointName = Annotated[str | None, typer.Argument(help="an endpoint's name; not needed if there is one")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the config, by dotted key path")]
+EndpointName = Annotated[
+    str | None, typer.Argument(help="an endpoint's name; not needed if there is one")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="replace a value of the config, by dotted key path"
+    ),
+]
 
 
 def main() -> None:
-    """Console script. Ctrl-C anywhere ends with status 130, an expected error with its own status and no traceback."""
+    """Console script. Ctrl-C anywhere ends with status 130, an expected error with its own status
+    and no traceback."""
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
@@ -53,21 +66,33 @@ def main() -> None:
         err.print(f"[red]error[/] {type(error).__name__}: ", end="", highlight=False)
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
-    except OSError as error:  # a folder that may not be read, a full disk: the place is what the system names
+    except OSError as error:
+        # a folder that may not be read, a full disk: the place is what the system names
         place = f" {error.filename}" if error.filename else ""
-        err.print(f"error {type(error).__name__}:{place}: {error.strerror or error} -> check that it exists and may be read and written",
-                  markup=False, highlight=False, soft_wrap=True)
+        err.print(
+            f"error {type(error).__name__}:{place}: {error.strerror or error} -> check that it"
+            " exists and may be read and written",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(LmflowsError.exit_status)
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the CLI library
+        # a usage error of the CLI library
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             err.print(f"error: {error.format_message()}", markup=False, highlight=False)
             sys.exit(error.exit_code)
         raise
 
 
 @app.command()
-def run(config: ConfigPath, set_: Overrides = None,
-        verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show Prefect's own log lines")] = False) -> None:
+def run(
+    config: ConfigPath,
+    set_: Overrides = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="show Prefect's own log lines")
+    ] = False,
+) -> None:
     """Download, check, quantize, evaluate, judge, upload, promote and serve a model."""
     overrides = overrides_of(set_ or [])
     load(config, overrides)  # a bad config ends here, before Prefect is started
@@ -97,23 +122,54 @@ def run(config: ConfigPath, set_: Overrides = None,
             meter.watch(supervisor.pid())
     time.sleep(0.6)  # one more sample, with the new server in it
     meter.stop()
-    print_summary(out, summary, seconds=time.monotonic() - started, peak_bytes=meter.peak_bytes, program=_program())
+    print_summary(
+        out,
+        summary,
+        seconds=time.monotonic() - started,
+        peak_bytes=meter.peak_bytes,
+        program=_program(),
+    )
     if failed:
         raise failed
 
 
 @app.command()
-def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; with --engine an artifact's digest or a model folder")] = None,
-         engine: Annotated[str | None, typer.Option(help="load a model with this engine just for the conversation: "
-                                                         "transformers, turbomind or pytorch")] = None,
-         variant: Annotated[str | None, typer.Option(help="with --engine: the KV cache, for example w4a16-kv8")] = None,
-         cache_max_entry_count: Annotated[float, typer.Option(help="with --engine: share of the GPU memory for the KV cache")] = 0.4,
-         trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="with --engine and a folder: run its Python files")] = False,
-         url: Annotated[str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")] = None,
-         system: Annotated[str | None, typer.Option(help="a system message")] = None,
-         temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-         max_tokens: Annotated[int, typer.Option(min=1)] = 512,
-         timing: Annotated[bool, typer.Option("--timing", help="tell tokens and seconds of each answer")] = False) -> None:
+def chat(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="an endpoint's name; with --engine an artifact's digest or a model folder"
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="load a model with this engine just for the conversation: "
+            "transformers, turbomind or pytorch"
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="with --engine: the KV cache, for example w4a16-kv8")
+    ] = None,
+    cache_max_entry_count: Annotated[
+        float, typer.Option(help="with --engine: share of the GPU memory for the KV cache")
+    ] = 0.4,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="with --engine and a folder: run its Python files"
+        ),
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="a system message")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="tell tokens and seconds of each answer")
+    ] = False,
+) -> None:
     """Talk to an endpoint, or to a model in an engine of its own.
 
     An empty line or Ctrl-D ends it, /new forgets the conversation, Ctrl-C cuts an answer short."""
@@ -125,21 +181,36 @@ def chat(name: Annotated[str | None, typer.Argument(help="an endpoint's name; wi
         converse(out, manner, endpoint=None if url else endpoints.get(name), url=url)
         return
     if name is None:
-        raise ConfigError("which model?", where="--engine", hint="name an artifact's digest or a model folder")
+        raise ConfigError(
+            "which model?", where="--engine", hint="name an artifact's digest or a model folder"
+        )
     from tasks.checkpoints.files import read_config
     from tasks.machine.gpus import cuda_is_visible
     from tasks.serving.temporary import served
 
     folder, digest = find_model(name)
     kind = "w4a16" if "quantization_config" in read_config(folder) else "fp16"
-    options = engines.engine_of(engine, cache_max_entry_count=cache_max_entry_count,
-                                    dtype="float16" if cuda_is_visible() else "float32")  # as the tutorial does; float32 runs out of memory
+    options = engines.engine_of(
+        engine,
+        cache_max_entry_count=cache_max_entry_count,
+        # as the tutorial does; float32 runs out of memory
+        dtype="float16" if cuda_is_visible() else "float32",
+    )
     moving = err.status("loading")  # shows nothing where nothing can move
     moving.start()
     try:
-        with _terminated_raises(SystemExit(130)), served(  # KeyboardInterrupt would only cut an answer short
-                folder, options, variant_of(variant or kind, options), trust_remote_code=trust_remote_code or digest is not None,
-                limit_s=LOADING_SECONDS, waiting=moving.update) as endpoint:
+        # KeyboardInterrupt would only cut an answer short
+        with (
+            _terminated_raises(SystemExit(130)),
+            served(
+                folder,
+                options,
+                variant_of(variant or kind, options),
+                trust_remote_code=trust_remote_code or digest is not None,
+                limit_s=LOADING_SECONDS,
+                waiting=moving.update,
+            ) as endpoint,
+        ):
             moving.stop()
             converse(out, manner, endpoint=endpoint)
     finally:
@@ -154,22 +225,39 @@ def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     rows = []
     for endpoint in endpoints.list_all():
         state, pid = supervisor.state(endpoint)
-        rows.append({"name": endpoint.name, "state": state, "url": f"{endpoint.url}/v1", "model": endpoint.model_name,
-                     "engine": endpoint.engine.name, "artifact": endpoint.artifact.short, "pid": pid or "",
-                     "since": f"{endpoint.since:%Y-%m-%d %H:%M} UTC"})
+        rows.append(
+            {
+                "name": endpoint.name,
+                "state": state,
+                "url": f"{endpoint.url}/v1",
+                "model": endpoint.model_name,
+                "engine": endpoint.engine.name,
+                "artifact": endpoint.artifact.short,
+                "pid": pid or "",
+                "since": f"{endpoint.since:%Y-%m-%d %H:%M} UTC",
+            }
+        )
     show_rows(rows, as_json, "no endpoint is deployed")
 
 
 @app.command()
-def stop(name: EndpointName = None, every: Annotated[bool, typer.Option("--all", help="stop every endpoint")] = False) -> None:
+def stop(
+    name: EndpointName = None,
+    every: Annotated[bool, typer.Option("--all", help="stop every endpoint")] = False,
+) -> None:
     """Take an endpoint down and free its port."""
     from tasks.serving import endpoints, supervisor
 
     for endpoint in endpoints.list_all() if every else [endpoints.get(name)]:
         supervisor.stop(endpoint)
         for problem in endpoint.withdraw():
-            err.print(f"a store believes that {endpoint.name} still runs, until `lmflows registry gc --forget` says that it does not: {problem}",
-                      markup=False, highlight=False, soft_wrap=True)
+            err.print(
+                f"a store believes that {endpoint.name} still runs, until `lmflows registry gc"
+                f" --forget` says that it does not: {problem}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         endpoint.forget()
         out.print(f"stopped {endpoint.name}; port {endpoint.options.port} is free", highlight=False)
 
@@ -181,8 +269,17 @@ def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min
 
     log = endpoints.get(name).folder / endpoints.LOG
     if not log.exists():
-        raise EndpointError("has not written anything yet", where=str(log), hint="`lmflows status` tells whether it runs")
-    out.print("\n".join(log.read_text(errors="replace").splitlines()[-lines:]), markup=False, highlight=False, soft_wrap=True)
+        raise EndpointError(
+            "has not written anything yet",
+            where=str(log),
+            hint="`lmflows status` tells whether it runs",
+        )
+    out.print(
+        "\n".join(log.read_text(errors="replace").splitlines()[-lines:]),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -203,9 +300,21 @@ def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         except LmflowsError as error:
             err.print(str(error), markup=False, highlight=False, soft_wrap=True)
             continue
-        rows.append({"digest": digest if as_json else digest[:12], "kind": manifest.kind, "size": manifest.size if as_json else mb(manifest.size),
-                     "files": len(manifest.files), "uploaded": "yes" if any(store.manifest_path(digest).exists() for store in stores()[1:]) else "",
-                     "stages": ", ".join(stages.get(digest, [])), "parents": ", ".join(f"{p.role} {p.digest[:12]}" for p in manifest.parents)})
+        rows.append(
+            {
+                "digest": digest if as_json else digest[:12],
+                "kind": manifest.kind,
+                "size": manifest.size if as_json else mb(manifest.size),
+                "files": len(manifest.files),
+                "uploaded": (
+                    "yes"
+                    if any(store.manifest_path(digest).exists() for store in stores()[1:])
+                    else ""
+                ),
+                "stages": ", ".join(stages.get(digest, [])),
+                "parents": ", ".join(f"{p.role} {p.digest[:12]}" for p in manifest.parents),
+            }
+        )
     show_rows(rows, as_json, "no artifacts yet")
 
 
@@ -226,7 +335,8 @@ def show(digest: Annotated[str, typer.Argument(help="a digest, or its first digi
 
 @app.command()
 def verify(digest: Annotated[str, typer.Argument(help="a digest, or its first digits")]) -> None:
-    """Hash every file of an artifact, wherever it lies; status 1 if one is changed, missing or extra."""
+    """Hash every file of an artifact, wherever it lies; status 1 if one is changed, missing or
+    extra."""
     _, full = resolve(digest)
     bad = 0
     for store in stores():
@@ -234,9 +344,16 @@ def verify(digest: Annotated[str, typer.Argument(help="a digest, or its first di
             problems = store.verify(full)
             bad += len(problems)
             for problem in problems:
-                out.print(f"{store.root.name}: {problem}", markup=False, highlight=False, soft_wrap=True)
+                out.print(
+                    f"{store.root.name}: {problem}", markup=False, highlight=False, soft_wrap=True
+                )
             if not problems:
-                out.print(f"{store.root.name}: {len(store.manifest(full).files)} files, all as in manifest {full}", highlight=False, soft_wrap=True)
+                out.print(
+                    f"{store.root.name}: {len(store.manifest(full).files)} files, all as in"
+                    f" manifest {full}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
     if bad:
         raise typer.Exit(1)
 
@@ -254,9 +371,20 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 4200) -> None:
     from flows.run import environment
 
     environment.prepare()
-    # the page asks the server that it came from: Prefect's own default is port 4200 of this machine, whatever the port or tunnel
+    # the page asks the server that it came from: Prefect's own default is port 4200 of this
+    # machine, whatever the port or tunnel
     os.environ.setdefault("PREFECT_SERVER_UI_API_URL", "/api")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     out.print(f"runs: http://127.0.0.1:{port}/runs", highlight=False)
     os.execv(command[0], command)
 
@@ -277,7 +405,8 @@ def check(config: ConfigPath, set_: Overrides = None) -> None:
 
 
 def _program() -> str:
-    """What the reader has to type for this program where they are: its name if the shell finds it, else its path."""
+    """What the reader has to type for this program where they are: its name if the shell finds it,
+    else its path."""
     called, found = Path(sys.argv[0]).absolute(), shutil.which("lmflows")
     if called.name != "lmflows" or (found and called.samefile(found)):
         return "lmflows"
@@ -293,6 +422,7 @@ def _nothing() -> Iterator[None]:
 @contextmanager
 def _terminated_raises(error: BaseException) -> Iterator[None]:
     """SIGTERM raises this, so that a step's or a server's processes are ended in order."""
+
     def end(_signal: int, _frame: FrameType | None) -> None:
         raise error
 

@@ -31,11 +31,23 @@ class FinishedRun:
     summary: RunSummary
 
 
-def report(which: Annotated[str, typer.Argument(metavar="RUN|DIGEST", help="a pipeline's name (its latest run), a run's folder or Prefect id, "
-                                                                           "or a digest; the first characters will do")],
-           open_: Annotated[bool, typer.Option("--open/--no-open", help="open it in a browser")] = True,
-           output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="copy the page there; it needs no other file")] = None,
-           ) -> None:
+def report(
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|DIGEST",
+            help="a pipeline's name (its latest run), a run's folder or Prefect id, "
+            "or a digest; the first characters will do",
+        ),
+    ],
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="open it in a browser")] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="copy the page there; it needs no other file"
+        ),
+    ] = None,
+) -> None:
     """Show the report of a run, or of an artifact, as a page in the browser."""
     page = find_page(which)
     if output is not None:
@@ -54,29 +66,48 @@ def find_page(which: str) -> Path:
     """
     digests = {run.summary.report: run.folder for run in matching(which)}
     if len(digests) > 1:
-        raise ArtifactMissing(f"{len(digests)} runs match {which!r}: {', '.join(sorted(digests.values()))}", where=str(paths.runs()),
-                              hint="give more of the run's id, or its folder's name")
+        raise ArtifactMissing(
+            f"{len(digests)} runs match {which!r}: {', '.join(sorted(digests.values()))}",
+            where=str(paths.runs()),
+            hint="give more of the run's id, or its folder's name",
+        )
     store, digest = (find(next(iter(digests))), next(iter(digests))) if digests else _resolve(which)
     artifact = store.open(digest)
     if artifact.kind != "report":
         about = [other[:12] for other in reports_about(digest)]
-        hint = f"`lmflows report {about[0]}` is about it" if about else f"`lmflows show {artifact.short}` shows what it is"
-        raise ConfigError(f"artifact {artifact.short} is not a report but of kind {artifact.kind}", where="lmflows report", hint=hint)
+        hint = (
+            f"`lmflows report {about[0]}` is about it"
+            if about
+            else f"`lmflows show {artifact.short}` shows what it is"
+        )
+        raise ConfigError(
+            f"artifact {artifact.short} is not a report but of kind {artifact.kind}",
+            where="lmflows report",
+            hint=hint,
+        )
     page = artifact.path / PAGE
     if not page.exists():
-        raise ConfigError(f"report {artifact.short} has no page: an earlier version made it", where="lmflows report",
-                          hint=f"`lmflows show {artifact.short}` shows its text; the next run makes a page")
+        raise ConfigError(
+            f"report {artifact.short} has no page: an earlier version made it",
+            where="lmflows report",
+            hint=f"`lmflows show {artifact.short}` shows its text; the next run makes a page",
+        )
     return page
 
 
 def matching(which: str) -> list[FinishedRun]:
-    """The runs that a word names: by folder, else by pipeline (the latest), else by the first characters of the Prefect id."""
+    """The runs that a word names: by folder, else by pipeline (the latest), else by the first
+    characters of the Prefect id."""
     runs = list(finished())
     if exact := [run for run in runs if run.folder == which]:
         return exact
     if named := [run for run in runs if run.summary.name == which]:
         return named[-1:]
-    return [run for run in runs if len(which) >= SHORTEST_ID and run.summary.flow_run_id.startswith(which.lower())]
+    return [
+        run
+        for run in runs
+        if len(which) >= SHORTEST_ID and run.summary.flow_run_id.startswith(which.lower())
+    ]
 
 
 def finished() -> Iterator[FinishedRun]:
@@ -95,7 +126,9 @@ def reports_about(digest: str) -> list[str]:
         for other in reversed(store.digests()):
             with suppress(LmflowsError):  # a damaged manifest is `lmflows verify`'s business
                 manifest = store.manifest(other)
-                if manifest.kind == "report" and any(parent.digest == digest for parent in manifest.parents):
+                if manifest.kind == "report" and any(
+                    parent.digest == digest for parent in manifest.parents
+                ):
                     found.append(other)
     return found
 
@@ -110,19 +143,32 @@ def copied(page: Path, target: Path) -> Path:
     try:
         shutil.copyfile(page, target)
     except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error.strerror}", where="--output", hint="name a file in a folder that exists") from None
+        raise ConfigError(
+            f"{target} cannot be written: {error.strerror}",
+            where="--output",
+            hint="name a file in a folder that exists",
+        ) from None
     return target
 
 
 def has_display() -> bool:
     """Whether a browser could be seen by the person who asks."""
-    return bool(sys.platform == "darwin" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"})
+    return bool(
+        sys.platform == "darwin" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
+    )
 
 
 def _resolve(which: str) -> tuple[LocalStore, str]:
     digits = which.removeprefix("sha256:")
     if not digits or set(digits) - set("0123456789abcdef"):
         known = sorted({run.summary.name for run in finished()})
-        raise ArtifactMissing(f"no finished run and no artifact is called {which!r}", where=str(paths.home()),
-                              hint=f"runs with a report: {', '.join(known)}" if known else "no run has come to a verdict yet")
+        raise ArtifactMissing(
+            f"no finished run and no artifact is called {which!r}",
+            where=str(paths.home()),
+            hint=(
+                f"runs with a report: {', '.join(known)}"
+                if known
+                else "no run has come to a verdict yet"
+            ),
+        )
     return resolve(digits)

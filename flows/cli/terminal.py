@@ -1,4 +1,5 @@
-"""What the commands share: the terminal, tables, and finding artifacts by the first digits of their digest."""
+"""What the commands share: the terminal, tables, and finding artifacts by the first digits of their
+digest."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def whoami() -> str:
 
 
 def stores() -> list[LocalStore]:
-    """The workspace, and every folder that a run on this machine has uploaded to (S3 is `lmflows registry`'s business)."""
+    """The workspace, and every folder that a run on this machine has uploaded to (S3 is `lmflows
+    registry`'s business)."""
     folders = (Path(location) for location in paths.known_stores() if not location.startswith(S3))
     return [LocalStore(paths.workspace()), *map(LocalStore, folders)]
 
@@ -44,17 +46,24 @@ def find(digest: str) -> LocalStore:
     for store in stores():
         if store.manifest_path(digest).exists():
             return store
-    raise ArtifactMissing(f"no artifact {digest}", where=str(paths.home()), hint="`lmflows ls` shows what there is")
+    raise ArtifactMissing(
+        f"no artifact {digest}", where=str(paths.home()), hint="`lmflows ls` shows what there is"
+    )
 
 
 def resolve(prefix: str) -> tuple[LocalStore, str]:
     """The store that has the one artifact whose digest starts with `prefix`, and the digest."""
-    found = match(prefix, (digest for store in stores() for digest in store.digests()), where=str(paths.home()))
+    found = match(
+        prefix,
+        (digest for store in stores() for digest in store.digests()),
+        where=str(paths.home()),
+    )
     return find(found), found
 
 
 def find_model(model: str) -> tuple[Path, str | None]:
-    """A model's folder, and its digest if it is an artifact: `model` is a folder, or the first digits of a digest.
+    """A model's folder, and its digest if it is an artifact: `model` is a folder, or the first
+    digits of a digest.
 
     Raises:
         ArtifactMissing: it is neither.
@@ -74,13 +83,21 @@ def variant_of(name: str, engine: Engine) -> Variant:
     try:
         variant: Variant = TypeAdapter(Variant).validate_python(name)
     except ValidationError:
-        raise ConfigError(f"no variant {name!r}", where="--variant", hint=f"one of {', '.join(get_args(Variant))}") from None
+        raise ConfigError(
+            f"no variant {name!r}", where="--variant", hint=f"one of {', '.join(get_args(Variant))}"
+        ) from None
     if isinstance(engine, EngineTransformers) and weights_and_kv(variant)[1]:
-        raise ConfigError(f"{name}: transformers has no quantized KV cache", where="--variant", hint="use engine turbomind or pytorch")
+        raise ConfigError(
+            f"{name}: transformers has no quantized KV cache",
+            where="--variant",
+            hint="use engine turbomind or pytorch",
+        )
     return variant
 
 
-def show_rows(rows: list[dict[str, Any]], as_json: bool, nothing: str, console: Console = out) -> None:
+def show_rows(
+    rows: list[dict[str, Any]], as_json: bool, nothing: str, console: Console = out
+) -> None:
     """Print rows as a table, or as JSON for a program."""
     if as_json:
         print(json.dumps(rows, indent=2))

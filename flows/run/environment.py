@@ -1,6 +1,8 @@
-"""Prefect's settings for this project, as environment variables. Call `prepare` before Prefect is imported.
+"""Prefect's settings for this project, as environment variables. Call `prepare` before Prefect is
+imported.
 
-Whoever has set up Prefect (a profile, an API URL, a PREFECT_HOME) keeps it; else its database lives in our home.
+Whoever has set up Prefect (a profile, an API URL, a PREFECT_HOME) keeps it; else its database lives
+in our home.
 """
 
 from __future__ import annotations
@@ -20,29 +22,41 @@ def prepare(*, quiet: bool = False) -> None:
     Args:
         quiet: keep Prefect's own log lines off the terminal; the API and the UI still get them.
     """
-    set_up = (Path.home() / ".prefect" / "profiles.toml").exists() or {"PREFECT_API_URL", "PREFECT_PROFILE"} & os.environ.keys()
+    set_up = (Path.home() / ".prefect" / "profiles.toml").exists() or {
+        "PREFECT_API_URL",
+        "PREFECT_PROFILE",
+    } & os.environ.keys()
     try:
         paths.home().mkdir(parents=True, exist_ok=True)
-        (paths.home() / ".probe").write_bytes(bytes(1 << 20))  # on a full disk Prefect's server would hang
+        # on a full disk Prefect's server would hang
+        (paths.home() / ".probe").write_bytes(bytes(1 << 20))
         (paths.home() / ".probe").unlink()
     except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror}", where=f"home folder {paths.home()}",
-                          hint="free some space, or set LMFLOWS_HOME to another folder") from None
+        raise ConfigError(
+            f"cannot be written: {error.strerror}",
+            where=f"home folder {paths.home()}",
+            hint="free some space, or set LMFLOWS_HOME to another folder",
+        ) from None
     if not set_up:
         os.environ.setdefault("PREFECT_HOME", str(paths.home() / "prefect"))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # the default 20 s is short on a busy machine
+    # the default 20 s is short on a busy machine
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 @contextmanager
 def unreachable_is_an_error() -> Iterator[None]:
-    """Tell of a Prefect server that cannot be reached or started: Prefect raises a plain RuntimeError."""
+    """Tell of a Prefect server that cannot be reached or started: Prefect raises a plain
+    RuntimeError."""
     try:
         yield
     except RuntimeError as error:
         if "API" in str(error):
-            raise LmflowsError(str(error).splitlines()[0], where="Prefect",
-                               hint="check PREFECT_API_URL (unset it to run without a server)") from error
+            raise LmflowsError(
+                str(error).splitlines()[0],
+                where="Prefect",
+                hint="check PREFECT_API_URL (unset it to run without a server)",
+            ) from error
         raise

@@ -1,7 +1,8 @@
 """Steps as Prefect tasks: one place that makes the task from a step's declaration, and runs it.
 
-A task streams its child's log and progress to Prefect, retries what a retry can help, and answers from the cache when
-everything that decides its result is equal and the store still holds, unharmed, what it made.
+A task streams its child's log and progress to Prefect, retries what a retry can help, and answers
+from the cache when everything that decides its result is equal and the store still holds, unharmed,
+what it made.
 """
 
 from __future__ import annotations
@@ -34,9 +35,20 @@ from tasks.runner.step import Context, Result, Step
 
 R = TypeVar("R", bound=Result)
 PROGRESS_SECONDS = 2.0  # between two updates of the progress artifact: each is a request to the API
-# deploy, too: a server takes a share of what is free while it starts, and two that start at once take each other's
-GPU_STEPS = {"smoke_test", "quantize", "measure", "deploy", "compare_runtimes", "memory", "load_test", "keep_layers"}
-FREED_SECONDS = 30.0  # a process that was killed gives its GPU memory back only when the driver has cleaned up behind it
+# deploy, too: a server takes a share of what is free while it starts, and two that start at once
+# take each other's
+GPU_STEPS = {
+    "smoke_test",
+    "quantize",
+    "measure",
+    "deploy",
+    "compare_runtimes",
+    "memory",
+    "load_test",
+    "keep_layers",
+}
+# a process that was killed gives its GPU memory back only when the driver has cleaned up behind it
+FREED_SECONDS = 30.0
 
 
 class Display(Protocol):
@@ -71,7 +83,8 @@ DISPLAY: ContextVar[Display | None] = ContextVar("DISPLAY", default=None)
 
 
 class Stored(BaseModel):
-    """What Prefect persists of a step: its answer as JSON, its wall time, and the most host and GPU memory it used (`tasks.runner.parent.Usage`)."""
+    """What Prefect persists of a step: its answer as JSON, its wall time, and the most host and GPU
+    memory it used (`tasks.runner.parent.Usage`)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +96,8 @@ class Stored(BaseModel):
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A finished step: the answer, what it took when it was really run, and whether that was now or earlier.
+    """A finished step: the answer, what it took when it was really run, and whether that was now or
+    earlier.
 
     `kept` is whether the next run can reuse it; then its times stay what they are, too.
     """
@@ -99,13 +113,22 @@ class Done(Generic[R]):
 
 @dataclass(frozen=True)
 class Run:
-    """What the steps of one run share: the workspace, the folder for their requests and logs, and the GPUs they may use."""
+    """What the steps of one run share: the workspace, the folder for their requests and logs, and
+    the GPUs they may use."""
 
     folder: Path
     store: LocalStore
     gpus: tuple[Gpu, ...] = ()
 
-    def perform(self, step: Step[Any, R], request: Any, *, timeout_minutes: float = 30, gpu_bytes: int = 0, label: str = "") -> Done[R]:
+    def perform(
+        self,
+        step: Step[Any, R],
+        request: Any,
+        *,
+        timeout_minutes: float = 30,
+        gpu_bytes: int = 0,
+        label: str = "",
+    ) -> Done[R]:
         """Run a step as a Prefect task, or take its earlier answer.
 
         Args:
@@ -121,29 +144,44 @@ class Run:
         try:
             stored, reused = self._attempt(step, request, job, refresh=False)
             if reused and not self._is_credible(step, stored):
-                get_run_logger().warning("%s: the cached artifact is missing or damaged; it is made again", step.name)
+                get_run_logger().warning(
+                    "%s: the cached artifact is missing or damaged; it is made again", step.name
+                )
                 stored, reused = self._attempt(step, request, job, refresh=True)
         except BaseException:
             display.failed(job.name, time.monotonic() - started)
             raise
         display.finished(job.name, time.monotonic() - started, reused)
-        return Done(name=job.name, result=step.result.model_validate(stored.answer), seconds=stored.seconds,
-                    peak_rss_bytes=stored.peak_rss_bytes, peak_gpu_bytes=stored.peak_gpu_bytes, reused=reused, kept=step.cached and request.cacheable)
+        return Done(
+            name=job.name,
+            result=step.result.model_validate(stored.answer),
+            seconds=stored.seconds,
+            peak_rss_bytes=stored.peak_rss_bytes,
+            peak_gpu_bytes=stored.peak_gpu_bytes,
+            reused=reused,
+            kept=step.cached and request.cacheable,
+        )
 
     def has_done(self, step: Step[Any, Any], request: Any) -> bool:
         """Whether an earlier run has answered this request, as far as the results say."""
         return (results_folder() / step.cache_key(request)).exists()
 
-    def _attempt(self, step: Step[Any, R], request: Any, job: Job, *, refresh: bool) -> tuple[Stored, bool]:
+    def _attempt(
+        self, step: Step[Any, R], request: Any, job: Job, *, refresh: bool
+    ) -> tuple[Stored, bool]:
         named = prefect_task(step).with_options(refresh_cache=refresh, task_run_name=job.title)
         state = named(request, job, return_state=True)
         return state.result(), state.name == "Cached"
 
     def _is_credible(self, step: Step[Any, R], stored: Stored) -> bool:
-        """Whether a cached answer can be read, and the store still holds all that it names, unharmed and in its place."""
+        """Whether a cached answer can be read, and the store still holds all that it names,
+        unharmed and in its place."""
         try:
-            return all(not self.store.verify(artifact.digest) and self.store.open(artifact.digest).path.samefile(artifact.path)
-                       for artifact in step.result.model_validate(stored.answer).artifacts())
+            return all(
+                not self.store.verify(artifact.digest)
+                and self.store.open(artifact.digest).path.samefile(artifact.path)
+                for artifact in step.result.model_validate(stored.answer).artifacts()
+            )
         except (LmflowsError, OSError, ValidationError):
             return False
 
@@ -151,7 +189,10 @@ class Run:
 def begin_run(name: str, gpus: Sequence[Gpu]) -> Run:
     """A folder for a run of that name, and nothing alive of runs that are dead."""
     reap_orphans(paths.runs())
-    folder = paths.runs() / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{name}-{str(flow_run.id or '')[:8]}"
+    folder = (
+        paths.runs()
+        / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{name}-{str(flow_run.id or '')[:8]}"
+    )
     folder.mkdir(parents=True)
     return Run(folder=folder, store=LocalStore(paths.workspace()), gpus=tuple(gpus))
 
@@ -185,10 +226,18 @@ def prefect_task(step: Step[Any, Any]) -> Task[[Any, Job], Stored]:
         return step.cache_key(parameters["request"]) if parameters["request"].cacheable else None
 
     return task(
-        name=step.name.replace("_", " "), description=step.summary,
-        retries=step.retries, retry_delay_seconds=exponential_backoff(backoff_factor=2), retry_jitter_factor=0.5,
-        retry_condition_fn=can_help, result_storage=results_folder(), cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
-        persist_result=step.cached, result_serializer="json", log_prints=False)(body)
+        name=step.name.replace("_", " "),
+        description=step.summary,
+        retries=step.retries,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=can_help,
+        result_storage=results_folder(),
+        cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
+        persist_result=step.cached,
+        result_serializer="json",
+        log_prints=False,
+    )(body)
 
 
 def results_folder() -> Path:
@@ -213,17 +262,32 @@ def _execute(step: Step[Any, Any], request: Any, job: Job) -> Stored:
     with held(gpus, waiting=listener.say):
         _wait_for_memory(gpus, job, listener)
         if step.child:
-            result, usage = run_child(step, request, folder=job.folder, store=run.store, timeout_s=job.timeout_s, listener=listener, gpus=gpus)
+            result, usage = run_child(
+                step,
+                request,
+                folder=job.folder,
+                store=run.store,
+                timeout_s=job.timeout_s,
+                listener=listener,
+                gpus=gpus,
+            )
         else:
             started = time.monotonic()
             result = step(request, _InProcess(run.store, listener))
-            usage = Usage(seconds=round(time.monotonic() - started, 3), peak_rss_bytes=0, peak_gpu_bytes=None)
-    return Stored(answer=result.model_dump(mode="json"), seconds=usage.seconds, peak_rss_bytes=usage.peak_rss_bytes,
-                  peak_gpu_bytes=usage.peak_gpu_bytes)
+            usage = Usage(
+                seconds=round(time.monotonic() - started, 3), peak_rss_bytes=0, peak_gpu_bytes=None
+            )
+    return Stored(
+        answer=result.model_dump(mode="json"),
+        seconds=usage.seconds,
+        peak_rss_bytes=usage.peak_rss_bytes,
+        peak_gpu_bytes=usage.peak_gpu_bytes,
+    )
 
 
 def _wait_for_memory(gpus: tuple[Gpu, ...], job: Job, listener: _Listener) -> None:
-    """Ask NVML whether the GPUs have the memory that the step needs; give those who have just left a moment."""
+    """Ask NVML whether the GPUs have the memory that the step needs; give those who have just left
+    a moment."""
     deadline = time.monotonic() + FREED_SECONDS
     while True:
         try:
@@ -251,7 +315,8 @@ class _InProcess(Context):
 
 
 class _Listener:
-    """Hands a step's log to Prefect's logger, and its progress to the terminal and to a progress artifact."""
+    """Hands a step's log to Prefect's logger, and its progress to the terminal and to a progress
+    artifact."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._logger, self._display = job, get_run_logger(), DISPLAY.get() or NoDisplay()
@@ -272,13 +337,15 @@ class _Listener:
             return
         self._updated = time.monotonic()
         if self._artifact is None:
-            self._artifact = create_progress_artifact(progress=100 * fraction, description=self._job.title)
+            self._artifact = create_progress_artifact(
+                progress=100 * fraction, description=self._job.title
+            )
         else:
             update_progress_artifact(artifact_id=self._artifact, progress=100 * fraction)
 
 
 def artifact_key(text: str) -> str:
     """A Prefect artifact key (lower case letters, digits and dashes) from any text."""
-    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split())
-
-
+    return "-".join(
+        "".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()
+    )

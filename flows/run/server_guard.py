@@ -1,7 +1,7 @@
 """A small process that ends what a killed `lmflows run` would leave behind.
 
-Steps look after themselves (tasks.runner.child); this is for what others start, above all Prefect's ephemeral API server,
-which survives a kill -9 of the flow.
+Steps look after themselves (tasks.runner.child); this is for what others start, above all Prefect's
+ephemeral API server, which survives a kill -9 of the flow.
 """
 
 from __future__ import annotations
@@ -31,15 +31,22 @@ def watch_this_process() -> None:
 
 
 def _watch(watched: int) -> None:
-    """Look at the process's descendants until it is gone, then kill those of the last look that are left.
+    """Look at the process's descendants until it is gone, then kill those of the last look that are
+    left.
 
-    Only the last look counts: a server that has detached itself in between (supervisord) is no descendant any more.
+    Only the last look counts: a server that has detached itself in between (supervisord) is no
+    descendant any more.
     """
     last: list[psutil.Process] = []
     while os.getppid() == watched:
         with contextlib.suppress(psutil.Error):
-            last = [child for child in psutil.Process(watched).children(recursive=True) if child.pid != os.getpid()]
+            last = [
+                child
+                for child in psutil.Process(watched).children(recursive=True)
+                if child.pid != os.getpid()
+            ]
         time.sleep(LOOK_SECONDS)
     for process in last:
-        with contextlib.suppress(psutil.Error):  # psutil compares start times, so a reused pid is safe
+        # psutil compares start times, so a reused pid is safe
+        with contextlib.suppress(psutil.Error):
             process.kill()

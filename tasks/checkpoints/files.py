@@ -1,6 +1,8 @@
-"""What a model folder holds, read without loading it: config, weights' names, dtypes and shapes, code, pickles.
+"""What a model folder holds, read without loading it: config, weights' names, dtypes and shapes,
+code, pickles.
 
-Everything here works on JSON and safetensors headers, so it is fast and safe on a folder that nobody has vetted.
+Everything here works on JSON and safetensors headers, so it is fast and safe on a folder that
+nobody has vetted.
 """
 
 from __future__ import annotations
@@ -16,11 +18,25 @@ from typing import Any
 from artifacts.store.files import DTYPE_BYTES, PICKLES, safetensors_header, sha256_file
 from configs.errors import SourceError
 
-# What belongs to a model: weights, config, tokenizer, template, card and license. Anything else is left out.
-KEEP = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
+# What belongs to a model: weights, config, tokenizer, template, card and license. Anything else is
+# left out.
+KEEP = (
+    "*.safetensors",
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.tiktoken",
+    "*.md",
+    "LICENSE*",
+    "NOTICE*",
+)
 INDEX = "model.safetensors.index.json"
-# A weight matrix inside a numbered decoder layer: what LMDeploy's AWQ packs (every nn.Linear of a layer).
-LAYER_WEIGHT = re.compile(r"^(?!.*(?:vision|visual|vit)).*(?:^|\.)(?:layers|h|blocks)\.\d+\..*\.weight$")
+# A weight matrix inside a numbered decoder layer: what LMDeploy's AWQ packs (every nn.Linear of a
+# layer).
+LAYER_WEIGHT = re.compile(
+    r"^(?!.*(?:vision|visual|vit)).*(?:^|\.)(?:layers|h|blocks)\.\d+\..*\.weight$"
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +60,11 @@ class ModelFacts:
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """{name: (out_features, in_features)} of the matrices in the decoder layers."""
-        return {name: (shape[0], shape[1]) for name, (_, shape) in self.tensors.items()
-                if len(shape) == 2 and LAYER_WEIGHT.search(name)}
+        return {
+            name: (shape[0], shape[1])
+            for name, (_, shape) in self.tensors.items()
+            if len(shape) == 2 and LAYER_WEIGHT.search(name)
+        }
 
     @property
     def parameters(self) -> int:
@@ -53,7 +72,9 @@ class ModelFacts:
 
     @property
     def bytes(self) -> int:
-        return sum(_count(shape) * DTYPE_BYTES.get(dtype, 1) for dtype, shape in self.tensors.values())
+        return sum(
+            _count(shape) * DTYPE_BYTES.get(dtype, 1) for dtype, shape in self.tensors.values()
+        )
 
     @property
     def head_dim(self) -> int:
@@ -61,8 +82,12 @@ class ModelFacts:
         return int(self.config.get("head_dim") or self.config.get("hidden_size", 0) // heads)
 
     def quantized_bytes(self, group_size: int) -> int:
-        """Bytes of the AWQ checkpoint: 4 bit codes, 16 bit scales and 4 bit zeros per group; the rest in 16 bit."""
-        packed = sum(out * inn // 2 + (inn // group_size) * out * 5 // 2 for out, inn in self.linears.values())
+        """Bytes of the AWQ checkpoint: 4 bit codes, 16 bit scales and 4 bit zeros per group; the
+        rest in 16 bit."""
+        packed = sum(
+            out * inn // 2 + (inn // group_size) * out * 5 // 2
+            for out, inn in self.linears.values()
+        )
         rest = self.parameters - sum(out * inn for out, inn in self.linears.values())
         return packed + 2 * rest
 
@@ -73,27 +98,43 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SourceError("no config.json", where=str(folder), hint="name a folder in Hugging Face format") from None
+        raise SourceError(
+            "no config.json", where=str(folder), hint="name a folder in Hugging Face format"
+        ) from None
     except (ValueError, OSError) as error:
-        raise SourceError(f"unreadable: {error}", where=str(path), hint="download the file again") from None
+        raise SourceError(
+            f"unreadable: {error}", where=str(path), hint="download the file again"
+        ) from None
     if not isinstance(config, dict):
         raise SourceError("is not a JSON object", where=str(path), hint="download the file again")
     return config
 
 
 def end_ids(folder: Path, eos_token_id: int | None) -> set[int]:
-    """The token ids that end an answer: those of generation_config.json (else config.json), and the tokenizer's."""
+    """The token ids that end an answer: those of generation_config.json (else config.json), and the
+    tokenizer's."""
     try:
-        named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+        named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get(
+            "eos_token_id"
+        )
     except (OSError, ValueError):
         named = None
     named = read_config(folder).get("eos_token_id") if named is None else named
-    return {int(index) for index in (*(named if isinstance(named, list) else [named]), eos_token_id) if index is not None}
+    return {
+        int(index)
+        for index in (*(named if isinstance(named, list) else [named]), eos_token_id)
+        if index is not None
+    }
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json without the folder that the model was loaded from: it would make the digest depend on the place."""
-    values = {key: value for key, value in config.items() if key not in ("_name_or_path", "_model_name_or_path")}
+    """Write config.json without the folder that the model was loaded from: it would make the digest
+    depend on the place."""
+    values = {
+        key: value
+        for key, value in config.items()
+        if key not in ("_name_or_path", "_model_name_or_path")
+    }
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
@@ -109,8 +150,12 @@ def inspect(folder: Path) -> ModelFacts:
         tensors |= safetensors_header(folder / name)
     index = folder / INDEX
     if index.exists() and (lost := set(_weight_map(index)) - set(tensors)):
-        raise SourceError(f"{len(lost)} tensors of the index are in no weight file, for example {sorted(lost)[0]}",
-                          where=str(index), hint="download the weights again")
+        raise SourceError(
+            f"{len(lost)} tensors of the index are in no weight file, for example"
+            f" {sorted(lost)[0]}",
+            where=str(index),
+            hint="download the weights again",
+        )
     architecture = str(next(iter(config.get("architectures") or ["unknown"])))
     return ModelFacts(architecture, config.get("text_config") or config, tensors)
 
@@ -126,15 +171,33 @@ def weight_files(folder: Path) -> list[str]:
         names = sorted(set(_weight_map(index).values()))
         for name in names:
             if not (folder / name).is_file():
-                raise SourceError(f"the index names {name}, which is not there", where=str(folder), hint="download it again")
+                raise SourceError(
+                    f"the index names {name}, which is not there",
+                    where=str(folder),
+                    hint="download it again",
+                )
         return names
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
-        hint = ("convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True), "
-                "or set source.allow_pickle: true if you trust where it comes from" if others else
-                "the folder needs model.safetensors, or model.safetensors.index.json with its parts")
-        found = f"only pickles ({', '.join(others)}), which can run code when they are loaded" if others else "no weights"
+        others = (
+            sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+            if folder.is_dir()
+            else []
+        )
+        hint = (
+            "convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder,"
+            " safe_serialization=True), or set source.allow_pickle: true if you trust where it"
+            " comes from"
+            if others
+            else (
+                "the folder needs model.safetensors, or model.safetensors.index.json with its parts"
+            )
+        )
+        found = (
+            f"only pickles ({', '.join(others)}), which can run code when they are loaded"
+            if others
+            else "no weights"
+        )
         raise SourceError(found, where=str(folder), hint=hint)
     return names
 
@@ -144,16 +207,26 @@ def _weight_map(index: Path) -> dict[str, str]:
         weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(tensor): str(file) for tensor, file in weights.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise SourceError(f"unreadable index: {error!r}", where=str(index), hint="download the file again") from None
+        raise SourceError(
+            f"unreadable index: {error!r}", where=str(index), hint="download the file again"
+        ) from None
 
 
 def refuse_pickles(folder: Path, exclude: tuple[str, ...]) -> None:
-    """Raise SourceError if the folder holds a file whose loading can run code, and nobody said to leave it out."""
-    found = [name for name in _names(folder) if name.endswith(PICKLES) and not _matches(name, exclude)]
+    """Raise SourceError if the folder holds a file whose loading can run code, and nobody said to
+    leave it out."""
+    found = [
+        name for name in _names(folder) if name.endswith(PICKLES) and not _matches(name, exclude)
+    ]
     if found:
-        raise SourceError(f"pickle files can run code when they are loaded: {', '.join(found)}", where=str(folder),
-                          hint=f"if the safetensors files are complete, leave them out with source.exclude: [\"*{Path(found[0]).suffix}\"]; "
-                               "source.allow_pickle: true accepts them")
+        raise SourceError(
+            f"pickle files can run code when they are loaded: {', '.join(found)}",
+            where=str(folder),
+            hint=(
+                "if the safetensors files are complete, leave them out with source.exclude:"
+                f' ["*{Path(found[0]).suffix}"]; source.allow_pickle: true accepts them'
+            ),
+        )
 
 
 def wanted_files(folder: Path, exclude: tuple[str, ...]) -> list[str]:
@@ -162,13 +235,18 @@ def wanted_files(folder: Path, exclude: tuple[str, ...]) -> list[str]:
 
 
 def companions(folder: Path) -> list[str]:
-    """The files of an artifact beside its weights: config, tokenizer, template, card, license, trusted code."""
-    return [name for name in _names(folder)
-            if not name.endswith((*PICKLES, ".safetensors", ".index.json"))]
+    """The files of an artifact beside its weights: config, tokenizer, template, card, license,
+    trusted code."""
+    return [
+        name
+        for name in _names(folder)
+        if not name.endswith((*PICKLES, ".safetensors", ".index.json"))
+    ]
 
 
 def code_references(folder: Path) -> dict[str, set[str]]:
-    """Every Python class that a JSON file of the folder asks transformers to load: {file: {"module.Class", ...}}."""
+    """Every Python class that a JSON file of the folder asks transformers to load: {file:
+    {"module.Class", ...}}."""
     found: dict[str, set[str]] = {}
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("tokenizer.") or path.stat().st_size > 5_000_000:
@@ -177,8 +255,19 @@ def code_references(folder: Path) -> dict[str, set[str]]:
             auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
         except (ValueError, AttributeError):
             continue
-        values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map] if auto_map else []
-        names = {str(item) for value in values for item in (value if isinstance(value, list) else [value]) if item}
+        values = (
+            list(auto_map.values())
+            if isinstance(auto_map, dict)
+            else [auto_map]
+            if auto_map
+            else []
+        )
+        names = {
+            str(item)
+            for value in values
+            for item in (value if isinstance(value, list) else [value])
+            if item
+        }
         if names:
             found[path.name] = names
     return found
@@ -193,20 +282,32 @@ def check_code(folder: Path, trusted: Mapping[str, str]) -> tuple[list[str], dic
     code = {name: sha256_file(folder / name)[1] for name in _names(folder) if name.endswith(".py")}
     for name, sha256 in trusted.items():
         if code.get(name) != sha256:
-            what = f"has sha256 {code[name]}, not the trusted {sha256}" if name in code else "is not there"
-            raise SourceError(f"{name} {what}", where=f"{folder}: source.trusted_code",
-                              hint="read the file, and if you still trust it, put its sha256 into the config")
+            what = (
+                f"has sha256 {code[name]}, not the trusted {sha256}"
+                if name in code
+                else "is not there"
+            )
+            raise SourceError(
+                f"{name} {what}",
+                where=f"{folder}: source.trusted_code",
+                hint="read the file, and if you still trust it, put its sha256 into the config",
+            )
     return sorted(trusted), {name: sha for name, sha in code.items() if name not in trusted}
 
 
 def _names(folder: Path) -> list[str]:
     """Files of a folder and its sub-folders, without hidden ones."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    return sorted(
+        path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)
+    )
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.rsplit("/", 1)[-1], pattern) for pattern in patterns)
+    return any(
+        fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.rsplit("/", 1)[-1], pattern)
+        for pattern in patterns
+    )
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -1,8 +1,10 @@
-"""Int4 checkpoints without a kernel: AWQ `gemm` and compressed-tensors `pack-quantized`, read and unpacked.
+"""Int4 checkpoints without a kernel: AWQ `gemm` and compressed-tensors `pack-quantized`, read and
+unpacked.
 
-Both say the same: a code of 4 bits per weight, a zero point and a scale per group of inputs, and the weight is
-`(code - zero) * scale`. They differ in the axis along which eight codes share an int32, and in the order of the eight.
-`Int4Weight` is what they have in common. Knows nothing of what a model computes.
+Both say the same: a code of 4 bits per weight, a zero point and a scale per group of inputs, and
+the weight is `(code - zero) * scale`. They differ in the axis along which eight codes share an
+int32, and in the order of the eight. `Int4Weight` is what they have in common. Knows nothing of
+what a model computes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from safetensors import safe_open
 
 from tasks.checkpoints import files
 
-# Nibble i of an int32 holds column ORDER[i] of its eight: AutoAWQ's gemm packing, which LMDeploy writes too.
+# Nibble i of an int32 holds column ORDER[i] of its eight: AutoAWQ's gemm packing, which LMDeploy
+# writes too.
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -36,26 +39,38 @@ class Int4Weight:
     scales: torch.Tensor
 
     @classmethod
-    def from_awq(cls, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> Int4Weight:
+    def from_awq(
+        cls, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor
+    ) -> Int4Weight:
         """From int32[in, out / 8], int32[groups, out / 8] and [groups, out]."""
         return cls(unpack_awq(qweight), unpack_awq(qzeros), scales.T)
 
     @classmethod
-    def from_packed(cls, weight_packed: torch.Tensor, weight_zero_point: torch.Tensor, weight_scale: torch.Tensor) -> Int4Weight:
+    def from_packed(
+        cls,
+        weight_packed: torch.Tensor,
+        weight_zero_point: torch.Tensor,
+        weight_scale: torch.Tensor,
+    ) -> Int4Weight:
         """From int32[out, in / 8], int32[out / 8, groups] and [out, groups]."""
         return cls(unpack(weight_packed), unpack(weight_zero_point.T).T, weight_scale)
 
     def to_packed(self) -> dict[str, torch.Tensor]:
         """The tensors of a `pack-quantized` layer, by the last part of their names.
 
-        The format means a code as a signed integer, code - 8, and stores it plus 8: the same four bits. Weights are packed
-        along the inputs, zero points along the outputs.
+        The format means a code as a signed integer, code - 8, and stores it plus 8: the same four
+        bits. Weights are packed along the inputs, zero points along the outputs.
         """
-        return {"weight_packed": pack(self.codes), "weight_zero_point": pack(self.zeros.T).T.contiguous(),
-                "weight_scale": self.scales.contiguous(), "weight_shape": torch.tensor(self.codes.shape)}
+        return {
+            "weight_packed": pack(self.codes),
+            "weight_zero_point": pack(self.zeros.T).T.contiguous(),
+            "weight_scale": self.scales.contiguous(),
+            "weight_shape": torch.tensor(self.codes.shape),
+        }
 
     def regroup(self, group_size: int) -> Int4Weight:
-        """The same weight in smaller groups, each with the zero and scale of the one that it was a part of.
+        """The same weight in smaller groups, each with the zero and scale of the one that it was a
+        part of.
 
         Raises:
             ValueError: the new size does not divide the old one.
@@ -64,7 +79,11 @@ class Int4Weight:
         if old % group_size:
             raise ValueError(f"groups of {old} cannot be cut into groups of {group_size}")
         parts = old // group_size
-        return Int4Weight(self.codes, self.zeros.repeat_interleave(parts, dim=1), self.scales.repeat_interleave(parts, dim=1))
+        return Int4Weight(
+            self.codes,
+            self.zeros.repeat_interleave(parts, dim=1),
+            self.scales.repeat_interleave(parts, dim=1),
+        )
 
     def dequantize(self) -> torch.Tensor:
         """float32[out, in], the same bits from either format and after `regroup`."""
@@ -74,30 +93,36 @@ class Int4Weight:
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
-    """int32[rows, columns / 8] -> uint8[rows, columns] of codes in 0..15, the lowest nibble first (on a little-endian machine)."""
+    """int32[rows, columns / 8] -> uint8[rows, columns] of codes in 0..15, the lowest nibble first
+    (on a little-endian machine)."""
     pairs = _rows(packed).view(torch.uint8)
     return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
-    """uint8[rows, columns] of codes in 0..15 -> int32[rows, columns / 8]: the inverse of `unpack`."""
+    """uint8[rows, columns] of codes in 0..15 -> int32[rows, columns / 8]: the inverse of
+    `unpack`."""
     return _rows(codes[:, 0::2] | codes[:, 1::2] << 4).view(torch.int32)
 
 
 def unpack_awq(packed: torch.Tensor) -> torch.Tensor:
-    """int32[rows, columns / 8] in the order of AWQ's `gemm` -> uint8[columns, rows] of codes in 0..15, transposed."""
-    pairs = _rows(packed.T).view(torch.uint8).view(*packed.T.shape, 4)  # transposed while eight codes are one number
+    """int32[rows, columns / 8] in the order of AWQ's `gemm` -> uint8[columns, rows] of codes in
+    0..15, transposed."""
+    # transposed while eight codes are one number
+    pairs = _rows(packed.T).view(torch.uint8).view(*packed.T.shape, 4)
     nibbles = [half for byte in pairs.unbind(-1) for half in (byte & 15, byte >> 4)]
     return torch.stack([nibbles[ORDER.index(column)] for column in range(8)], dim=1).flatten(0, 1)
 
 
 def _rows(matrix: torch.Tensor) -> torch.Tensor:
-    """A copy that can be viewed as another integer type; `contiguous` leaves a matrix of one row or column as it is."""
+    """A copy that can be viewed as another integer type; `contiguous` leaves a matrix of one row or
+    column as it is."""
     return matrix.clone(memory_format=torch.contiguous_format)
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of a model folder, each read when it is asked for: the parts of one layer may lie in different shards.
+    """The tensors of a model folder, each read when it is asked for: the parts of one layer may lie
+    in different shards.
 
     Raises:
         SourceError: as `model_files.weight_files`.
@@ -121,25 +146,44 @@ class Tensors(Mapping[str, torch.Tensor]):
 
 
 def is_readable(quantization: Mapping[str, Any]) -> bool:
-    """Whether a `quantization_config` promises what `dequantize_checkpoint` can unpack: 4 bits with zero points."""
+    """Whether a `quantization_config` promises what `dequantize_checkpoint` can unpack: 4 bits with
+    zero points."""
     if quantization.get("quant_method") == "awq":
         return quantization.get("version") == "gemm" and quantization.get("bits") == 4
     groups = (quantization.get("config_groups") or {}).values()
-    return quantization.get("quant_method") == "compressed-tensors" and bool(groups) and all(
-        group.get("format", quantization.get("format")) == "pack-quantized" and group["weights"]["num_bits"] == 4
-        and group["weights"]["type"] == "int" and group["weights"]["symmetric"] is False for group in groups)
+    return (
+        quantization.get("quant_method") == "compressed-tensors"
+        and bool(groups)
+        and all(
+            group.get("format", quantization.get("format")) == "pack-quantized"
+            and group["weights"]["num_bits"] == 4
+            and group["weights"]["type"] == "int"
+            and group["weights"]["symmetric"] is False
+            for group in groups
+        )
+    )
 
 
-def dequantize_checkpoint(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A state dict with the parts of every int4 layer, of either format, replaced by its `weight`, all in `dtype`."""
+def dequantize_checkpoint(
+    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """A state dict with the parts of every int4 layer, of either format, replaced by its `weight`,
+    all in `dtype`."""
     plain = {}
     for name in tensors:
         layer, _, part = name.rpartition(".")
         if part == "qweight":
-            weight = Int4Weight.from_awq(*(tensors[f"{layer}.{other}"] for other in ("qweight", "qzeros", "scales")))
+            weight = Int4Weight.from_awq(
+                *(tensors[f"{layer}.{other}"] for other in ("qweight", "qzeros", "scales"))
+            )
             plain[f"{layer}.weight"] = weight.dequantize().to(dtype)
         elif part == "weight_packed":
-            weight = Int4Weight.from_packed(*(tensors[f"{layer}.{other}"] for other in ("weight_packed", "weight_zero_point", "weight_scale")))
+            weight = Int4Weight.from_packed(
+                *(
+                    tensors[f"{layer}.{other}"]
+                    for other in ("weight_packed", "weight_zero_point", "weight_scale")
+                )
+            )
             plain[f"{layer}.weight"] = weight.dequantize().to(dtype)
         elif part not in ("qzeros", "scales", "weight_zero_point", "weight_scale", "weight_shape"):
             tensor = tensors[name]

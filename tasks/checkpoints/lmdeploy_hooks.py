@@ -1,7 +1,7 @@
 """The three hooks into LMDeploy 0.17's `auto_awq`, each undone on the way out.
 
-It has no option for the user's own text, tells its progress on stdout only, and on a CPU has one bug and one slow
-path. One quantization per process: its observers are registries of their classes.
+It has no option for the user's own text, tells its progress on stdout only, and on a CPU has one
+bug and one slow path. One quantization per process: its observers are registries of their classes.
 """
 
 from __future__ import annotations
@@ -34,17 +34,22 @@ def calibrate_with(rows: Sequence[Sequence[int]]) -> Iterator[None]:
 def layer_progress(context: Context, layers: int) -> Iterator[None]:
     """Turn the lines that LMDeploy prints for each decoder layer into progress.
 
-    The three passes over the layers take very unequal time; the shares are those of the demo with scale search.
+    The three passes over the layers take very unequal time; the shares are those of the demo with
+    scale search.
     """
-    passes = {r"^\S+\.(\d+), samples:": (0.05, 0.80, "calibrating"),
-              r"^\S+\.(\d+) smooth weight done": (0.80, 0.82, "smoothing"),
-              r"^\S*?\.(\d+)\.\S+ weight packed": (0.82, 0.97, "packing")}
+    passes = {
+        r"^\S+\.(\d+), samples:": (0.05, 0.80, "calibrating"),
+        r"^\S+\.(\d+) smooth weight done": (0.80, 0.82, "smoothing"),
+        r"^\S*?\.(\d+)\.\S+ weight packed": (0.82, 0.97, "packing"),
+    }
 
     def saw(line: str) -> None:
         for pattern, (start, end, verb) in passes.items():
             if match := re.match(pattern, line):
                 done = int(match[1]) + 1
-                context.progress(start + (end - start) * done / layers, f"{verb} layer {done}/{layers}")
+                context.progress(
+                    start + (end - start) * done / layers, f"{verb} layer {done}/{layers}"
+                )
 
     with contextlib.redirect_stdout(_Watched(sys.stdout, saw)):
         yield
@@ -70,12 +75,14 @@ class _Watched:
 def mended_for_cpu() -> Iterator[None]:
     """Make scale search right, and half precision fast, on a CPU.
 
-    Right: `auto_scale_block` saves the weights with `state_dict()` and `.cpu()`, which copies from a GPU but not from
-    a CPU; its search then scales the very tensors it means to restore, and the model comes out as noise (measured on
-    SmolLM2-135M: mean NLL 88 instead of 2.8). Here the saved tensors are copies.
+    Right: `auto_scale_block` saves the weights with `state_dict()` and `.cpu()`, which copies from
+    a GPU but not from a CPU; its search then scales the very tensors it means to restore, and the
+    model comes out as noise (measured on SmolLM2-135M: mean NLL 88 instead of 2.8). Here the saved
+    tensors are copies.
 
-    Fast: few CPUs multiply float16 in hardware. Linear layers compute in float32 and round the result to float16, as a
-    GPU's tensor cores do (measured on 2 cores without AVX512-FP16: 95 s instead of 241 s for the demo's search).
+    Fast: few CPUs multiply float16 in hardware. Linear layers compute in float32 and round the
+    result to float16, as a GPU's tensor cores do (measured on 2 cores without AVX512-FP16: 95 s
+    instead of 241 s for the demo's search).
     """
     from lmdeploy.lite.quantization import calibration
 
@@ -83,7 +90,11 @@ def mended_for_cpu() -> Iterator[None]:
 
     def copied(self: nn.Module, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         state = state_dict(self, *args, destination=destination, **kwargs)
-        return {name: tensor.clone() for name, tensor in state.items()} if destination is None else state
+        return (
+            {name: tensor.clone() for name, tensor in state.items()}
+            if destination is None
+            else state
+        )
 
     def search_on_copies(*args: Any, **kwargs: Any) -> Any:
         with _replaced(nn.Module, "state_dict", copied):
@@ -95,7 +106,10 @@ def mended_for_cpu() -> Iterator[None]:
         bias = None if self.bias is None else self.bias.float()
         return nn.functional.linear(x.float(), self.weight.float(), bias).half()
 
-    with _replaced(calibration, "auto_scale_block", search_on_copies), _replaced(nn.Linear, "forward", linear):
+    with (
+        _replaced(calibration, "auto_scale_block", search_on_copies),
+        _replaced(nn.Linear, "forward", linear),
+    ):
         yield
 
 

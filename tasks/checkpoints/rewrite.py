@@ -1,4 +1,5 @@
-"""A checkpoint rewritten shard by shard: other tensors under the files, the index and the companions of the one before."""
+"""A checkpoint rewritten shard by shard: other tensors under the files, the index and the
+companions of the one before."""
 
 from __future__ import annotations
 
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
     from artifacts.store.staging import Staging
 
 
-def rewrite(source: Path, staging: Staging, config: Mapping[str, Any], readme: str, shard_of: Callable[[list[str]], dict[str, torch.Tensor]],
-            saw: Callable[[float, str], None]) -> None:
+def rewrite(
+    source: Path,
+    staging: Staging,
+    config: Mapping[str, Any],
+    readme: str,
+    shard_of: Callable[[list[str]], dict[str, torch.Tensor]],
+    saw: Callable[[float, str], None],
+) -> None:
     """Write a checkpoint into `staging`, with the tokenizer and all that travels with the weights.
 
     Args:

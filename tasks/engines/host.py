@@ -1,6 +1,7 @@
 """The engine's side of `tasks.engines.process`: `python -m tasks.engines.host DESCRIPTOR PARENT`.
 
-Loads one engine and answers one request after the other until it is told to close or its parent is gone.
+Loads one engine and answers one request after the other until it is told to close or its parent is
+gone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,14 @@ def main() -> None:
                 spec = EngineSpec.model_validate(message["spec"])
                 name = spec.engine.name
                 engine = load(spec)
-                answer: Answer = {"load_seconds": engine.load_seconds, "vocabulary": engine.vocabulary, "versions": _versions(spec)}, {}
+                answer: Answer = (
+                    {
+                        "load_seconds": engine.load_seconds,
+                        "vocabulary": engine.vocabulary,
+                        "versions": _versions(spec),
+                    },
+                    {},
+                )
             else:
                 assert engine is not None
                 answer = OPERATIONS[message["do"]](engine, message, arrays)
@@ -49,11 +57,23 @@ def main() -> None:
             answer = {"error": error.to_dict()}, {}
         except Exception as error:
             traceback.print_exc()
-            answer = {"error": EngineError(f"{type(error).__name__}: {error}", where=f"engine {name}, asked to {message['do']}").to_dict()}, {}
+            answer = (
+                {
+                    "error": (
+                        EngineError(
+                            f"{type(error).__name__}: {error}",
+                            where=f"engine {name}, asked to {message['do']}",
+                        ).to_dict()
+                    )
+                },
+                {},
+            )
         wire.send(channel, *answer)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # TurboMind's threads and its destructors at exit take their time, and the kernel frees the memory anyway
+    # TurboMind's threads and its destructors at exit take their time, and the kernel frees the
+    # memory anyway
+    os._exit(0)
 
 
 def load(spec: EngineSpec) -> Engine:
@@ -67,7 +87,11 @@ def load(spec: EngineSpec) -> Engine:
 
         from tasks.engines.reference import ReferenceEngine
 
-        return ReferenceEngine(spec.folder, dtype=getattr(torch, spec.engine.dtype), trust_remote_code=spec.trust_remote_code)
+        return ReferenceEngine(
+            spec.folder,
+            dtype=getattr(torch, spec.engine.dtype),
+            trust_remote_code=spec.trust_remote_code,
+        )
     from tasks.engines.lmdeploy import LmdeployEngine
 
     return LmdeployEngine(spec)
@@ -90,11 +114,19 @@ def _score(engine: Engine, message: Mapping[str, Any], arrays: wire.Arrays) -> A
     sequences = message["sequences"]
     at = [arrays[str(number)] for number in range(len(sequences))] if arrays else None
     found = engine.score(sequences, at)
-    return {}, {f"{name}.{number}": getattr(scores, name) for number, scores in enumerate(found) for name in ("nll", "top", "ids", "logprobs")}
+    return {}, {
+        f"{name}.{number}": getattr(scores, name)
+        for number, scores in enumerate(found)
+        for name in ("nll", "top", "ids", "logprobs")
+    }
 
 
 OPERATIONS: Mapping[str, Callable[[Engine, Mapping[str, Any], wire.Arrays], Answer]] = {
-    "prompt_ids": _prompt_ids, "encode": _encode, "generate": _generate, "score": _score}
+    "prompt_ids": _prompt_ids,
+    "encode": _encode,
+    "generate": _generate,
+    "score": _score,
+}
 
 
 def _versions(spec: EngineSpec) -> dict[str, str]:

@@ -1,7 +1,9 @@
-"""LMDeploy's engines (TurboMind and PyTorch) in this process, through the parts of its pipeline that 0.12 to 0.18 share.
+"""LMDeploy's engines (TurboMind and PyTorch) in this process, through the parts of its pipeline
+that 0.12 to 0.18 share.
 
-Requests go to the engine as token ids and come back as token ids: chat templates, detokenizing and default sampling are
-where LMDeploy's versions differ, and would measure Python instead of the engine.
+Requests go to the engine as token ids and come back as token ids: chat templates, detokenizing and
+default sampling are where LMDeploy's versions differ, and would measure Python instead of the
+engine.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class LmdeployEngine(Tokenized):
     """A model in an LMDeploy engine, with the KV cache in the bits that the spec asks for.
 
     Raises:
-        EngineError: the engine is not available here (LMDeploy itself would take another one in silence), or refuses the model.
+        EngineError: the engine is not available here (LMDeploy itself would take another one in
+            silence), or refuses the model.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -39,27 +42,46 @@ class LmdeployEngine(Tokenized):
         from transformers import AutoTokenizer
 
         self.name = options.name
-        self.tokenizer = AutoTokenizer.from_pretrained(spec.folder, trust_remote_code=spec.trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            spec.folder, trust_remote_code=spec.trust_remote_code
+        )
         self.vocabulary = int(files.inspect(spec.folder).config["vocab_size"])
         self.end_ids = files.end_ids(spec.folder, self.tokenizer.eos_token_id)
         import lmdeploy
 
         started = time.monotonic()
-        extra = {"trust_remote_code": spec.trust_remote_code} if "trust_remote_code" in inspect.signature(lmdeploy.pipeline).parameters else {}
+        extra = (
+            {"trust_remote_code": spec.trust_remote_code}
+            if "trust_remote_code" in inspect.signature(lmdeploy.pipeline).parameters
+            else {}
+        )
         with module.loading(spec):
-            self.pipe: Any = lmdeploy.pipeline(str(spec.folder), backend_config=module.config(spec), log_level="WARNING", **extra)
+            self.pipe: Any = lmdeploy.pipeline(
+                str(spec.folder), backend_config=module.config(spec), log_level="WARNING", **extra
+            )
         backend = self.pipe.async_engine.backend
         if backend != self.name:
-            raise EngineError(f"LMDeploy fell back to its {backend} engine", where=f"engine {self.name}",
-                              hint="the model or this machine does not suit the engine that was asked for")
+            raise EngineError(
+                f"LMDeploy fell back to its {backend} engine",
+                where=f"engine {self.name}",
+                hint="the model or this machine does not suit the engine that was asked for",
+            )
         self.load_seconds = time.monotonic() - started
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False
+    ) -> list[Generation]:
         from lmdeploy import GenerationConfig
 
         # greedy, and nothing taken over from the model's own sampling defaults
-        how = GenerationConfig(max_new_tokens=max_new_tokens, top_k=1, top_p=1.0, temperature=1.0, ignore_eos=exact,
-                               stop_token_ids=None if exact else sorted(self.end_ids))
+        how = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            top_k=1,
+            top_p=1.0,
+            temperature=1.0,
+            ignore_eos=exact,
+            stop_token_ids=None if exact else sorted(self.end_ids),
+        )
 
         async def ask_all() -> list[list[int]]:
             return await asyncio.gather(*(self._ask(list(prompt), how) for prompt in prompts))
@@ -67,17 +89,33 @@ class LmdeployEngine(Tokenized):
         started = time.monotonic()
         answers = self._run(ask_all())
         seconds = time.monotonic() - started
-        return [Generation(text=self.tokenizer.decode(new, skip_special_tokens=True).strip(), tokens=len(new), finite=None, seconds=seconds,
-                           finish_reason="stop" if new and new[-1] in self.end_ids and not exact else "length") for new in answers]
+        return [
+            Generation(
+                text=self.tokenizer.decode(new, skip_special_tokens=True).strip(),
+                tokens=len(new),
+                finite=None,
+                seconds=seconds,
+                finish_reason="stop" if new and new[-1] in self.end_ids and not exact else "length",
+            )
+            for new in answers
+        ]
 
     async def _ask(self, prompt: list[int], how: Any) -> list[int]:
         """One request; the new token ids."""
         engine, new, status = self.pipe.async_engine, [], None
         session = engine.session_mgr.get()
-        # sequence_start and sequence_end: what LMDeploy before 0.14 wants to hear for a request that stands alone
+        # sequence_start and sequence_end: what LMDeploy before 0.14 wants to hear for a request
+        # that stands alone
         async with session.request_handle() as handle:
-            stream = engine.safe_run(handle, session=session, input_ids=prompt, gen_config=how, stream_output=False,
-                                     sequence_start=True, sequence_end=True)
+            stream = engine.safe_run(
+                handle,
+                session=session,
+                input_ids=prompt,
+                gen_config=how,
+                stream_output=False,
+                sequence_start=True,
+                sequence_end=True,
+            )
             async with stream as outputs:
                 async for output in outputs:
                     status = output.status.name
@@ -86,18 +124,33 @@ class LmdeployEngine(Tokenized):
             await session.async_close()
         engine.session_mgr.remove(session)
         if status not in ("SUCCESS", "FINISH"):
-            raise EngineError(f"answered a prompt of {len(prompt)} tokens with {status}", where=f"engine {self.name}",
-                              hint="see the engine's log; engine.session_len limits prompt and answer together")
+            raise EngineError(
+                f"answered a prompt of {len(prompt)} tokens with {status}",
+                where=f"engine {self.name}",
+                hint="see the engine's log; engine.session_len limits prompt and answer together",
+            )
         return new
 
-    def score(self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None) -> list[Scores]:
+    def score(
+        self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None
+    ) -> list[Scores]:
         from tasks.engines.scoring import scores
 
-        logits = self._run(self.pipe.async_engine.async_get_logits(input_ids=[list(sequence) for sequence in sequences]))
+        logits = self._run(
+            self.pipe.async_engine.async_get_logits(
+                input_ids=[list(sequence) for sequence in sequences]
+            )
+        )
         if any(rows is None for rows in logits):
-            raise EngineError("gave no logits", where=f"engine {self.name}", hint="see its log; is a document longer than engine.session_len?")
-        return [scores(rows[:, :self.vocabulary], sequence, None if at is None else at[number])
-                for number, (rows, sequence) in enumerate(zip(logits, sequences, strict=True))]
+            raise EngineError(
+                "gave no logits",
+                where=f"engine {self.name}",
+                hint="see its log; is a document longer than engine.session_len?",
+            )
+        return [
+            scores(rows[:, : self.vocabulary], sequence, None if at is None else at[number])
+            for number, (rows, sequence) in enumerate(zip(logits, sequences, strict=True))
+        ]
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the pipeline's own event loop, where its engine lives."""

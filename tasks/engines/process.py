@@ -1,5 +1,6 @@
-"""An engine in a process of its own, behind the same protocol: native code may abort there, and its memory comes back for
-certain when the process ends. The process runs in the engine's runtime, which need not be this environment.
+"""An engine in a process of its own, behind the same protocol: native code may abort there, and its
+memory comes back for certain when the process ends. The process runs in the engine's runtime, which
+need not be this environment.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ CLOSING_SECONDS = 20.0
 
 
 class EngineProcess:
-    """A loaded model in its own process. Use it as a context manager: the process ends with the block.
+    """A loaded model in its own process. Use it as a context manager: the process ends with the
+    block.
 
     Args:
-        log: where the engine's output goes; default: a temporary file, which stays only if an error names it.
+        log: where the engine's output goes; default: a temporary file, which stays only if an error
+            names it.
 
     Raises:
         EngineError: the engine refuses the model or cannot be loaded.
@@ -48,7 +51,12 @@ class EngineProcess:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [program, "-P", "-m", "tasks.engines.host", str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()], env=os.environ | process_environment())
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | process_environment(),
+            )
         theirs.close()
         try:
             loaded = self._ask("load", {"spec": spec.model_dump(mode="json")})[0]
@@ -62,25 +70,58 @@ class EngineProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        return list(self._ask("prompt_ids", {"messages": [dict(message) for message in messages],
-                                             "tools": [dict(tool) for tool in tools or ()]})[0]["ids"])
+    def prompt_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        return list(
+            self._ask(
+                "prompt_ids",
+                {
+                    "messages": [dict(message) for message in messages],
+                    "tools": [dict(tool) for tool in tools or ()],
+                },
+            )[0]["ids"]
+        )
 
     def encode(self, record: Mapping[str, Any]) -> list[int]:
         return list(self._ask("encode", {"record": dict(record)})[0]["ids"])
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False) -> list[Generation]:
-        answer, _ = self._ask("generate", {"prompts": [list(map(int, prompt)) for prompt in prompts], "max_new_tokens": max_new_tokens,
-                                           "exact": exact})
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False
+    ) -> list[Generation]:
+        answer, _ = self._ask(
+            "generate",
+            {
+                "prompts": [list(map(int, prompt)) for prompt in prompts],
+                "max_new_tokens": max_new_tokens,
+                "exact": exact,
+            },
+        )
         return [Generation(**item) for item in answer["answers"]]
 
-    def score(self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None) -> list[Scores]:
+    def score(
+        self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None
+    ) -> list[Scores]:
         ids = {} if at is None else {str(number): array for number, array in enumerate(at)}
-        _, arrays = self._ask("score", {"sequences": [list(map(int, sequence)) for sequence in sequences]}, ids)
-        return [Scores(**{name: arrays[f"{name}.{number}"] for name in ("nll", "top", "ids", "logprobs")}) for number in range(len(sequences))]
+        _, arrays = self._ask(
+            "score", {"sequences": [list(map(int, sequence)) for sequence in sequences]}, ids
+        )
+        return [
+            Scores(
+                **{name: arrays[f"{name}.{number}"] for name in ("nll", "top", "ids", "logprobs")}
+            )
+            for number in range(len(sequences))
+        ]
 
     def close(self) -> None:
         """Ask the process to end, and see to it."""
@@ -89,7 +130,9 @@ class EngineProcess:
             self._process.wait(CLOSING_SECONDS)
         self._end()
 
-    def _ask(self, what: str, values: Mapping[str, Any], arrays: wire.Arrays | None = None) -> tuple[dict[str, Any], wire.Arrays]:
+    def _ask(
+        self, what: str, values: Mapping[str, Any], arrays: wire.Arrays | None = None
+    ) -> tuple[dict[str, Any], wire.Arrays]:
         try:
             wire.send(self._channel, {"do": what, **values}, arrays)
             answer, got = wire.receive(self._channel)
@@ -107,11 +150,19 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             code = None
         known = {item.value: item.name for item in signal.Signals}
-        how = f"signal {known.get(-code, -code)}" if code is not None and code < 0 else f"exit status {code}"
+        how = (
+            f"signal {known.get(-code, -code)}"
+            if code is not None and code < 0
+            else f"exit status {code}"
+        )
         last = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         engine = self.spec.engine.name
-        return EngineCrashed(f"died with {how} while it was asked to {what}; its last lines:\n    " + "\n    ".join(last or ["(none)"]),
-                             where=f"engine {engine}", hint=self._whole_log())
+        return EngineCrashed(
+            f"died with {how} while it was asked to {what}; its last lines:\n    "
+            + "\n    ".join(last or ["(none)"]),
+            where=f"engine {engine}",
+            hint=self._whole_log(),
+        )
 
     def _whole_log(self) -> str:
         self._keep_log = True

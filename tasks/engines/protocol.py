@@ -1,4 +1,5 @@
-"""What an engine can do. An engine runs one variant of a model; a step talks to it only through this protocol."""
+"""What an engine can do. An engine runs one variant of a model; a step talks to it only through
+this protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from tasks.texts import token_ids
 
 
 class EngineSpec(BaseModel):
-    """What an engine is asked to load: a model folder, the engine and its options, and the bits of the KV cache.
+    """What an engine is asked to load: a model folder, the engine and its options, and the bits of
+    the KV cache.
 
     Attributes:
         trust_remote_code: run the folder's Python files; the caller has checked their hashes.
@@ -40,7 +42,8 @@ class Generation:
         text: decoded without special tokens.
         tokens: how many were generated, the end token included.
         finish_reason: `stop` if the model ended its turn, `length` if the limit did.
-        finite: whether every logit on the way was finite; None if the engine does not show its logits.
+        finite: whether every logit on the way was finite; None if the engine does not show its
+            logits.
         seconds: from prompt to last token; where an engine answers a batch at once, the batch's.
     """
 
@@ -53,10 +56,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says of a sequence of n token ids, at each of the n - 1 positions that predict the next one.
+    """What a model says of a sequence of n token ids, at each of the n - 1 positions that predict
+    the next one.
 
     Attributes:
-        nll: float64[n - 1], the negative log-likelihood in nats of ids 1..n-1; NaN where the model gave NaN.
+        nll: float64[n - 1], the negative log-likelihood in nats of ids 1..n-1; NaN where the model
+            gave NaN.
         top: int32[n - 1], the likeliest token.
         ids: int32[n - 1, k], the tokens at which the distribution is kept.
         logprobs: float32[n - 1, k], their log-probabilities.
@@ -69,18 +74,31 @@ class Scores:
 
 
 def _day(form: str) -> str:
-    """Some templates write the date into the prompt; what is measured on different days must have the same."""
+    """Some templates write the date into the prompt; what is measured on different days must have
+    the same."""
     return datetime(2025, 1, 1, tzinfo=UTC).strftime(form)
 
 
 class Tokenized:
-    """Token ids by the model's own tokenizer: the part that every engine in this process has in common."""
+    """Token ids by the model's own tokenizer: the part that every engine in this process has in
+    common."""
 
     tokenizer: Any
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        return list(self.tokenizer.apply_chat_template([dict(message) for message in messages], add_generation_prompt=True, tokenize=True,
-                                                       tools=[dict(tool) for tool in tools] if tools else None, strftime_now=_day))
+    def prompt_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        return list(
+            self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                tools=[dict(tool) for tool in tools] if tools else None,
+                strftime_now=_day,
+            )
+        )
 
     def encode(self, record: Mapping[str, Any]) -> list[int]:
         return token_ids(self.tokenizer, dict(record))
@@ -95,11 +113,16 @@ class Engine(Protocol):
     @property
     def vocabulary(self) -> int: ...
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def prompt_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Token ids of a chat through the model's own template, up to where the assistant speaks.
 
         Args:
-            tools: functions in OpenAI's form that the template may offer to the model; many templates know of none and leave them out.
+            tools: functions in OpenAI's form that the template may offer to the model; many
+                templates know of none and leave them out.
         """
         ...
 
@@ -107,15 +130,21 @@ class Engine(Protocol):
         """Token ids of a text record (`{"text": ...}` or `{"messages": [...]}`)."""
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False) -> list[Generation]:
-        """Greedy answers to prompts given as token ids. `exact`: no token ends an answer, for measuring speed."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, exact: bool = False
+    ) -> list[Generation]:
+        """Greedy answers to prompts given as token ids. `exact`: no token ends an answer, for
+        measuring speed."""
         ...
 
-    def score(self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None) -> list[Scores]:
+    def score(
+        self, sequences: Sequence[Sequence[int]], at: Sequence[npt.NDArray[np.int32]] | None = None
+    ) -> list[Scores]:
         """Score sequences of n >= 2 token ids, as one batch.
 
         Args:
-            at: per sequence int32[n - 1, k], the tokens whose log-probabilities are wanted; None: each position's likeliest.
+            at: per sequence int32[n - 1, k], the tokens whose log-probabilities are wanted; None:
+                each position's likeliest.
         """
         ...
 

@@ -1,4 +1,5 @@
-"""LMDeploy's PyTorch engine: its configuration. It serves more architectures than TurboMind, and AWQ with other group sizes."""
+"""LMDeploy's PyTorch engine: its configuration. It serves more architectures than TurboMind, and
+AWQ with other group sizes."""
 
 from __future__ import annotations
 
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
 
 
 def require() -> None:
-    """Raise EngineError without a CUDA GPU: the engine has other devices, this project has not tried them."""
+    """Raise EngineError without a CUDA GPU: the engine has other devices, this project has not
+    tried them."""
     import torch
 
     if not torch.cuda.is_available():
-        raise EngineError("needs a CUDA GPU, and there is none", where="engine pytorch", hint="run on a GPU worker, or set engine.name: transformers")
+        raise EngineError(
+            "needs a CUDA GPU, and there is none",
+            where="engine pytorch",
+            hint="run on a GPU worker, or set engine.name: transformers",
+        )
 
 
 def config(spec: EngineSpec) -> Any:
@@ -28,8 +34,12 @@ def config(spec: EngineSpec) -> Any:
 
     options = spec.engine
     assert isinstance(options, EnginePytorch)
-    return PytorchEngineConfig(tp=options.tp, session_len=options.session_len, cache_max_entry_count=options.cache_max_entry_count,
-                               quant_policy=spec.kv_bits)
+    return PytorchEngineConfig(
+        tp=options.tp,
+        session_len=options.session_len,
+        cache_max_entry_count=options.cache_max_entry_count,
+        quant_policy=spec.kv_bits,
+    )
 
 
 @contextlib.contextmanager

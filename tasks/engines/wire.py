@@ -1,7 +1,8 @@
-"""The channel between a step and its engine's process: JSON messages, each with numpy arrays behind it if it has any.
+"""The channel between a step and its engine's process: JSON messages, each with numpy arrays behind
+it if it has any.
 
-Both ends may be different Python and numpy versions (an engine's runtime is an environment of its own), so nothing is
-pickled.
+Both ends may be different Python and numpy versions (an engine's runtime is an environment of its
+own), so nothing is pickled.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ import numpy.typing as npt
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def send(channel: Connection, message: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
+def send(
+    channel: Connection,
+    message: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> None:
     """Send a message with named arrays."""
     channel.send_bytes(json.dumps({"message": message, "arrays": bool(arrays)}).encode())
     if arrays:

@@ -1,3 +1,4 @@
-"""Load on a running server, and its speed as a client sees it: a generator of several processes, percentiles with intervals,
-two servers by turns. docs/load-testing.md has the definitions and the methods.
+"""Load on a running server, and its speed as a client sees it: a generator of several processes,
+percentiles with intervals, two servers by turns. docs/load-testing.md has the definitions and the
+methods.
 """

@@ -1,4 +1,5 @@
-"""What a result holds on: the server's hardware, by which results may be compared, and its state while it was measured."""
+"""What a result holds on: the server's hardware, by which results may be compared, and its state
+while it was measured."""
 
 from __future__ import annotations
 
@@ -24,8 +25,17 @@ from tasks.machine import gpus
 
 SAMPLE_SECONDS = 0.25
 # nvml.h, nvmlClocksEventReason*
-REASONS = {0x1: "idle", 0x2: "application clocks", 0x4: "power cap", 0x8: "hardware slowdown", 0x10: "sync boost", 0x20: "software thermal slowdown",
-           0x40: "hardware thermal slowdown", 0x80: "power brake", 0x100: "display clocks"}
+REASONS = {
+    0x1: "idle",
+    0x2: "application clocks",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+    0x100: "display clocks",
+}
 
 
 class DifferentHardware(LmflowsError):
@@ -35,22 +45,29 @@ class DifferentHardware(LmflowsError):
 
 
 def fingerprint(url: str, gpu_uuids: Sequence[str] = ()) -> dict[str, str]:
-    """What a server at `url` runs on: this machine's GPUs (those with the UUIDs, else all that are visible) or its processor, or the
-    name of another machine, of which more cannot be known here."""
+    """What a server at `url` runs on: this machine's GPUs (those with the UUIDs, else all that are
+    visible) or its processor, or the name of another machine, of which more cannot be known here.
+    """
     host = urlsplit(url).hostname or ""
     if not is_local(host):
         return {"machine": host}
     visible = gpus.visible()
     if found := [gpu for gpu in visible if not gpu_uuids or gpu.uuid in gpu_uuids]:
         return gpus.fingerprint(found[0]) | {"gpus": str(len(found))}
-    return {"processor": _processor(), "cores": str(os.cpu_count()), "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB"}
+    return {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
+    }
 
 
 def is_local(host: str) -> bool:
     """Whether an address is this machine's."""
     with suppress(OSError):
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-        own = {address.address for interface in psutil.net_if_addrs().values() for address in interface}
+        own = {
+            address.address for interface in psutil.net_if_addrs().values() for address in interface
+        }
         return all(address.startswith("127.") or address in own for address in addresses)
     return False
 
@@ -62,21 +79,31 @@ def require_same(first: Mapping[str, str], second: Mapping[str, str]) -> None:
         DifferentHardware: with what differs.
     """
     if first != second:
-        different = [f"{key} {first.get(key, 'unknown')} and {second.get(key, 'unknown')}"
-                     for key in sorted(first.keys() | second.keys()) if first.get(key) != second.get(key)]
-        raise DifferentHardware("measured on different hardware: " + ", ".join(different), where="comparison",
-                                hint="measure both on the same machine, GPU model and driver")
+        different = [
+            f"{key} {first.get(key, 'unknown')} and {second.get(key, 'unknown')}"
+            for key in sorted(first.keys() | second.keys())
+            if first.get(key) != second.get(key)
+        ]
+        raise DifferentHardware(
+            "measured on different hardware: " + ", ".join(different),
+            where="comparison",
+            hint="measure both on the same machine, GPU model and driver",
+        )
 
 
 def client_versions() -> dict[str, str]:
     """What sends the requests."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in ("lmdeploy-flows", "aiohttp")}
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in ("lmdeploy-flows", "aiohttp")
+    }
 
 
 class Watch:
-    """Samples clocks, temperature, power and throttle reasons of the server's GPUs, and the processors, in a thread.
+    """Samples clocks, temperature, power and throttle reasons of the server's GPUs, and the
+    processors, in a thread.
 
-    A context manager; `environment` is the state over its body. Of a server on another machine only the client's processors are known.
+    A context manager; `environment` is the state over its body. Of a server on another machine only
+    the client's processors are known.
 
     Args:
         url: the server's.
@@ -87,7 +114,11 @@ class Watch:
     def __init__(self, url: str, engine: dict[str, str], gpu_uuids: Sequence[str] = ()) -> None:
         self._fingerprint, self._engine = fingerprint(url, gpu_uuids), engine
         local = "machine" not in self._fingerprint
-        self._gpus = [_Samples(gpu) for gpu in gpus.visible() if not gpu_uuids or gpu.uuid in gpu_uuids] if local else []
+        self._gpus = (
+            [_Samples(gpu) for gpu in gpus.visible() if not gpu_uuids or gpu.uuid in gpu_uuids]
+            if local
+            else []
+        )
         self._mhz: list[float] = []
         self._cpu: float | None = None
         self._end, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
@@ -109,8 +140,15 @@ class Watch:
 
     def environment(self) -> Environment:
         """The state over the body, once it has ended."""
-        return Environment(fingerprint=self._fingerprint, gpus=tuple(one.state() for one in self._gpus), cpu_mhz=_spread(self._mhz),
-                           cpu_share=self._cpu, load_average=round(os.getloadavg()[0], 2), engine=self._engine, client=client_versions())
+        return Environment(
+            fingerprint=self._fingerprint,
+            gpus=tuple(one.state() for one in self._gpus),
+            cpu_mhz=_spread(self._mhz),
+            cpu_share=self._cpu,
+            load_average=round(os.getloadavg()[0], 2),
+            engine=self._engine,
+            client=client_versions(),
+        )
 
     def _run(self) -> None:
         while True:
@@ -139,8 +177,13 @@ class _Samples:
             self._count += 1
             handle = self._handle
             self._add("sm", lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
-            self._add("memory", lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
-            self._add("temperature", lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+            self._add(
+                "memory", lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)
+            )
+            self._add(
+                "temperature",
+                lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+            )
             self._add("power", lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3)
             self._add("utilization", lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             self._add("used", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).used)
@@ -158,16 +201,30 @@ class _Samples:
     def state(self) -> GpuState:
         spread = {name: _spread(values) for name, values in self._values.items()}
         return GpuState(
-            index=self._gpu.index, name=self._gpu.name, samples=self._count, sm_clock_mhz=spread.get("sm"), memory_clock_mhz=spread.get("memory"),
-            temperature_c=spread.get("temperature"), power_w=spread.get("power"), power_limit_w=self._limit,
-            utilization_percent=spread.get("utilization"), memory_used_bytes=spread.get("used"),
-            throttle={name: round(count / self._told, 4) for name, count in sorted(self._reasons.items())})
+            index=self._gpu.index,
+            name=self._gpu.name,
+            samples=self._count,
+            sm_clock_mhz=spread.get("sm"),
+            memory_clock_mhz=spread.get("memory"),
+            temperature_c=spread.get("temperature"),
+            power_w=spread.get("power"),
+            power_limit_w=self._limit,
+            utilization_percent=spread.get("utilization"),
+            memory_used_bytes=spread.get("used"),
+            throttle={
+                name: round(count / self._told, 4) for name, count in sorted(self._reasons.items())
+            },
+        )
 
 
 def _spread(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
-    return Spread(low=round(min(values), 1), median=round(statistics.median(values), 1), high=round(max(values), 1))
+    return Spread(
+        low=round(min(values), 1),
+        median=round(statistics.median(values), 1),
+        high=round(max(values), 1),
+    )
 
 
 def _processor() -> str:

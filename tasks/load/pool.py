@@ -1,4 +1,5 @@
-"""The processes of the load generator: started together, told what to send, and gone with whoever started them."""
+"""The processes of the load generator: started together, told what to send, and gone with whoever
+started them."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class LoadClientDied(LmflowsError):
 
 @dataclass(frozen=True)
 class Measured:
-    """The raw figures of a run: columns over all requests, ordered by start (`worker.save` names them), and the client's health."""
+    """The raw figures of a run: columns over all requests, ordered by start (`worker.save` names
+    them), and the client's health."""
 
     columns: Columns
     gaps: npt.NDArray[np.float32]
@@ -70,10 +72,18 @@ class Pool:
         try:
             for number in range(processes):
                 with self._log(number).open("wb") as log:
-                    self._workers.append(subprocess.Popen(
-                        [sys.executable, "-P", "-m", "tasks.load.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                        preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL), env=os.environ | process_environment()))
-            self._replies(self._workers, time.monotonic() + READY_SECONDS)  # so that all can start at one time
+                    self._workers.append(
+                        subprocess.Popen(
+                            [sys.executable, "-P", "-m", "tasks.load.worker"],
+                            stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE,
+                            stderr=log,
+                            preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
+                            env=os.environ | process_environment(),
+                        )
+                    )
+            # so that all can start at one time
+            self._replies(self._workers, time.monotonic() + READY_SECONDS)
         except BaseException:
             self.close()
             raise
@@ -102,17 +112,38 @@ class Pool:
 
     def count_words(self, service: Service, seed: int) -> WordCount:
         """How many tokens the server makes of words; the typical number if it does not tell."""
-        reply = self._all([{"do": "probe", "service": asdict(service) | {"new_tokens": 1}, "words": PROBE_WORDS, "seed": seed + 500_000}],
-                          time.monotonic() + len(PROBE_WORDS) * service.timeout_s)[0]
+        reply = self._all(
+            [
+                {
+                    "do": "probe",
+                    "service": asdict(service) | {"new_tokens": 1},
+                    "words": PROBE_WORDS,
+                    "seed": seed + 500_000,
+                }
+            ],
+            time.monotonic() + len(PROBE_WORDS) * service.timeout_s,
+        )[0]
         _require_answered(reply, service)
         return fit([(words, tokens) for words, tokens in reply["counts"]])
 
     def warm_up(self, service: Service, load: Load, words: int) -> Warmup:
-        """Requests that do not count, in rounds, until their time is steady; the slowest process tells."""
+        """Requests that do not count, in rounds, until their time is steady; the slowest process
+        tells."""
         count = workers_for(load)
         slots = shares(load.concurrency or 2 * count, count)
-        replies = self._all([{"do": "warm", "service": asdict(service), "slots": slots[number], "words": words,
-                              "seed": load.seed + 700_000 + number} for number in range(count)], time.monotonic() + MAX_STREAM_SECONDS)
+        replies = self._all(
+            [
+                {
+                    "do": "warm",
+                    "service": asdict(service),
+                    "slots": slots[number],
+                    "words": words,
+                    "seed": load.seed + 700_000 + number,
+                }
+                for number in range(count)
+            ],
+            time.monotonic() + MAX_STREAM_SECONDS,
+        )
         for reply in replies:
             if not reply["medians"]:
                 _require_answered(reply, service)
@@ -122,11 +153,25 @@ class Pool:
     def run(self, service: Service, load: Load, words: int) -> Measured:
         """Send the requests of a load, and gather what came of them."""
         count, self._runs = workers_for(load), self._runs + 1
-        outputs = [str(Path(self._scratch.name) / f"run-{self._runs}-{number}.npz") for number in range(count)]
+        outputs = [
+            str(Path(self._scratch.name) / f"run-{self._runs}-{number}.npz")
+            for number in range(count)
+        ]
         parts = _closed_parts(load, count) if load.concurrency else _open_parts(load, count)
-        common = {"do": "run", "service": asdict(service), "words": words, "seed": load.seed, "start_at": time.monotonic() + START_SECONDS}
-        replies = self._all([common | part | {"output": output} for part, output in zip(parts, outputs, strict=True)],
-                            time.monotonic() + _longest(load))
+        common = {
+            "do": "run",
+            "service": asdict(service),
+            "words": words,
+            "seed": load.seed,
+            "start_at": time.monotonic() + START_SECONDS,
+        }
+        replies = self._all(
+            [
+                common | part | {"output": output}
+                for part, output in zip(parts, outputs, strict=True)
+            ],
+            time.monotonic() + _longest(load),
+        )
         return _gather([dict(np.load(output, allow_pickle=False)) for output in outputs], replies)
 
     def _log(self, number: int) -> Path:
@@ -134,7 +179,7 @@ class Pool:
 
     def _all(self, commands: Sequence[dict[str, Any]], deadline: float) -> list[dict[str, Any]]:
         """Tell the first processes what to do, and wait for all of them."""
-        busy = self._workers[:len(commands)]
+        busy = self._workers[: len(commands)]
         for number, (worker, command) in enumerate(zip(busy, commands, strict=True)):
             assert worker.stdin is not None
             try:
@@ -144,7 +189,9 @@ class Pool:
                 raise self._died(number) from None
         return self._replies(busy, deadline)
 
-    def _replies(self, busy: Sequence[subprocess.Popen[bytes]], deadline: float) -> list[dict[str, Any]]:
+    def _replies(
+        self, busy: Sequence[subprocess.Popen[bytes]], deadline: float
+    ) -> list[dict[str, Any]]:
         """One line of each process."""
         lines = [b"" for _ in busy]
         with selectors.DefaultSelector() as selector:
@@ -154,8 +201,14 @@ class Pool:
             while not all(line.endswith(b"\n") for line in lines):
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
-                    raise LoadClientDied("a process of the load generator does not answer", where="load generator",
-                                         hint="the machine may be overloaded, or the process was stopped; try again with fewer processes")
+                    raise LoadClientDied(
+                        "a process of the load generator does not answer",
+                        where="load generator",
+                        hint=(
+                            "the machine may be overloaded, or the process was stopped; try again"
+                            " with fewer processes"
+                        ),
+                    )
                 for key, _ in ready:
                     data = os.read(key.fd, 1 << 16)
                     if not data:
@@ -166,20 +219,38 @@ class Pool:
     def _died(self, number: int) -> LoadClientDied:
         worker = self._workers[number]
         last = self._log(number).read_text(errors="replace").splitlines()[-LAST_LINES:]
-        return LoadClientDied(f"process {number} of the load generator (pid {worker.pid}) ended with status {worker.wait()}"
-                              + ("; its last lines:\n    " + "\n    ".join(last) if last else ""), where="load generator",
-                              hint="status -9 is a kill, by the kernel when memory runs out; what was measured until then is dropped")
+        return LoadClientDied(
+            f"process {number} of the load generator (pid {worker.pid}) ended with status"
+            f" {worker.wait()}" + ("; its last lines:\n    " + "\n    ".join(last) if last else ""),
+            where="load generator",
+            hint=(
+                "status -9 is a kill, by the kernel when memory runs out; what was measured until"
+                " then is dropped"
+            ),
+        )
 
 
 def _closed_parts(load: Load, count: int) -> list[dict[str, Any]]:
     slots, requests = shares(load.concurrency or 1, count), shares(load.requests or 0, count)
-    return [{"slots": slots[number], "requests": requests[number] or None, "duration": load.duration_seconds, "first": number * 10_000_000}
-            for number in range(count)]
+    return [
+        {
+            "slots": slots[number],
+            "requests": requests[number] or None,
+            "duration": load.duration_seconds,
+            "first": number * 10_000_000,
+        }
+        for number in range(count)
+    ]
 
 
 def _open_parts(load: Load, count: int) -> list[dict[str, Any]]:
     assert load.rate_per_second is not None
-    times = poisson(load.rate_per_second, seed=load.seed, requests=load.requests, duration_seconds=load.duration_seconds)
+    times = poisson(
+        load.rate_per_second,
+        seed=load.seed,
+        requests=load.requests,
+        duration_seconds=load.duration_seconds,
+    )
     return [{"arrivals": part} for part in deal(times, count)]
 
 
@@ -188,7 +259,10 @@ def _longest(load: Load) -> float:
     if load.rate_per_second is not None:
         span = load.duration_seconds or 10 * (load.requests or 1) / load.rate_per_second + 60
     else:
-        span = load.duration_seconds or ((load.requests or 1) / (load.concurrency or 1) + 1) * load.request_timeout_seconds
+        span = (
+            load.duration_seconds
+            or ((load.requests or 1) / (load.concurrency or 1) + 1) * load.request_timeout_seconds
+        )
     return span + 2 * load.request_timeout_seconds + 60
 
 
@@ -201,11 +275,19 @@ def _gather(parts: Sequence[Columns], replies: Sequence[dict[str, Any]]) -> Meas
     return Measured(
         columns={name: values[order] for name, values in columns.items()},
         gaps=np.concatenate([*(pieces[index] for index in order), np.empty(0, np.float32)]),
-        heartbeat=np.concatenate([part["heartbeat"] for part in parts]), cpu_share=tuple(round(reply["cpu_share"], 4) for reply in replies),
-        detail=next((reply["detail"] for reply in replies if reply["detail"]), ""))
+        heartbeat=np.concatenate([part["heartbeat"] for part in parts]),
+        cpu_share=tuple(round(reply["cpu_share"], 4) for reply in replies),
+        detail=next((reply["detail"] for reply in replies if reply["detail"]), ""),
+    )
 
 
 def _require_answered(reply: dict[str, Any], service: Service) -> None:
     if reply["status"] != OK:
-        raise EndpointError(f"a first request failed: {reply['status']} {reply['detail']}".strip(), where=service.url,
-                            hint="check the address, the model's name and the API key; `lmflows status` lists this machine's endpoints")
+        raise EndpointError(
+            f"a first request failed: {reply['status']} {reply['detail']}".strip(),
+            where=service.url,
+            hint=(
+                "check the address, the model's name and the API key; `lmflows status` lists this"
+                " machine's endpoints"
+            ),
+        )

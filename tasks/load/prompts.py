@@ -1,7 +1,8 @@
-"""Prompts of a given length that no cache of prefixes has seen: seeded random words, of which each request has its own.
+"""Prompts of a given length that no cache of prefixes has seen: seeded random words, of which each
+request has its own.
 
-Text, not token ids: LMDeploy's /v1/completions takes a list as several prompts. How many words make a token is asked of the
-server, which counts the tokens of a few prompts.
+Text, not token ids: LMDeploy's /v1/completions takes a list as several prompts. How many words make
+a token is asked of the server, which counts the tokens of a few prompts.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TYPICAL_TOKENS_PER_WORD = 1.4  # for servers that do not tell: English words under today's tokenizers
+# for servers that do not tell: English words under today's tokenizers
+TYPICAL_TOKENS_PER_WORD = 1.4
 
 
 @dataclass(frozen=True)
 class WordCount:
-    """Tokens of a prompt of n words: `per_word` * n + `fixed`, of which the latter are a chat template's, for example."""
+    """Tokens of a prompt of n words: `per_word` * n + `fixed`, of which the latter are a chat
+    template's, for example."""
 
     per_word: float = TYPICAL_TOKENS_PER_WORD
     fixed: float = 0.0
@@ -37,15 +40,22 @@ def vocabulary() -> Sequence[str]:
 
 
 def prompt(words: int, *, seed: int, number: int) -> str:
-    """The text of a request: `words` random words. The same seed and number give the same text, another number another one."""
+    """The text of a request: `words` random words. The same seed and number give the same text,
+    another number another one."""
     known = vocabulary()
-    return " ".join(known[index] for index in np.random.default_rng([seed, 2, number]).integers(0, len(known), words))
+    return " ".join(
+        known[index]
+        for index in np.random.default_rng([seed, 2, number]).integers(0, len(known), words)
+    )
 
 
 def fit(counts: Sequence[tuple[int, int]]) -> WordCount:
-    """The line through (words, tokens) of prompts of different lengths; the typical one if there is nothing to go by."""
+    """The line through (words, tokens) of prompts of different lengths; the typical one if there is
+    nothing to go by."""
     lengths = {words for words, _ in counts}
     if len(lengths) < 2:
         return WordCount()
-    slope, intercept = np.polyfit([words for words, _ in counts], [tokens for _, tokens in counts], 1)
+    slope, intercept = np.polyfit(
+        [words for words, _ in counts], [tokens for _, tokens in counts], 1
+    )
     return WordCount(float(slope), float(intercept)) if slope > 0.1 else WordCount()

@@ -16,11 +16,14 @@ Progress = Callable[[float, str], None]
 
 
 def default_processes() -> int:
-    """Half the cores that this process may use, 1 to 8: a server on the same machine needs the others."""
+    """Half the cores that this process may use, 1 to 8: a server on the same machine needs the
+    others."""
     return min(8, max(1, len(os.sched_getaffinity(0)) // 2))
 
 
-def run_loads(server: Server, loads: Sequence[Load], progress: Progress = lambda _done, _text: None) -> tuple[LoadResult, ...]:
+def run_loads(
+    server: Server, loads: Sequence[Load], progress: Progress = lambda _done, _text: None
+) -> tuple[LoadResult, ...]:
     """Put a server under each of the loads, one after the other, each after its own warm-up.
 
     Args:
@@ -40,7 +43,12 @@ def run_loads(server: Server, loads: Sequence[Load], progress: Progress = lambda
             progress((number + 0.2) / len(loads), load.name)
             with Watch(server.target.url, server.engine, server.gpus) as watch:
                 since = datetime.now(UTC)
-                # another seed each: a prompt of an earlier load would be in the server's prefix cache
-                measured = pool.run(service, load.model_copy(update={"seed": load.seed + 1000 * number}), words)
-            results.append(summarize(load, server.target, measured, warmup, watch.environment(), since))
+                # another seed each: a prompt of an earlier load would be in the server's prefix
+                # cache
+                measured = pool.run(
+                    service, load.model_copy(update={"seed": load.seed + 1000 * number}), words
+                )
+            results.append(
+                summarize(load, server.target, measured, warmup, watch.environment(), since)
+            )
     return tuple(results)

@@ -34,15 +34,27 @@ class Service:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def body(self, prompt: str) -> dict[str, Any]:
-        """The JSON of a request: greedy, and as long as was asked where the server knows `ignore_eos`."""
-        subject: dict[str, Any] = {"prompt": prompt} if self.api == "completions" else {"messages": [{"role": "user", "content": prompt}]}
-        return subject | {"model": self.model, "max_tokens": self.new_tokens, "temperature": 0, "stream": True, "ignore_eos": True,
-                          "stream_options": {"include_usage": True}}
+        """The JSON of a request: greedy, and as long as was asked where the server knows
+        `ignore_eos`."""
+        subject: dict[str, Any] = (
+            {"prompt": prompt}
+            if self.api == "completions"
+            else {"messages": [{"role": "user", "content": prompt}]}
+        )
+        return subject | {
+            "model": self.model,
+            "max_tokens": self.new_tokens,
+            "temperature": 0,
+            "stream": True,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True},
+        }
 
 
 @dataclass
 class Answer:
-    """What became of a request. Times are of `time.monotonic`, which all processes of a machine share.
+    """What became of a request. Times are of `time.monotonic`, which all processes of a machine
+    share.
 
     Attributes:
         pieces: when each piece of text came.
@@ -62,13 +74,21 @@ class Answer:
 
 
 async def ask(session: aiohttp.ClientSession, service: Service, prompt: str) -> Answer:
-    """Send a request and read its answer to the end; a failure of any kind is a status, not an exception."""
+    """Send a request and read its answer to the end; a failure of any kind is a status, not an
+    exception."""
     answer = Answer(start=time.monotonic())
     try:
-        async with asyncio.timeout(service.timeout_s), session.post(service.url + PATHS[service.api], json=service.body(prompt),
-                                                                    headers=service.headers) as response:
+        async with (
+            asyncio.timeout(service.timeout_s),
+            session.post(
+                service.url + PATHS[service.api], json=service.body(prompt), headers=service.headers
+            ) as response,
+        ):
             if response.status != 200:
-                answer.status, answer.detail = f"http {response.status}", (await response.text(errors="replace"))[:300]
+                answer.status, answer.detail = (
+                    f"http {response.status}",
+                    (await response.text(errors="replace"))[:300],
+                )
             else:
                 await _read(response, answer)
     except TimeoutError:
@@ -108,7 +128,10 @@ def _take(event: bytes, now: float, answer: Answer) -> None:
         answer.status, answer.detail = "server error", str(error)[:300]
         return
     if usage := value.get("usage"):
-        answer.tokens, answer.prompt_tokens = usage.get("completion_tokens", -1), usage.get("prompt_tokens", -1)
+        answer.tokens, answer.prompt_tokens = (
+            usage.get("completion_tokens", -1),
+            usage.get("prompt_tokens", -1),
+        )
     for choice in value.get("choices") or ():
         delta = choice.get("delta") or {}
         if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):

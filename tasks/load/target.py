@@ -34,17 +34,31 @@ class Server:
     gpus: tuple[str, ...] = ()
 
     def service(self, load: Load) -> Service:
-        return Service(url=self.target.url, model=self.target.model, key=self.key, api=load.api, new_tokens=load.new_tokens,
-                       timeout_s=load.request_timeout_seconds)
+        return Service(
+            url=self.target.url,
+            model=self.target.model,
+            key=self.key,
+            api=load.api,
+            new_tokens=load.new_tokens,
+            timeout_s=load.request_timeout_seconds,
+        )
 
 
 def of_endpoint(endpoint: Endpoint) -> Server:
     """An endpoint of this machine."""
     keys = endpoint.keys()
-    engine = {"engine": endpoint.engine.name, "runtime": endpoint.engine.runtime, "variant": endpoint.options.variant,
-              "artifact": endpoint.artifact.digest}
-    return Server(Target(url=endpoint.url, model=endpoint.model_name), keys[0] if keys else "", engine | _versions(endpoint.engine.runtime),
-                  endpoint.gpus)
+    engine = {
+        "engine": endpoint.engine.name,
+        "runtime": endpoint.engine.runtime,
+        "variant": endpoint.options.variant,
+        "artifact": endpoint.artifact.digest,
+    }
+    return Server(
+        Target(url=endpoint.url, model=endpoint.model_name),
+        keys[0] if keys else "",
+        engine | _versions(endpoint.engine.runtime),
+        endpoint.gpus,
+    )
 
 
 def at_url(url: str, *, model: str | None = None, api_keys_env: str | None = None) -> Server:
@@ -60,13 +74,17 @@ def at_url(url: str, *, model: str | None = None, api_keys_env: str | None = Non
         EndpointError: it does not say which models it has.
     """
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise ConfigError(f"{url!r} is no URL", where="--url", hint="for example http://127.0.0.1:23333")
+        raise ConfigError(
+            f"{url!r} is no URL", where="--url", hint="for example http://127.0.0.1:23333"
+        )
     root = url.rstrip("/").removesuffix("/v1").rstrip("/")
     key = next(iter(endpoints.given_keys(api_keys_env)), "")
     return Server(Target(url=root, model=model or _first_model(root, key)), key, {})
 
 
-def named(place: str | None, *, model: str | None = None, api_keys_env: str | None = None) -> Server:
+def named(
+    place: str | None, *, model: str | None = None, api_keys_env: str | None = None
+) -> Server:
     """A URL, or the name of an endpoint of this machine; None for the only one."""
     if place is not None and "://" in place:
         return at_url(place, model=model, api_keys_env=api_keys_env)
@@ -74,17 +92,28 @@ def named(place: str | None, *, model: str | None = None, api_keys_env: str | No
 
 
 def _first_model(root: str, key: str) -> str:
-    request = urllib.request.Request(root + "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as the load generator itself: what is measured is not a proxy
+    request = urllib.request.Request(
+        root + "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {}
+    )
+    # as the load generator itself: what is measured is not a proxy
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=NAME_SECONDS) as response:
             return str(json.loads(response.read())["data"][0]["id"])
     except (OSError, urllib.error.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise EndpointError(f"/v1/models does not say which model it serves: {error}", where=root,
-                            hint="check the address and the API key (--api-keys-env), or name the model (--model)") from None
+        raise EndpointError(
+            f"/v1/models does not say which model it serves: {error}",
+            where=root,
+            hint="check the address and the API key (--api-keys-env), or name the model (--model)",
+        ) from None
 
 
 def _versions(runtime: str) -> dict[str, str]:
     """The engine's libraries in its runtime, as far as they are installed here."""
     known: Sequence[runtimes.Runtime] = [one for one in runtimes.list_all() if one.name == runtime]
-    return {name: version for one in known for name, version in one.versions.items() if name in ("lmdeploy", "torch", "transformers", "python")}
+    return {
+        name: version
+        for one in known
+        for name, version in one.versions.items()
+        if name in ("lmdeploy", "torch", "transformers", "python")
+    }

@@ -1,8 +1,8 @@
-"""One process of the load generator: `python -m tasks.load.worker`, commands as JSON lines on stdin, one JSON line each as the answer,
-and one more when it is ready.
+"""One process of the load generator: `python -m tasks.load.worker`, commands as JSON lines on
+stdin, one JSON line each as the answer, and one more when it is ready.
 
-`probe` counts a prompt's tokens, `warm` sends requests that do not count, `run` sends those that do and leaves the figures in an
-`.npz` file. It ends with its stdin, and with its parent.
+`probe` counts a prompt's tokens, `warm` sends requests that do not count, `run` sends those that do
+and leaves the figures in an `.npz` file. It ends with its stdin, and with its parent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Sent:
 
 @dataclass
 class Heart:
-    """How late the event loop wakes up: the time between what was asked of it and what happened, in seconds."""
+    """How late the event loop wakes up: the time between what was asked of it and what happened, in
+    seconds."""
 
     lags: list[float] = field(default_factory=list)
 
@@ -59,10 +60,15 @@ class Worker:
     async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do what a line asks; the answer's line."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None))
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+            )
         service = Service(**command["service"])
         work: dict[str, Callable[[Service, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
-            "probe": self._probe, "warm": self._warm, "run": self._run}
+            "probe": self._probe,
+            "warm": self._warm,
+            "run": self._run,
+        }
         return await work[command["do"]](service, command)
 
     async def close(self) -> None:
@@ -70,10 +76,20 @@ class Worker:
             await self._session.close()
 
     async def _probe(self, service: Service, command: dict[str, Any]) -> dict[str, Any]:
-        answers = [(words, await self._ask(service, words, command["seed"], number)) for number, words in enumerate(command["words"])]
+        answers = [
+            (words, await self._ask(service, words, command["seed"], number))
+            for number, words in enumerate(command["words"])
+        ]
         bad = [answer for _, answer in answers if answer.status != OK]
-        return {"counts": [(words, answer.prompt_tokens) for words, answer in answers if answer.prompt_tokens >= 0],
-                "status": bad[0].status if len(bad) == len(answers) else OK, "detail": bad[0].detail if bad else ""}
+        return {
+            "counts": [
+                (words, answer.prompt_tokens)
+                for words, answer in answers
+                if answer.prompt_tokens >= 0
+            ],
+            "status": bad[0].status if len(bad) == len(answers) else OK,
+            "detail": bad[0].detail if bad else "",
+        }
 
     async def _warm(self, service: Service, command: dict[str, Any]) -> dict[str, Any]:
         """Rounds of requests until two of them in a row take the same time."""
@@ -81,15 +97,26 @@ class Worker:
         failed = Answer(0)
         for round_number in range(WARM_ROUNDS):
             first = round_number * 1_000_000
-            answers = await self._closed(service, command | {"requests": max(command["slots"], 3), "first": first}, time.monotonic())
-            good = [sent.answer.end - sent.answer.start for sent in answers if sent.answer.status == OK]
+            answers = await self._closed(
+                service,
+                command | {"requests": max(command["slots"], 3), "first": first},
+                time.monotonic(),
+            )
+            good = [
+                sent.answer.end - sent.answer.start for sent in answers if sent.answer.status == OK
+            ]
             failed = next((sent.answer for sent in answers if sent.answer.status != OK), failed)
             if not good:
                 break
             medians.append(float(np.median(good)))
             if len(medians) > 1 and abs(medians[-1] / medians[-2] - 1) <= WARM_CHANGE:
                 return {"medians": medians, "steady": True, "status": OK, "detail": ""}
-        return {"medians": medians, "steady": False, "status": failed.status, "detail": failed.detail}
+        return {
+            "medians": medians,
+            "steady": False,
+            "status": failed.status,
+            "detail": failed.detail,
+        }
 
     async def _run(self, service: Service, command: dict[str, Any]) -> dict[str, Any]:
         """The measured part: from `start_at`, on the clock that all processes share."""
@@ -103,7 +130,9 @@ class Worker:
             await asyncio.sleep(max(0.0, start_at - time.monotonic()))
             cpu, began = time.process_time(), time.monotonic()
             pulse = asyncio.create_task(heart.beat())
-            sent = await (self._open if "arrivals" in command else self._closed)(service, command, start_at)
+            sent = await (self._open if "arrivals" in command else self._closed)(
+                service, command, start_at
+            )
             pulse.cancel()
             cpu, wall = time.process_time() - cpu, time.monotonic() - began
         finally:
@@ -114,8 +143,11 @@ class Worker:
 
     async def _open(self, service: Service, command: dict[str, Any], start_at: float) -> list[Sent]:
         """Send each request when it is due, whatever became of the ones before."""
+
         async def one(number: int, due: float) -> Sent:
-            return Sent(number, due, await self._ask(service, command["words"], command["seed"], number))
+            return Sent(
+                number, due, await self._ask(service, command["words"], command["seed"], number)
+            )
 
         running = []
         for number, offset in command["arrivals"]:
@@ -125,7 +157,9 @@ class Worker:
             running.append(asyncio.create_task(one(number, due)))
         return list(await asyncio.gather(*running))
 
-    async def _closed(self, service: Service, command: dict[str, Any], start_at: float) -> list[Sent]:
+    async def _closed(
+        self, service: Service, command: dict[str, Any], start_at: float
+    ) -> list[Sent]:
         """Keep `slots` requests in flight until `requests` are sent or `duration` is over."""
         sent: list[Sent] = []
         numbers = iter(range(command["first"], command["first"] + (command["requests"] or 1 << 40)))
@@ -147,18 +181,27 @@ class Worker:
 
 
 def save(path: str, sent: list[Sent], start_at: float, lags: list[float]) -> None:
-    """The figures of a run, one entry a request; `gaps` are those between its pieces of text, all requests' in a row."""
+    """The figures of a run, one entry a request; `gaps` are those between its pieces of text, all
+    requests' in a row."""
     answers = [one.answer for one in sent]
     gaps = [np.diff(answer.pieces) for answer in answers]
     np.savez(
-        path, number=np.array([one.number for one in sent], np.int64),
-        start=np.array([answer.start - start_at for answer in answers]), lag=np.array([one.answer.start - one.due for one in sent]),
-        ttft=np.array([answer.pieces[0] - answer.start if answer.pieces else np.nan for answer in answers]),
-        e2e=np.array([answer.end - answer.start for answer in answers]), tokens=np.array([answer.tokens for answer in answers], np.int64),
+        path,
+        number=np.array([one.number for one in sent], np.int64),
+        start=np.array([answer.start - start_at for answer in answers]),
+        lag=np.array([one.answer.start - one.due for one in sent]),
+        ttft=np.array(
+            [answer.pieces[0] - answer.start if answer.pieces else np.nan for answer in answers]
+        ),
+        e2e=np.array([answer.end - answer.start for answer in answers]),
+        tokens=np.array([answer.tokens for answer in answers], np.int64),
         prompt_tokens=np.array([answer.prompt_tokens for answer in answers], np.int64),
         chunks=np.array([len(answer.pieces) for answer in answers], np.int64),
-        status=np.array([answer.status for answer in answers], "U32"), gap_counts=np.array([len(gap) for gap in gaps], np.int64),
-        gaps=np.concatenate([*gaps, np.empty(0)]).astype(np.float32), heartbeat=np.array(lags))
+        status=np.array([answer.status for answer in answers], "U32"),
+        gap_counts=np.array([len(gap) for gap in gaps], np.int64),
+        gaps=np.concatenate([*gaps, np.empty(0)]).astype(np.float32),
+        heartbeat=np.array(lags),
+    )
 
 
 def main() -> None:

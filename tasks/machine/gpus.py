@@ -1,9 +1,11 @@
-"""What GPUs this machine has, by NVML: without torch, so that the flow's own process and a cache key can ask.
+"""What GPUs this machine has, by NVML: without torch, so that the flow's own process and a cache
+key can ask.
 
-NVML counts GPUs in PCI order, as nvidia-smi does; CUDA counts the fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID. On a
-machine with different models the same number can so mean two GPUs: whoever hands GPUs to a child process sets
-CUDA_VISIBLE_DEVICES to their UUIDs, which mean one thing to both. Sizes are bytes, memory is the device's: a container often
-cannot see what each process holds. Knows nothing of Prefect.
+NVML counts GPUs in PCI order, as nvidia-smi does; CUDA counts the fastest first unless
+CUDA_DEVICE_ORDER=PCI_BUS_ID. On a machine with different models the same number can so mean two
+GPUs: whoever hands GPUs to a child process sets CUDA_VISIBLE_DEVICES to their UUIDs, which mean one
+thing to both. Sizes are bytes, memory is the device's: a container often cannot see what each
+process holds. Knows nothing of Prefect.
 """
 
 from __future__ import annotations
@@ -54,10 +56,12 @@ class Gpu:
 
 
 def visible() -> list[Gpu]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in its order; empty without one, or without a working driver.
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in its order; empty without one, or
+    without a working driver.
 
-    Read as CUDA does: numbers, UUIDs and beginnings of UUIDs; an entry that names no GPU, or more than one, hides itself and all
-    that follow; a GPU that is named twice hides all. Numbers are taken as NVML's. A MIG slice is no GPU here.
+    Read as CUDA does: numbers, UUIDs and beginnings of UUIDs; an entry that names no GPU, or more
+    than one, hides itself and all that follow; a GPU that is named twice hides all. Numbers are
+    taken as NVML's. A MIG slice is no GPU here.
     """
     try:
         with _nvml():
@@ -85,11 +89,13 @@ def choose(allowed: tuple[int, ...] | None, count: int) -> list[Gpu]:
     """The `count` GPUs with the most free memory.
 
     Args:
-        allowed: the GPUs that a run may use, as positions from 0 among the visible ones; None for all of them.
+        allowed: the GPUs that a run may use, as positions from 0 among the visible ones; None for
+            all of them.
         count: how many; with 0 there is nothing to choose, and nobody is asked.
 
     Returns:
-        The freest first, of equals the first position; empty if count is 0, or if no GPU is visible and none was named.
+        The freest first, of equals the first position; empty if count is 0, or if no GPU is visible
+        and none was named.
 
     Raises:
         PreflightError: a named GPU is not there, or there are too few.
@@ -99,14 +105,26 @@ def choose(allowed: tuple[int, ...] | None, count: int) -> list[Gpu]:
     gpus = visible()
     if not gpus and allowed is None:
         return []
-    there = ", ".join(f"{position}: {gpu.name}" for position, gpu in enumerate(gpus)) or f"none ({_why_none()})"
+    there = (
+        ", ".join(f"{position}: {gpu.name}" for position, gpu in enumerate(gpus))
+        or f"none ({_why_none()})"
+    )
     if missing := sorted(set(allowed or ()) - set(range(len(gpus)))):
-        raise PreflightError(f"GPU {', '.join(map(str, missing))} is not here; visible: {there}", where="gpus",
-                             hint="name GPUs by their positions from 0 among those that CUDA_VISIBLE_DEVICES leaves visible (`nvidia-smi -L`)")
+        raise PreflightError(
+            f"GPU {', '.join(map(str, missing))} is not here; visible: {there}",
+            where="gpus",
+            hint=(
+                "name GPUs by their positions from 0 among those that CUDA_VISIBLE_DEVICES leaves"
+                " visible (`nvidia-smi -L`)"
+            ),
+        )
     candidates = gpus if allowed is None else [gpus[position] for position in sorted(set(allowed))]
     if len(candidates) < count:
-        raise PreflightError(f"{count} GPUs are needed, the run may use {len(candidates)}; visible: {there}", where="gpus",
-                             hint="allow more GPUs, lower engine.tp, or run on a larger worker")
+        raise PreflightError(
+            f"{count} GPUs are needed, the run may use {len(candidates)}; visible: {there}",
+            where="gpus",
+            hint="allow more GPUs, lower engine.tp, or run on a larger worker",
+        )
     return sorted(candidates, key=lambda gpu: -gpu.free_bytes)[:count]
 
 
@@ -127,25 +145,43 @@ def require_free(gpus: Sequence[Gpu], bytes_each: int, *, what: str) -> None:
         with _nvml():
             problems = [problem for gpu in gpus if (problem := _shortage(gpu, bytes_each))]
     except pynvml.NVMLError as error:
-        raise PreflightError(f"NVML no longer tells of {', '.join(map(str, gpus))}: {error}", where=what,
-                             hint="look at `nvidia-smi` and `dmesg`; a GPU that was lost comes back with a reboot") from None
+        raise PreflightError(
+            f"NVML no longer tells of {', '.join(map(str, gpus))}: {error}",
+            where=what,
+            hint="look at `nvidia-smi` and `dmesg`; a GPU that was lost comes back with a reboot",
+        ) from None
     if problems:
-        raise GpuBusy("; ".join(problems), where=what,
-                      hint="stop what uses it (`nvidia-smi` lists it), wait until it ends, or let the run use another GPU")
+        raise GpuBusy(
+            "; ".join(problems),
+            where=what,
+            hint=(
+                "stop what uses it (`nvidia-smi` lists it), wait until it ends, or let the run use"
+                " another GPU"
+            ),
+        )
 
 
 def fingerprint(gpu: Gpu) -> dict[str, str]:
-    """What evidence and reports say of the GPU: the same for two GPUs of one kind under one driver."""
-    return {"name": gpu.name, "driver": gpu.driver, "architecture": gpu.architecture, "memory": _gb(gpu.total_bytes)}
+    """What evidence and reports say of the GPU: the same for two GPUs of one kind under one
+    driver."""
+    return {
+        "name": gpu.name,
+        "driver": gpu.driver,
+        "architecture": gpu.architecture,
+        "memory": _gb(gpu.total_bytes),
+    }
 
 
 class PeakMeter:
-    """The most memory that came into use on some GPUs since the start, over all of them at one moment, in bytes.
+    """The most memory that came into use on some GPUs since the start, over all of them at one
+    moment, in bytes.
 
-    It is the device's figure, everybody's use together: a container often cannot see per-process ones. So it tells what a step took
-    only while nobody else starts or ends on the same GPU. A thread asks NVML every 50 ms; shorter peaks can be missed.
+    It is the device's figure, everybody's use together: a container often cannot see per-process
+    ones. So it tells what a step took only while nobody else starts or ends on the same GPU. A
+    thread asks NVML every 50 ms; shorter peaks can be missed.
 
-    Use as a context manager, or call start, stop, and sample between them. `peak_bytes` is None without a GPU, or if NVML does not tell.
+    Use as a context manager, or call start, stop, and sample between them. `peak_bytes` is None
+    without a GPU, or if NVML does not tell.
     """
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
@@ -153,13 +189,22 @@ class PeakMeter:
         self._uuids = [gpu.uuid for gpu in gpus]
         self._handles: list[Any] = []
         self._baseline = 0
-        self._lock, self._end, self._thread = threading.Lock(), threading.Event(), threading.Thread(target=self._watch, daemon=True)
+        self._lock, self._end, self._thread = (
+            threading.Lock(),
+            threading.Event(),
+            threading.Thread(target=self._watch, daemon=True),
+        )
 
     def __enter__(self) -> PeakMeter:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -210,16 +255,30 @@ def _nvml() -> Iterator[None]:
 
 
 def _all() -> list[Gpu]:
-    """Every GPU of the machine that tells of its memory; one that has fallen off the bus is left out."""
+    """Every GPU of the machine that tells of its memory; one that has fallen off the bus is left
+    out."""
     driver = str(_asked(pynvml.nvmlSystemGetDriverVersion))
     gpus = []
     for index in range(pynvml.nvmlDeviceGetCount()):
         with suppress(pynvml.NVMLError):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory, capability = pynvml.nvmlDeviceGetMemoryInfo(handle), _asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-            gpus.append(Gpu(index=index, uuid=str(pynvml.nvmlDeviceGetUUID(handle)), name=str(_asked(pynvml.nvmlDeviceGetName, handle)),
-                            architecture=UNKNOWN if capability == UNKNOWN else f"sm_{capability[0]}{capability[1]}",
-                            total_bytes=int(memory.total), free_bytes=int(memory.free), driver=driver))
+            memory, capability = (
+                pynvml.nvmlDeviceGetMemoryInfo(handle),
+                _asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+            )
+            gpus.append(
+                Gpu(
+                    index=index,
+                    uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+                    name=str(_asked(pynvml.nvmlDeviceGetName, handle)),
+                    architecture=(
+                        UNKNOWN if capability == UNKNOWN else f"sm_{capability[0]}{capability[1]}"
+                    ),
+                    total_bytes=int(memory.total),
+                    free_bytes=int(memory.free),
+                    driver=driver,
+                )
+            )
     return gpus
 
 
@@ -239,7 +298,9 @@ def _unmasked(gpus: list[Gpu], mask: str | None) -> list[Gpu]:
         if entry.isdecimal():
             matching = [gpu for gpu in gpus if gpu.index == int(entry)]
         else:
-            matching = [gpu for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)]
+            matching = [
+                gpu for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)
+            ]
         if len(matching) != 1:
             break
         found += matching
@@ -261,19 +322,29 @@ def _shortage(gpu: Gpu, needed: int) -> str | None:
     free = int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
     if free >= needed:
         return None
-    return f"{gpu} has {_gb(free)} of {_gb(gpu.total_bytes)} free, {_gb(needed)} are needed; {_holders(handle)}"
+    return (
+        f"{gpu} has {_gb(free)} of {_gb(gpu.total_bytes)} free, {_gb(needed)} are needed;"
+        f" {_holders(handle)}"
+    )
 
 
 def _holders(handle: Any) -> str:
-    """Who holds memory on the device, the largest first. A process of another container may be missing or have no size."""
+    """Who holds memory on the device, the largest first. A process of another container may be
+    missing or have no size."""
     sizes: Counter[int] = Counter()
-    for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+    for ask in (
+        pynvml.nvmlDeviceGetComputeRunningProcesses,
+        pynvml.nvmlDeviceGetGraphicsRunningProcesses,
+    ):
         with suppress(pynvml.NVMLError):
             for process in ask(handle):
                 sizes[process.pid] = max(sizes[process.pid], process.usedGpuMemory or 0)
     if not sizes:
         return "NVML does not tell who holds it"
-    return "held by " + ", ".join(f"pid {pid}{_name(pid)}" + (f" with {_gb(size)}" if size else "") for pid, size in sizes.most_common())
+    return "held by " + ", ".join(
+        f"pid {pid}{_name(pid)}" + (f" with {_gb(size)}" if size else "")
+        for pid, size in sizes.most_common()
+    )
 
 
 def _name(pid: int) -> str:

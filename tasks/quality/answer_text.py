@@ -1,7 +1,9 @@
-"""Judging one answer: does it repeat itself without end, which script is it written in, does it call a function, is it JSON?
+"""Judging one answer: does it repeat itself without end, which script is it written in, does it
+call a function, is it JSON?
 
-Pure functions of text. LMDeploy has parsers of function calls as well, but importing them takes a server's modules, they differ
-from release to release, and each wants to be told the model's family; here whatever a family writes is understood.
+Pure functions of text. LMDeploy has parsers of function calls as well, but importing them takes a
+server's modules, they differ from release to release, and each wants to be told the model's family;
+here whatever a family writes is understood.
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 MIXED = "Mixed"
 
 
-# -- repetition ------------------------------------------------------------------------------------------------------
+# -- repetition
 
 
 def repeats(text: str, ended: bool) -> bool:
-    """Whether an answer repeats itself without end: the limit cut it, and its tail is periodic, in words or in characters.
+    """Whether an answer repeats itself without end: the limit cut it, and its tail is periodic, in
+    words or in characters.
 
-    All numbers count as the same word, so that "1. 2. 3. 4." is a loop too. A character of a script without spaces is a word.
-    An answer that the model ended itself is none, however often it says the same.
+    All numbers count as the same word, so that "1. 2. 3. 4." is a loop too. A character of a script
+    without spaces is a word. An answer that the model ended itself is none, however often it says
+    the same.
     """
     if ended:
         return False
@@ -53,9 +57,11 @@ def _loops(units: Sequence[str], fewest: int, enough: int) -> bool:
 
 
 def periodic_tail(units: Sequence[str]) -> int:
-    """Length of the longest tail that is one sequence said at least PERIODS times over, the first time perhaps in part.
+    """Length of the longest tail that is one sequence said at least PERIODS times over, the first
+    time perhaps in part.
 
-    A text's beginning of length L has the smallest period L - border(L) (Knuth, Morris, Pratt); here the text is read backwards.
+    A text's beginning of length L has the smallest period L - border(L) (Knuth, Morris, Pratt);
+    here the text is read backwards.
     """
     backwards = units[::-1]
     borders, longest = [0], 0
@@ -70,20 +76,25 @@ def periodic_tail(units: Sequence[str]) -> int:
     return longest
 
 
-# -- script ----------------------------------------------------------------------------------------------------------
+# -- script
 
 
 def script(text: str) -> str | None:
-    """The script that most of a text is written in: Latin, Han, Japanese (Han with kana), Hangul, Cyrillic, Arabic, ...
+    """The script that most of a text is written in: Latin, Han, Japanese (Han with kana), Hangul,
+    Cyrillic, Arabic, ...
 
-    Words are counted, or characters where a script has no spaces between words; code between fences is not. Languages that
-    share a script are not told apart.
+    Words are counted, or characters where a script has no spaces between words; code between fences
+    is not. Languages that share a script are not told apart.
 
     Returns:
-        The script's Unicode name; MIXED if none has half of the text; None if there is too little text to say.
+        The script's Unicode name; MIXED if none has half of the text; None if there is too little
+        text to say.
     """
-    counts = Counter(found for word in WORD.findall(FENCE.sub(" ", unicodedata.normalize("NFKC", text)))
-                     if (found := next(filter(None, map(_script_of, word)), None)))
+    counts = Counter(
+        found
+        for word in WORD.findall(FENCE.sub(" ", unicodedata.normalize("NFKC", text)))
+        if (found := next(filter(None, map(_script_of, word)), None))
+    )
     kana, han = counts["Kana"], counts["Han"]
     if kana:
         del counts["Kana"]
@@ -108,7 +119,7 @@ def _script_of(character: str) -> str | None:
     return "Han" if first == "CJK" else first.title() or None
 
 
-# -- function calls and JSON -----------------------------------------------------------------------------------------
+# -- function calls and JSON
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,8 @@ class FunctionCall:
 
 
 def json_values(text: str) -> Iterator[tuple[int, Any]]:
-    """All JSON objects and arrays in a text, outermost first, each with the place where it begins."""
+    """All JSON objects and arrays in a text, outermost first, each with the place where it
+    begins."""
     decoder, place = json.JSONDecoder(), 0
     while (match := re.compile(r"[\[{]").search(text, place)) is not None:
         try:
@@ -131,9 +143,10 @@ def json_values(text: str) -> Iterator[tuple[int, Any]]:
 def function_calls(text: str, names: Sequence[str]) -> list[FunctionCall]:
     """The function calls in an answer, in the forms of the common model families.
 
-    An engine may have left out special tokens such as `<|python_tag|>`, `<|action_start|>` and `[TOOL_CALLS]`, so what is read is what
-    stands between them: an object with a name and its arguments (Hermes, Qwen, InternLM2, Llama 3, Mistral), a name and an object
-    (Mistral Large, DeepSeek, Kimi), tags (Qwen3-Coder, GLM), or a call in Python (Llama 4).
+    An engine may have left out special tokens such as `<|python_tag|>`, `<|action_start|>` and
+    `[TOOL_CALLS]`, so what is read is what stands between them: an object with a name and its
+    arguments (Hermes, Qwen, InternLM2, Llama 3, Mistral), a name and an object (Mistral Large,
+    DeepSeek, Kimi), tags (Qwen3-Coder, GLM), or a call in Python (Llama 4).
 
     Args:
         names: the functions that were offered; prose that mentions another one is no call.
@@ -141,10 +154,18 @@ def function_calls(text: str, names: Sequence[str]) -> list[FunctionCall]:
     found = []
     for place, value in json_values(text):
         before = re.search(r"([\w.-]+?)(?::\d+)?(?:<[^<>\s]*>|\[ARGS\]|```json|\s)*$", text[:place])
-        if isinstance(value, dict) and before and (name := before[1].removeprefix("functions.")) in names:
+        if (
+            isinstance(value, dict)
+            and before
+            and (name := before[1].removeprefix("functions.")) in names
+        ):
             found.append(FunctionCall(name, value))
         else:
-            found += [call for one in (value if isinstance(value, list) else [value]) if (call := _from_json(one)) is not None]
+            found += [
+                call
+                for one in (value if isinstance(value, list) else [value])
+                if (call := _from_json(one)) is not None
+            ]
     return found or [*_from_tags(text, names), *_from_python(text, names)]
 
 
@@ -163,11 +184,30 @@ def _from_json(value: Any) -> FunctionCall | None:
 
 def _from_tags(text: str, names: Sequence[str]) -> Iterator[FunctionCall]:
     for name, body in re.findall(r"<function=([\w.-]+)>(.*?)</function>", text, re.DOTALL):
-        yield FunctionCall(name, {key: value.strip() for key, value in re.findall(r"<parameter=([\w.-]+)>(.*?)</parameter>", body, re.DOTALL)})
-    for name, body in re.findall(r"([\w.-]+)\s*((?:<arg_key>.*?</arg_key>\s*<arg_value>.*?</arg_value>\s*)+)", text, re.DOTALL):
+        yield FunctionCall(
+            name,
+            {
+                key: value.strip()
+                for key, value in re.findall(
+                    r"<parameter=([\w.-]+)>(.*?)</parameter>", body, re.DOTALL
+                )
+            },
+        )
+    for name, body in re.findall(
+        r"([\w.-]+)\s*((?:<arg_key>.*?</arg_key>\s*<arg_value>.*?</arg_value>\s*)+)",
+        text,
+        re.DOTALL,
+    ):
         if name in names:
-            yield FunctionCall(name, {key.strip(): value.strip() for key, value in re.findall(
-                r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", body, re.DOTALL)})
+            yield FunctionCall(
+                name,
+                {
+                    key.strip(): value.strip()
+                    for key, value in re.findall(
+                        r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", body, re.DOTALL
+                    )
+                },
+            )
 
 
 def _from_python(text: str, names: Sequence[str]) -> Iterator[FunctionCall]:
@@ -177,23 +217,31 @@ def _from_python(text: str, names: Sequence[str]) -> Iterator[FunctionCall]:
                 call = ast.parse(match.group(), mode="eval").body
                 assert isinstance(call, ast.Call)
                 if not call.args:
-                    yield FunctionCall(name, {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg})
+                    yield FunctionCall(
+                        name,
+                        {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg},
+                    )
             except (SyntaxError, ValueError):
                 continue
 
 
 def calls_well(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an answer calls a function, every call is of one that was offered, and its arguments fit that one's JSON schema.
+    """Whether an answer calls a function, every call is of one that was offered, and its arguments
+    fit that one's JSON schema.
 
     Args:
         tools: the functions that were offered, in OpenAI's form.
     """
     offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     calls = function_calls(text, list(offered))
-    return bool(calls) and all(call.name in offered and Draft202012Validator(offered[call.name]).is_valid(call.arguments) for call in calls)
+    return bool(calls) and all(
+        call.name in offered and Draft202012Validator(offered[call.name]).is_valid(call.arguments)
+        for call in calls
+    )
 
 
 def has_keys(text: str, keys: Sequence[str]) -> bool:
-    """Whether the first JSON value of an answer is an object that has at least these keys. Words and a code fence around it are allowed."""
+    """Whether the first JSON value of an answer is an object that has at least these keys. Words
+    and a code fence around it are allowed."""
     value = next((value for _, value in json_values(text)), None)
     return isinstance(value, dict) and all(key in value for key in keys)

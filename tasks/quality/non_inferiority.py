@@ -1,10 +1,12 @@
-"""The statistics of the verdict: a paired difference over documents, with an interval that may be looked at more than once.
+"""The statistics of the verdict: a paired difference over documents, with an interval that may be
+looked at more than once.
 
-Tokens of one document are not independent, documents are: a document is the block of the bootstrap. The estimator is the ratio of two
-sums (differences over tokens), whose percentile interval is too short for some dozens of skewed documents; so the bootstrap is
-studentized (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), and never narrower than Student's t.
-More documents may be scored while the answer is open: the limits of each look are O'Brien's and Fleming's (Biometrics 35, 1979), so that the
-interval holds over all looks that were planned.
+Tokens of one document are not independent, documents are: a document is the block of the bootstrap.
+The estimator is the ratio of two sums (differences over tokens), whose percentile interval is too
+short for some dozens of skewed documents; so the bootstrap is studentized (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, section 12.5), and never narrower than Student's t. More
+documents may be scored while the answer is open: the limits of each look are O'Brien's and
+Fleming's (Biometrics 35, 1979), so that the interval holds over all looks that were planned.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ CHUNK = 4_000_000  # drawn indices at a time: 32 MB
 
 
 class Estimate(NamedTuple):
-    """A mean difference per token with its interval, and its standard error; in the unit of the differences.
+    """A mean difference per token with its interval, and its standard error; in the unit of the
+    differences.
 
     `documents` is how many of equal length would say as much.
     """
@@ -39,7 +42,14 @@ class Estimate(NamedTuple):
     documents: float
 
 
-def paired_difference(differences: Sequence[float], tokens: Sequence[int], *, level: float, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def paired_difference(
+    differences: Sequence[float],
+    tokens: Sequence[int],
+    *,
+    level: float,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
     """The mean difference per token between two models that scored the same documents.
 
     Args:
@@ -57,65 +67,93 @@ def paired_difference(differences: Sequence[float], tokens: Sequence[int], *, le
     half = stats.t.ppf((1 + level) / 2, len(sums) - 1) * error[0]
     low, high = mean[0] - half, mean[0] + half
     if error[0] > 0:
-        below, above = np.quantile(_studentized(sums, counts, np.random.default_rng(seed), resamples), [(1 - level) / 2, (1 + level) / 2])
+        below, above = np.quantile(
+            _studentized(sums, counts, np.random.default_rng(seed), resamples),
+            [(1 - level) / 2, (1 + level) / 2],
+        )
         low, high = min(low, mean[0] - above * error[0]), max(high, mean[0] - below * error[0])
-    return Estimate(float(mean[0]), float(low), float(high), float(error[0]), float(counts.sum() ** 2 / (counts * counts).sum()))
+    return Estimate(
+        float(mean[0]),
+        float(low),
+        float(high),
+        float(error[0]),
+        float(counts.sum() ** 2 / (counts * counts).sum()),
+    )
 
 
 def smallest_detectable(estimate: Estimate) -> float:
-    """The smallest true loss whose interval would have lain above 0 in POWER of all samples like this one.
+    """The smallest true loss whose interval would have lain above 0 in POWER of all samples like
+    this one.
 
-    Not only the mean varies between samples, the interval's width does, too: a studentized one about as much as if there were half as
-    many documents (simulated; the tests hold it to the stated power).
+    Not only the mean varies between samples, the interval's width does, too: a studentized one
+    about as much as if there were half as many documents (simulated; the tests hold it to the
+    stated power).
     """
     half = estimate.mean - estimate.low
-    return float(half + stats.norm.ppf(POWER) * np.hypot(estimate.error, half / np.sqrt(estimate.documents)))
+    return float(
+        half + stats.norm.ppf(POWER) * np.hypot(estimate.error, half / np.sqrt(estimate.documents))
+    )
 
 
 @cache
 def looks_levels(sizes: tuple[int, ...], confidence: float) -> list[float]:
-    """Two-sided confidence of each look at a growing sample, such that all looks together have `confidence`.
+    """Two-sided confidence of each look at a growing sample, such that all looks together have
+    `confidence`.
 
     Args:
         sizes: documents at each planned look, growing.
     """
     planned = np.asarray(sizes, np.float64)
-    ratio = np.sqrt(np.minimum.outer(planned, planned) / np.maximum.outer(planned, planned))  # correlation of the looks' means
+    # correlation of the looks' means
+    ratio = np.sqrt(np.minimum.outer(planned, planned) / np.maximum.outer(planned, planned))
     growth = np.sqrt(planned[-1] / planned)
     if len(planned) == 1:
         return [confidence]
 
     def excess(bound: float) -> float:
-        """How much more often than it may some look's mean exceeds its bound, where nothing is true."""
-        inside = stats.multivariate_normal.cdf(bound * growth, cov=ratio, abseps=1e-5, rng=np.random.default_rng(0))
+        """How much more often than it may some look's mean exceeds its bound, where nothing is
+        true."""
+        inside = stats.multivariate_normal.cdf(
+            bound * growth, cov=ratio, abseps=1e-5, rng=np.random.default_rng(0)
+        )
         return float(1 - inside - (1 - confidence) / 2)
 
     final = brentq(excess, 1.0, 6.0, xtol=1e-4)
     return [float(2 * stats.norm.cdf(final * factor) - 1) for factor in growth]
 
 
-def _studentized(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], rng: Generator, resamples: int) -> npt.NDArray[np.float64]:
+def _studentized(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], rng: Generator, resamples: int
+) -> npt.NDArray[np.float64]:
     """Deviations of resampled means in units of their own standard errors, float64[resamples]."""
     mean, documents, parts = float(sums.sum() / counts.sum()), len(sums), []
     for start in range(0, resamples, max(1, CHUNK // documents)):
-        drawn = rng.integers(0, documents, (min(resamples - start, max(1, CHUNK // documents)), documents))
+        drawn = rng.integers(
+            0, documents, (min(resamples - start, max(1, CHUNK // documents)), documents)
+        )
         means, errors = _ratio(sums[drawn], counts[drawn])
         with np.errstate(divide="ignore", invalid="ignore"):
-            parts.append(np.nan_to_num((means - mean) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf))
+            parts.append(
+                np.nan_to_num((means - mean) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
+            )
     deviations = np.concatenate(parts)
     return np.clip(deviations, *_finite_range(deviations))
 
 
 def _finite_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """A resample of one document many times over has no error of its own; it counts as the largest of the others."""
+    """A resample of one document many times over has no error of its own; it counts as the largest
+    of the others."""
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
 
 
-def _ratio(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _ratio(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Mean per token and its jackknife standard error of each row; rows are samples of documents.
 
-    Leaving out one document moves the mean by its residual over the tokens that are left, so a long document weighs more.
+    Leaving out one document moves the mean by its residual over the tokens that are left, so a long
+    document weighs more.
     """
     total, documents = counts.sum(1), sums.shape[1]
     mean = sums.sum(1) / total

@@ -1,4 +1,5 @@
-"""The report in short, as markdown for the terminal and the Prefect UI; and the tables that it shares with the page."""
+"""The report in short, as markdown for the terminal and the Prefect UI; and the tables that it
+shares with the page."""
 
 from __future__ import annotations
 
@@ -11,40 +12,88 @@ if TYPE_CHECKING:
     from tasks.report import ReportRequest
     from tasks.reporting.page import Ancestor, Story, Subject
 
-COLUMNS = ("variant", "verdict", "size", "perplexity", "ratio", "top-1", "mean KL", "load", "GPU memory", "prefill tokens/s", "decode tokens/s")
+COLUMNS = (
+    "variant",
+    "verdict",
+    "size",
+    "perplexity",
+    "ratio",
+    "top-1",
+    "mean KL",
+    "load",
+    "GPU memory",
+    "prefill tokens/s",
+    "decode tokens/s",
+)
 LONGEST_ANSWER = 600  # characters; the page has more
 
 
 def markdown(story: Story, headline: str, explanation: str) -> str:
-    """The whole story in short: the verdict first, then what it rests on. What there is nothing of has no heading."""
-    return "\n\n".join(part for part in [
-        f"# {story.request.name}: {story.verdict.outcome}", headline, explanation, "\n".join(f"- {reason}" for reason in story.verdict.reasons),
-        *_choices(story), table(variant_rows(story)), problems(story), *_measured(story),
-        *_section("Tasks", table(task_rows(story))), *_section("Generation checks", _checks(story)), *_section("Answers", _answers(story)),
-        *_section("Recipe", _recipe(story)), *_section("Steps", table(step_rows(story.request))),
-        *_section("Lineage", "\n".join(_lineage(story.lineage)))] if part) + "\n"
+    """The whole story in short: the verdict first, then what it rests on. What there is nothing of
+    has no heading."""
+    return (
+        "\n\n".join(
+            part
+            for part in [
+                f"# {story.request.name}: {story.verdict.outcome}",
+                headline,
+                explanation,
+                "\n".join(f"- {reason}" for reason in story.verdict.reasons),
+                *_choices(story),
+                table(variant_rows(story)),
+                problems(story),
+                *_measured(story),
+                *_section("Tasks", table(task_rows(story))),
+                *_section("Generation checks", _checks(story)),
+                *_section("Answers", _answers(story)),
+                *_section("Recipe", _recipe(story)),
+                *_section("Steps", table(step_rows(story.request))),
+                *_section("Lineage", "\n".join(_lineage(story.lineage))),
+            ]
+            if part
+        )
+        + "\n"
+    )
 
 
 def variant_rows(story: Story) -> list[dict[str, str]]:
-    """The table of variants. Each is judged like the served one; tokens/s are medians over the rounds, by batch size."""
-    return in_order([_variant_row(story, one) | _performance(one.measurement) for one in story.subjects])
+    """The table of variants. Each is judged like the served one; tokens/s are medians over the
+    rounds, by batch size."""
+    return in_order(
+        [_variant_row(story, one) | _performance(one.measurement) for one in story.subjects]
+    )
 
 
 def _variant_row(story: Story, one: Subject) -> dict[str, str]:
-    row = {"variant": one.label, "verdict": "", "size": size(one.model_bytes), "perplexity": "", "ratio": "", "top-1": "", "mean KL": ""}
+    row = {
+        "variant": one.label,
+        "verdict": "",
+        "size": size(one.model_bytes),
+        "perplexity": "",
+        "ratio": "",
+        "top-1": "",
+        "mean KL": "",
+    }
     if one.problem:
         return row | {"verdict": one_line(one.problem.split(";")[0])}
     if one.parent:
         healthy = one.verdict is None or one.verdict.outcome == "PASS"
-        return row | {"verdict": "baseline" if healthy or one.verdict is None else one.verdict.outcome,
-                      "perplexity": f"{story.evidence.perplexity_parent:.3f}", "ratio": "1"}
+        return row | {
+            "verdict": "baseline" if healthy or one.verdict is None else one.verdict.outcome,
+            "perplexity": f"{story.evidence.perplexity_parent:.3f}",
+            "ratio": "1",
+        }
     if one.evidence is None or one.verdict is None:
         return row
     difference = one.verdict.difference
     interval = f" [{difference.ratio[1]:.4f}, {difference.ratio[2]:.4f}]" if difference else ""
-    return row | {"verdict": one.verdict.outcome, "perplexity": f"{one.evidence.perplexity_candidate:.3f}",
-                  "ratio": f"{one.evidence.perplexity_ratio:.4f}{interval}", "top-1": f"{one.evidence.top1_agreement:.1%}",
-                  "mean KL": f"{one.evidence.kl.mean:.4f}"}
+    return row | {
+        "verdict": one.verdict.outcome,
+        "perplexity": f"{one.evidence.perplexity_candidate:.3f}",
+        "ratio": f"{one.evidence.perplexity_ratio:.4f}{interval}",
+        "top-1": f"{one.evidence.top1_agreement:.1%}",
+        "mean KL": f"{one.evidence.kl.mean:.4f}",
+    }
 
 
 def in_order(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -74,19 +123,46 @@ def task_rows(story: Story) -> list[dict[str, str]]:
     rows = []
     for one in story.evidence.tasks:
         broken = f", {one.broken_candidate} broken" if one.broken_candidate else ""
-        rows.append({
-            "task": one.task, "n": str(one.n), story.parent_label: f"{one.parent_accuracy:.1%}", story.served.label: f"{one.candidate_accuracy:.1%}",
-            "lost": f"{one.lost}{broken}", "gained": str(one.gained), "flips": f"{one.flip_rate:.1%}", "p (worse)": f"{one.p_worse:.3g}",
-            "p, all tasks": f"{one.p_worse_holm:.3g}", "p (two-sided)": f"{one.p_two_sided:.3g}",
-            "smallest drop it could see": "none" if one.detectable_drop is None else f"{one.detectable_drop:.1%}"})
+        rows.append(
+            {
+                "task": one.task,
+                "n": str(one.n),
+                story.parent_label: f"{one.parent_accuracy:.1%}",
+                story.served.label: f"{one.candidate_accuracy:.1%}",
+                "lost": f"{one.lost}{broken}",
+                "gained": str(one.gained),
+                "flips": f"{one.flip_rate:.1%}",
+                "p (worse)": f"{one.p_worse:.3g}",
+                "p, all tasks": f"{one.p_worse_holm:.3g}",
+                "p (two-sided)": f"{one.p_two_sided:.3g}",
+                "smallest drop it could see": (
+                    "none" if one.detectable_drop is None else f"{one.detectable_drop:.1%}"
+                ),
+            }
+        )
     return rows
 
 
 def step_rows(request: ReportRequest) -> list[dict[str, str]]:
     """The table of steps; without a GPU it has no column for one."""
     gpu = any(item.peak_gpu_bytes is not None for item in request.steps)
-    return [{"step": item.name, "seconds": f"{item.seconds:.1f}", "peak memory": size(item.peak_rss_bytes) if item.peak_rss_bytes else "",
-             **({"peak GPU memory": size(item.peak_gpu_bytes) if item.peak_gpu_bytes is not None else ""} if gpu else {})} for item in request.steps]
+    return [
+        {
+            "step": item.name,
+            "seconds": f"{item.seconds:.1f}",
+            "peak memory": size(item.peak_rss_bytes) if item.peak_rss_bytes else "",
+            **(
+                {
+                    "peak GPU memory": (
+                        size(item.peak_gpu_bytes) if item.peak_gpu_bytes is not None else ""
+                    )
+                }
+                if gpu
+                else {}
+            ),
+        }
+        for item in request.steps
+    ]
 
 
 def problems(story: Story) -> str:
@@ -97,44 +173,94 @@ def problems(story: Story) -> str:
 def _choices(story: Story) -> Iterator[str]:
     if len(story.rungs) > 1:
         yield "## Attempts"
-        yield table([{"attempt": str(number), "change": rung.change or "the recipe as it was asked for", "verdict": rung.verdict.outcome,
-                      "ratio": f"{rung.evidence.perplexity_ratio:.4f}", "size": size(rung.model_bytes), "kept": "yes" if rung.kept else ""}
-                     for number, rung in enumerate(story.rungs, 1)])
+        yield table(
+            [
+                {
+                    "attempt": str(number),
+                    "change": rung.change or "the recipe as it was asked for",
+                    "verdict": rung.verdict.outcome,
+                    "ratio": f"{rung.evidence.perplexity_ratio:.4f}",
+                    "size": size(rung.model_bytes),
+                    "kept": "yes" if rung.kept else "",
+                }
+                for number, rung in enumerate(story.rungs, 1)
+            ]
+        )
     if choice := story.request.choice:
-        yield (f"**Chosen for {choice.objective}**: {choice.why} ("
-               + ", ".join(f"{variant} {figure:g} {choice.unit}" for variant, figure in choice.figures) + ")")
+        yield (
+            f"**Chosen for {choice.objective}**: {choice.why} ("
+            + ", ".join(f"{variant} {figure:g} {choice.unit}" for variant, figure in choice.figures)
+            + ")"
+        )
 
 
 def _measured(story: Story) -> Iterator[str]:
     evidence, measurement = story.evidence, story.served.measurement
     engine = ", ".join(f"{name} {version}" for name, version in evidence.versions.items())
-    hardware = f"Hardware: {', '.join(f'{key} {value}' for key, value in measurement.hardware.items())}." if measurement else ""
-    apart = ("that share no passage with the calibration text" if not evidence.overlap
-             else f"of which {evidence.overlap} share a passage with the calibration text")
-    yield (f"Measured through {evidence.engine} (runtime {evidence.runtime}; {engine})\non {evidence.tokens} tokens of {len(evidence.documents)} "
-           f"held-out documents {apart}. KL divergence: mean {evidence.kl.mean:.4f}, median {evidence.kl.median:.4f}, "
-           f"99.9% {evidence.kl.p999:.4f}, largest {evidence.kl.largest:.4f} nats. {hardware}".rstrip())
+    hardware = (
+        f"Hardware: {', '.join(f'{key} {value}' for key, value in measurement.hardware.items())}."
+        if measurement
+        else ""
+    )
+    apart = (
+        "that share no passage with the calibration text"
+        if not evidence.overlap
+        else f"of which {evidence.overlap} share a passage with the calibration text"
+    )
+    yield (
+        f"Measured through {evidence.engine} (runtime {evidence.runtime}; {engine})\non"
+        f" {evidence.tokens} tokens of {len(evidence.documents)} held-out documents {apart}. KL"
+        f" divergence: mean {evidence.kl.mean:.4f}, median {evidence.kl.median:.4f}, 99.9%"
+        f" {evidence.kl.p999:.4f}, largest {evidence.kl.largest:.4f} nats. {hardware}".rstrip()
+    )
 
 
 def _checks(story: Story) -> str:
     words = {True: "passed", False: "failed", None: "not applicable"}
-    return table([{"check": one.name, "result": words[one.passed], "n": str(one.n), "new failures": str(one.new_failures), "why": one_line(one.why)}
-                  for one in story.evidence.checks])
+    return table(
+        [
+            {
+                "check": one.name,
+                "result": words[one.passed],
+                "n": str(one.n),
+                "new failures": str(one.new_failures),
+                "why": one_line(one.why),
+            }
+            for one in story.evidence.checks
+        ]
+    )
 
 
 def _answers(story: Story) -> str:
-    return "\n\n".join(f"**{one_line(sample.prompt)}**\n\n- {story.parent_label}: {quoted(sample.parent)}\n"
-                       f"- {story.served.label}: {quoted(sample.candidate)}" for sample in story.evidence.samples)
+    return "\n\n".join(
+        f"**{one_line(sample.prompt)}**\n\n- {story.parent_label}: {quoted(sample.parent)}\n"
+        f"- {story.served.label}: {quoted(sample.candidate)}"
+        for sample in story.evidence.samples
+    )
 
 
 def _recipe(story: Story) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in story.recipe.items() if not key.startswith("versions."))
-    versions = ", ".join(f"{key.removeprefix('versions.')} {value}" for key, value in story.recipe.items() if key.startswith("versions."))
+    settings = ", ".join(
+        f"{key} {value}" for key, value in story.recipe.items() if not key.startswith("versions.")
+    )
+    versions = ", ".join(
+        f"{key.removeprefix('versions.')} {value}"
+        for key, value in story.recipe.items()
+        if key.startswith("versions.")
+    )
     model, smoke_test = story.request.model, story.request.smoke_test
-    parts = [f"{model.architecture}, {model.parameters / 1e6:.0f} million parameters." if model else "", f"{settings}." if settings else "",
-             f"Versions: {versions}." if versions else ""]
-    spoke = (f"\n\nThe fp16 smoke test took {smoke_test.load_seconds:.1f} s to load, generated {smoke_test.tokens_per_second:.1f} tokens/s and\n"
-             f"took {size(smoke_test.peak_rss_bytes)} of memory at most." if smoke_test else "")
+    parts = [
+        f"{model.architecture}, {model.parameters / 1e6:.0f} million parameters." if model else "",
+        f"{settings}." if settings else "",
+        f"Versions: {versions}." if versions else "",
+    ]
+    spoke = (
+        f"\n\nThe fp16 smoke test took {smoke_test.load_seconds:.1f} s to load, generated"
+        f" {smoke_test.tokens_per_second:.1f} tokens/s and\ntook {size(smoke_test.peak_rss_bytes)}"
+        " of memory at most."
+        if smoke_test
+        else ""
+    )
     return (" ".join(part for part in parts if part) + spoke).strip()
 
 
@@ -156,7 +282,15 @@ def table(rows: list[dict[str, str]]) -> str:
         return ""
     heads = list(rows[0])
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return "\n".join([*lines, *("| " + " | ".join(row[head].replace("|", "\\|") for head in heads) + " |" for row in rows)])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                "| " + " | ".join(row[head].replace("|", "\\|") for head in heads) + " |"
+                for row in rows
+            ),
+        ]
+    )
 
 
 def quoted(text: str) -> str:

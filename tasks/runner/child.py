@@ -1,8 +1,10 @@
-"""The child's side of a step: `python -m tasks.runner.child MODULE:NAME --folder F --workspace W --parent PID`.
+"""The child's side of a step: `python -m tasks.runner.child MODULE:NAME --folder F --workspace W
+--parent PID`.
 
-The process forks at once. The outer half, the guard, loads nothing: it leads the process group, notes what the
-step used, and kills the whole group when the flow dies, even by kill -9. The inner half does the work, reads
-`request.json`, writes `events.jsonl` as it goes and `answer.json` at the end; its output is in `log.txt`.
+The process forks at once. The outer half, the guard, loads nothing: it leads the process group,
+notes what the step used, and kills the whole group when the flow dies, even by kill -9. The inner
+half does the work, reads `request.json`, writes `events.jsonl` as it goes and `answer.json` at the
+end; its output is in `log.txt`.
 """
 
 from __future__ import annotations
@@ -43,8 +45,11 @@ def main() -> NoReturn:
         os._exit(_work(args.step, args.folder, args.workspace))
     _, status = os.waitpid(worker, 0)
     code = os.waitstatus_to_exitcode(status)
-    usage = {"seconds": round(time.monotonic() - started, 3), "exit": code,
-             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}
+    usage = {
+        "seconds": round(time.monotonic() - started, 3),
+        "exit": code,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }
     _write(args.folder / "usage.json", usage)
     sys.exit(code if code >= 0 else 128 - code)
 
@@ -54,7 +59,8 @@ def _kill_group(_signal: int, _frame: FrameType | None) -> None:
 
 
 def die_with(parent: int, how: signal.Signals) -> None:
-    """Ask the kernel to send this process a signal when its parent dies; end now if that has happened already."""
+    """Ask the kernel to send this process a signal when its parent dies; end now if that has
+    happened already."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, how)
     if os.getppid() != parent:
         os.kill(os.getpid(), how)
@@ -84,11 +90,24 @@ def _work(address: str, folder: Path, workspace: Path) -> int:
         traceback.print_exc()
         answer = {"error": error.to_dict()}
     except MemoryError:
-        answer = {"error": StepFailed("out of memory", where=f"step {name}", hint="use a machine with more memory").to_dict()}
+        answer = {
+            "error": (
+                StepFailed(
+                    "out of memory", where=f"step {name}", hint="use a machine with more memory"
+                ).to_dict()
+            )
+        }
     except Exception as error:
         traceback.print_exc()
-        answer = {"error": StepFailed(f"{type(error).__name__}: {error}", where=f"step {name}",
-                                      hint=f"the traceback is in {folder / 'log.txt'}").to_dict()}
+        answer = {
+            "error": (
+                StepFailed(
+                    f"{type(error).__name__}: {error}",
+                    where=f"step {name}",
+                    hint=f"the traceback is in {folder / 'log.txt'}",
+                ).to_dict()
+            )
+        }
     sys.stdout.flush()
     sys.stderr.flush()
     _write(folder / "answer.json", answer)

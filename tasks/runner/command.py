@@ -16,7 +16,8 @@ def silent(_text: str) -> None:
     """Hears lines and does nothing with them."""
 
 
-# Runs a program that the kernel kills with its parent, however that ends: prctl(2)'s PR_SET_PDEATHSIG is 1, and outlives the exec.
+# Runs a program that the kernel kills with its parent, however that ends: prctl(2)'s
+# PR_SET_PDEATHSIG is 1, and outlives the exec.
 GUARD = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -25,12 +26,25 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
-def run(command: Sequence[str], *, handle: int | None, say: Say = silent, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
-    """Run a program to its end; (exit status, its lines). It and its children hold `handle`, and so the lock, as long as any of them lives."""
+def run(
+    command: Sequence[str],
+    *,
+    handle: int | None,
+    say: Say = silent,
+    environment: dict[str, str] | None = None,
+) -> tuple[int, list[str]]:
+    """Run a program to its end; (exit status, its lines). It and its children hold `handle`, and so
+    the lock, as long as any of them lives."""
     lines: list[str] = []
-    child = subprocess.Popen([sys.executable, "-I", "-c", GUARD, str(os.getpid()), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[] if handle is None else [handle],
-                             env=os.environ | (environment or {}))
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-c", GUARD, str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=[] if handle is None else [handle],
+        env=os.environ | (environment or {}),
+    )
     try:
         assert child.stdout is not None
         for line in child.stdout:

@@ -1,8 +1,9 @@
-"""The parent's side of a step: start the child, follow its log and progress, end it for certain, read its answer.
+"""The parent's side of a step: start the child, follow its log and progress, end it for certain,
+read its answer.
 
-The child's stdout and stderr go to a file that is followed, never to our own: a child that inherits them keeps
-Prefect's worker from noticing that the flow died. One process group per child; whatever ends the wait (answer,
-timeout, cancellation, Ctrl-C, an exception) ends the whole group.
+The child's stdout and stderr go to a file that is followed, never to our own: a child that inherits
+them keeps Prefect's worker from noticing that the flow died. One process group per child; whatever
+ends the wait (answer, timeout, cancellation, Ctrl-C, an exception) ends the whole group.
 """
 
 from __future__ import annotations
@@ -46,16 +47,24 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a child used: wall time in seconds, the most memory of its largest process, and the most GPU memory above what was
-    in use when it started, both in bytes; None without a GPU."""
+    """What a child used: wall time in seconds, the most memory of its largest process, and the most
+    GPU memory above what was in use when it started, both in bytes; None without a GPU."""
 
     seconds: float
     peak_rss_bytes: int
     peak_gpu_bytes: int | None
 
 
-def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalStore, timeout_s: float, listener: Listener,
-              gpus: Sequence[Gpu] = ()) -> tuple[Out, Usage]:
+def run_child(
+    step: Step[In, Out],
+    request: In,
+    *,
+    folder: Path,
+    store: LocalStore,
+    timeout_s: float,
+    listener: Listener,
+    gpus: Sequence[Gpu] = (),
+) -> tuple[Out, Usage]:
     """Run a step in a process of its own.
 
     Args:
@@ -73,27 +82,60 @@ def run_child(step: Step[In, Out], request: In, *, folder: Path, store: LocalSto
         for name in ("answer.json", "usage.json", "events.jsonl", "log.txt"):
             (folder / name).unlink(missing_ok=True)
         (folder / "request.json").write_text(request.model_dump_json())
-        (folder / NOTE).write_text(json.dumps({"host": _host(), "flow": os.getpid(), "flow_started": psutil.Process().create_time(), "token": token}))
+        (folder / NOTE).write_text(
+            json.dumps(
+                {
+                    "host": _host(),
+                    "flow": os.getpid(),
+                    "flow_started": psutil.Process().create_time(),
+                    "token": token,
+                }
+            )
+        )
     with (folder / "log.txt").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tasks.runner.child", step.address, "--folder", folder, "--workspace", store.root,
-             "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(gpus) | {TOKEN: token})
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "tasks.runner.child",
+                step.address,
+                "--folder",
+                folder,
+                "--workspace",
+                store.root,
+                "--parent",
+                str(os.getpid()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(gpus) | {TOKEN: token},
+        )
     try:
         with PeakMeter(gpus) as meter:
             _follow(child, folder, started + timeout_s, listener)
     except subprocess.TimeoutExpired:
-        raise StepTimeout(f"ran longer than its limit of {timeout_s:.0f} s and was killed", where=f"step {step.name}",
-                          hint=f"raise timeout_minutes of its section in the config; its log: {folder / 'log.txt'}") from None
+        raise StepTimeout(
+            f"ran longer than its limit of {timeout_s:.0f} s and was killed",
+            where=f"step {step.name}",
+            hint=(
+                f"raise timeout_minutes of its section in the config; its log: {folder / 'log.txt'}"
+            ),
+        ) from None
     finally:
         kill_group(child)
         (folder / NOTE).unlink(missing_ok=True)
         store.sweep()
-    return _answer(step, child.returncode, folder), _usage(folder, time.monotonic() - started, meter.peak_bytes)
+    return _answer(step, child.returncode, folder), _usage(
+        folder, time.monotonic() - started, meter.peak_bytes
+    )
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill every process that is left in the child's group, reap the child, and wait until all are gone."""
+    """Kill every process that is left in the child's group, reap the child, and wait until all are
+    gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -115,7 +157,8 @@ def _members(group: int) -> list[psutil.Process]:
 def reap_orphans(runs: Path) -> list[int]:
     """Kill what is left of steps whose flow is gone; returns the pids.
 
-    The guard of each child does this at once; this is for the day when somebody kills the guard as well.
+    The guard of each child does this at once; this is for the day when somebody kills the guard as
+    well.
     """
     reaped = []
     for path in runs.glob(f"*/*/{NOTE}"):
@@ -127,7 +170,8 @@ def reap_orphans(runs: Path) -> list[int]:
             continue
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(TOKEN) == note["token"]:  # pids are used again, a token is not
+                # pids are used again, a token is not
+                if process.environ().get(TOKEN) == note["token"]:
                     process.kill()
                     reaped.append(process.pid)
         path.unlink(missing_ok=True)
@@ -136,7 +180,10 @@ def reap_orphans(runs: Path) -> list[int]:
 
 def _host() -> str:
     """Which kernel and which view of its processes this is: a home folder may be shared."""
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return (
+        f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+        f" {os.readlink('/proc/self/ns/pid')}"
+    )
 
 
 def _environment(gpus: Sequence[Gpu]) -> dict[str, str]:
@@ -151,13 +198,17 @@ def _same_process(pid: int, started: float) -> bool:
         return False
 
 
-def _follow(child: subprocess.Popen[bytes], folder: Path, deadline: float, listener: Listener) -> None:
-    """Hand on log lines and progress until the child ends; raises TimeoutExpired at the deadline."""
+def _follow(
+    child: subprocess.Popen[bytes], folder: Path, deadline: float, listener: Listener
+) -> None:
+    """Hand on log lines and progress until the child ends; raises TimeoutExpired at the
+    deadline."""
     log, events = Tail(folder / "log.txt"), Tail(folder / "events.jsonl")
 
     def hand_on(last: bool = False) -> None:
         for line in events.lines(last):
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that the child did not live to finish
+            # a line that the child did not live to finish
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 event = json.loads(line)
                 listener.progress(event["fraction"], event["text"])
         for line in log.lines(last):
@@ -175,7 +226,8 @@ def _follow(child: subprocess.Popen[bytes], folder: Path, deadline: float, liste
 
 
 class Tail:
-    """The new whole lines of a growing file. A progress bar's carriage returns keep only its last state."""
+    """The new whole lines of a growing file. A progress bar's carriage returns keep only its last
+    state."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.offset = path, 0
@@ -189,7 +241,10 @@ class Tail:
             return []
         end = len(data) if last else data.rfind(b"\n") + 1
         self.offset += end
-        texts = [line.rsplit(b"\r", 1)[-1].decode(errors="replace").rstrip() for line in data[:end].split(b"\n")]
+        texts = [
+            line.rsplit(b"\r", 1)[-1].decode(errors="replace").rstrip()
+            for line in data[:end].split(b"\n")
+        ]
         return [text for text in texts if text]
 
 
@@ -212,7 +267,11 @@ def _crash(name: str, returncode: int, folder: Path) -> LmflowsError:
     if code == signal.SIGKILL:
         hint = f"the kernel may have run out of memory (see dmesg); {hint}"
     last = Tail(folder / "log.txt").lines(last=True)[-LAST_LINES:]
-    return StepCrashed(f"died with {how}; its last lines:\n    " + "\n    ".join(last or ["(none)"]), where=f"step {name}", hint=hint)
+    return StepCrashed(
+        f"died with {how}; its last lines:\n    " + "\n    ".join(last or ["(none)"]),
+        where=f"step {name}",
+        hint=hint,
+    )
 
 
 def _usage(folder: Path, seconds: float, peak_gpu_bytes: int | None) -> Usage:
@@ -221,5 +280,3 @@ def _usage(folder: Path, seconds: float, peak_gpu_bytes: int | None) -> Usage:
         return Usage(usage["seconds"], usage["peak_rss_bytes"], peak_gpu_bytes)
     except (OSError, ValueError, KeyError):
         return Usage(seconds, 0, peak_gpu_bytes)
-
-

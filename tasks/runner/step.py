@@ -1,7 +1,8 @@
-"""What a step is: a typed function with a declaration of what decides its result and how it may be repeated.
+"""What a step is: a typed function with a declaration of what decides its result and how it may be
+repeated.
 
-This module and the step modules know nothing of Prefect, so that a child process (which may run in another locked
-environment than the flow) needs none of it; `flows.run.run` makes the Prefect task.
+This module and the step modules know nothing of Prefect, so that a child process (which may run in
+another locked environment than the flow) needs none of it; `flows.run.run` makes the Prefect task.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ class Request(BaseModel):
     def key_fields(self) -> dict[str, Any]:
         """The fields that decide the result. Time limits never do."""
         fields = self.model_dump(mode="json")
-        return {name: {key: item for key, item in value.items() if key != "timeout_minutes"} if isinstance(value, dict) else value
-                for name, value in fields.items()}
+        return {
+            name: (
+                {key: item for key, item in value.items() if key != "timeout_minutes"}
+                if isinstance(value, dict)
+                else value
+            )
+            for name, value in fields.items()
+        }
 
 
 class Result(BaseModel):
@@ -55,7 +62,8 @@ Out = TypeVar("Out", bound=Result)
 
 @dataclass
 class Context:
-    """What a step may use beside its request: the workspace's store, its progress, its scratch log."""
+    """What a step may use beside its request: the workspace's store, its progress, its scratch
+    log."""
 
     store: LocalStore
     events: Path | None = None
@@ -64,13 +72,19 @@ class Context:
     def progress(self, fraction: float, text: str) -> None:
         """Tell how far the step is: a fraction in [0, 1] and a few words."""
         if self.events is not None:
-            line = json.dumps({"at": round(time.monotonic() - self.started, 3),
-                               "fraction": round(min(max(fraction, 0.0), 1.0), 4), "text": text})
+            line = json.dumps(
+                {
+                    "at": round(time.monotonic() - self.started, 3),
+                    "fraction": round(min(max(fraction, 0.0), 1.0), 4),
+                    "text": text,
+                }
+            )
             with self.events.open("a") as file:
                 file.write(line + "\n")
 
     def scratch(self, name: str) -> Path | None:
-        """A file in the run's folder of this step, for logs; None if the step runs in the flow's own process."""
+        """A file in the run's folder of this step, for logs; None if the step runs in the flow's
+        own process."""
         return None if self.events is None else self.events.with_name(name)
 
     def log(self, text: str) -> None:
@@ -101,15 +115,28 @@ class Step(Generic[In, Out]):
         return self.function(request, context)
 
     def cache_key(self, request: In) -> str:
-        """Hex sha256 of what decides the result: input digests, the step's config, the versions that do the work."""
-        return hashlib.sha256(canonical_json({
-            "step": self.name, "revision": self.revision, "versions": versions(self.libraries),
-            "request": _without_places(request.key_fields()),
-        })).hexdigest()
+        """Hex sha256 of what decides the result: input digests, the step's config, the versions
+        that do the work."""
+        return hashlib.sha256(
+            canonical_json(
+                {
+                    "step": self.name,
+                    "revision": self.revision,
+                    "versions": versions(self.libraries),
+                    "request": _without_places(request.key_fields()),
+                }
+            )
+        ).hexdigest()
 
 
-def step(*, child: bool = True, cached: bool = True, retries: int = 0, revision: int = 1,
-         libraries: tuple[str, ...] = ()) -> Callable[[Callable[[In, Context], Out]], Step[In, Out]]:
+def step(
+    *,
+    child: bool = True,
+    cached: bool = True,
+    retries: int = 0,
+    revision: int = 1,
+    libraries: tuple[str, ...] = (),
+) -> Callable[[Callable[[In, Context], Out]], Step[In, Out]]:
     """Declare a step.
 
     Args:
@@ -119,11 +146,21 @@ def step(*, child: bool = True, cached: bool = True, retries: int = 0, revision:
         revision: raise it when the code changes what the result is; it is part of the cache key.
         libraries: the distributions that do the work; their versions are part of the cache key.
     """
+
     def declare(function: Callable[[In, Context], Out]) -> Step[In, Out]:
         hints = get_type_hints(function)
-        return Step(name=function.__name__, function=function, request=hints["request"], result=hints["return"], child=child,
-                    cached=cached, retries=retries, revision=revision, libraries=libraries,
-                    summary=(function.__doc__ or "").strip().splitlines()[0])
+        return Step(
+            name=function.__name__,
+            function=function,
+            request=hints["request"],
+            result=hints["return"],
+            child=child,
+            cached=cached,
+            retries=retries,
+            revision=revision,
+            libraries=libraries,
+            summary=(function.__doc__ or "").strip().splitlines()[0],
+        )
 
     return declare
 
@@ -138,7 +175,11 @@ def _without_places(value: Any) -> Any:
     """Drop the folder of every artifact: its digest says what it is, wherever it lies."""
     if isinstance(value, dict):
         artifact = value.keys() == ModelArtifact.model_fields.keys()
-        return {key: _without_places(item) for key, item in value.items() if not (artifact and key == "path")}
+        return {
+            key: _without_places(item)
+            for key, item in value.items()
+            if not (artifact and key == "path")
+        }
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     return value

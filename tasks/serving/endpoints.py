@@ -1,7 +1,7 @@
 """Endpoints on this machine: their records, and talking to them over HTTP.
 
-An endpoint is a folder below `paths.endpoints()`: `endpoint.json` (this record), `program.conf` (for the supervisor),
-`server.log`, and `api_keys` (mode 0600) if it has any.
+An endpoint is a folder below `paths.endpoints()`: `endpoint.json` (this record), `program.conf`
+(for the supervisor), `server.log`, and `api_keys` (mode 0600) if it has any.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Endpoint(BaseModel):
     """A served variant: where it listens, what it serves, and the options it was started with.
 
     Attributes:
-        stores: that were told of it (`artifacts.registry.serving`): the one that the artifact was uploaded to, and the one that its folder is in.
+        stores: that were told of it (`artifacts.registry.serving`): the one that the artifact was
+            uploaded to, and the one that its folder is in.
         gpus: their UUIDs.
     """
 
@@ -65,7 +66,9 @@ class Endpoint(BaseModel):
 
     def same_service(self, other: Endpoint | None) -> bool:
         """Whether two records describe the same thing, whenever they were started."""
-        return other is not None and self.model_dump(exclude={"since"}) == other.model_dump(exclude={"since"})
+        return other is not None and self.model_dump(exclude={"since"}) == other.model_dump(
+            exclude={"since"}
+        )
 
     def keys(self) -> list[str]:
         """The API keys, or none."""
@@ -83,7 +86,8 @@ class Endpoint(BaseModel):
         write_atomic(self.folder / RECORD, self.model_dump_json(indent=2).encode())
 
     def forget(self, *, keep_log: bool = False) -> None:
-        """Remove the record and all that belongs to it; the log can stay for whoever asks why it failed."""
+        """Remove the record and all that belongs to it; the log can stay for whoever asks why it
+        failed."""
         if keep_log:
             for name in (RECORD, KEYS, PROGRAM):
                 (self.folder / name).unlink(missing_ok=True)
@@ -96,7 +100,8 @@ class Endpoint(BaseModel):
             serving.announce(open_store(location), self.name, self.artifact.digest)
 
     def withdraw(self, *, but: Endpoint | None = None) -> list[LmflowsError]:
-        """Take back what its stores were told, except of `but`, which serves in its place; returns what kept some of them from hearing it.
+        """Take back what its stores were told, except of `but`, which serves in its place; returns
+        what kept some of them from hearing it.
 
         A store that still believes in an endpoint keeps more than it must, and no less.
         """
@@ -104,25 +109,38 @@ class Endpoint(BaseModel):
         for location in self.stores:
             serves = but is not None and location in but.stores
             try:
-                serving.withdraw(open_store(location), self.name, but=but.artifact.digest if but and serves else None)
+                serving.withdraw(
+                    open_store(location),
+                    self.name,
+                    but=but.artifact.digest if but and serves else None,
+                )
             except LmflowsError as error:
                 problems.append(error)
         return problems
 
     def call(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> Any:
         """One JSON request; EndpointError with the server's own words if it fails."""
-        request = urllib.request.Request(self.url + path, data=None if body is None else json.dumps(body).encode(),
-                                         headers={"Content-Type": "application/json"} | self._authorization())
+        request = urllib.request.Request(
+            self.url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"} | self._authorization(),
+        )
         try:
             with _OPENER.open(request, timeout=timeout_s) as response:
                 text = response.read()
             return json.loads(text) if text.strip() else {}
         except urllib.error.HTTPError as error:
-            raise EndpointError(f"{path} answered {error.code}: {error.read(500).decode(errors='replace')}", where=f"endpoint {self.name}",
-                                hint=f"its log: {self.folder / LOG}") from error
+            raise EndpointError(
+                f"{path} answered {error.code}: {error.read(500).decode(errors='replace')}",
+                where=f"endpoint {self.name}",
+                hint=f"its log: {self.folder / LOG}",
+            ) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise EndpointError(f"{path} did not answer: {error}", where=f"endpoint {self.name}",
-                                hint=f"`lmflows status` tells whether it runs; its log: {self.folder / LOG}") from error
+            raise EndpointError(
+                f"{path} did not answer: {error}",
+                where=f"endpoint {self.name}",
+                hint=f"`lmflows status` tells whether it runs; its log: {self.folder / LOG}",
+            ) from error
 
     def _authorization(self) -> dict[str, str]:
         keys = self.keys()
@@ -130,7 +148,8 @@ class Endpoint(BaseModel):
 
 
 def given_keys(variable: str | None) -> list[str]:
-    """The API keys in an environment variable, separated by commas; none if no variable is named or it is empty."""
+    """The API keys in an environment variable, separated by commas; none if no variable is named or
+    it is empty."""
     return [key.strip() for key in os.environ.get(variable or "", "").split(",") if key.strip()]
 
 
@@ -151,8 +170,11 @@ def from_file(record: Path) -> Endpoint:
     try:
         return Endpoint.model_validate_json(record.read_bytes())
     except ValidationError as error:
-        raise EndpointError(f"unreadable record: {error.errors()[0]['msg']}", where=str(record),
-                            hint="stop its server, then remove the folder") from None
+        raise EndpointError(
+            f"unreadable record: {error.errors()[0]['msg']}",
+            where=str(record),
+            hint="stop its server, then remove the folder",
+        ) from None
 
 
 def list_all() -> list[Endpoint]:
@@ -170,9 +192,14 @@ def get(name: str | None) -> Endpoint:
     known = list_all()
     names = ", ".join(endpoint.name for endpoint in known) or "none"
     if name is None and len(known) != 1:
-        raise EndpointError("which endpoint?" if known else "no endpoint is deployed", where=f"endpoints: {names}",
-                            hint="give its name" if known else "`lmflows run configs/demo.yaml` deploys one")
+        raise EndpointError(
+            "which endpoint?" if known else "no endpoint is deployed",
+            where=f"endpoints: {names}",
+            hint="give its name" if known else "`lmflows run configs/demo.yaml` deploys one",
+        )
     for endpoint in known:
         if name in (None, endpoint.name):
             return endpoint
-    raise EndpointError(f"no endpoint {name!r}", where=f"endpoints: {names}", hint="`lmflows status` lists them")
+    raise EndpointError(
+        f"no endpoint {name!r}", where=f"endpoints: {names}", hint="`lmflows status` lists them"
+    )

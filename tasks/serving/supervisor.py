@@ -1,7 +1,7 @@
 """Servers that outlive the flow: one supervisord per home folder, one program per endpoint.
 
-supervisord starts them, restarts them after a crash, rotates their logs and stops their whole process group. This
-module writes its configuration and talks to it over its socket.
+supervisord starts them, restarts them after a crash, rotates their logs and stops their whole
+process group. This module writes its configuration and talks to it over its socket.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from configs.errors import EndpointError
 from tasks.engines.process import interpreter
 from tasks.serving.endpoints import LOG, PROGRAM, RECORD, Endpoint
 
-SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107, and supervisord appends the pid while it binds
+# bytes; the kernel takes 107, and supervisord appends the pid while it binds
+SOCKET_PATH_LIMIT = 100
 START_SECONDS = 20.0
 
 
 def start(endpoint: Endpoint) -> None:
-    """Run an endpoint's server, under a supervisord that is started if need be. Returns before it is ready."""
+    """Run an endpoint's server, under a supervisord that is started if need be. Returns before it
+    is ready."""
     with _lock():
         server = _connect() or _launch()
         _kill_strays(endpoint, server)
@@ -64,7 +66,8 @@ def stop(endpoint: Endpoint) -> None:
 
 
 def state(endpoint: Endpoint) -> tuple[str, int]:
-    """supervisord's word for the server (RUNNING, STARTING, BACKOFF, FATAL, ..., or STOPPED) and its pid, or 0."""
+    """supervisord's word for the server (RUNNING, STARTING, BACKOFF, FATAL, ..., or STOPPED) and
+    its pid, or 0."""
     server = _connect()
     if server is None:
         return "STOPPED", 0
@@ -86,14 +89,18 @@ def _folder() -> Path:
 
 
 def _socket() -> Path:
-    """The control socket: in the home folder, or for a home with a long path in the temporary folder."""
+    """The control socket: in the home folder, or for a home with a long path in the temporary
+    folder."""
     socket = _folder() / "supervisor.sock"
     if len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT:
         return socket
     short = Path(tempfile.gettempdir()) / f"lmflows-{os.getuid()}"
     short.mkdir(mode=0o700, exist_ok=True)
     if short.is_symlink() or short.stat().st_uid != os.getuid():
-        raise EndpointError(f"{short} belongs to somebody else", hint="set LMFLOWS_HOME to a folder with a shorter path")
+        raise EndpointError(
+            f"{short} belongs to somebody else",
+            hint="set LMFLOWS_HOME to a folder with a shorter path",
+        )
     return short / f"{hashlib.sha256(os.fsencode(_folder())).hexdigest()[:16]}.sock"
 
 
@@ -111,7 +118,9 @@ def _connect() -> Any:
     if not _socket().exists():
         return None
     # the URL is never dialled: the transport speaks HTTP over the socket
-    proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=SupervisorTransport(None, None, f"unix://{_socket()}"))
+    proxy = xmlrpc.client.ServerProxy(
+        "http://127.0.0.1", transport=SupervisorTransport(None, None, f"unix://{_socket()}")
+    )
     try:
         proxy.supervisor.getState()
     except (OSError, xmlrpc.client.Error):
@@ -122,27 +131,41 @@ def _connect() -> Any:
 def _launch() -> Any:
     config = _folder() / "supervisord.conf"
     write_atomic(config, _configuration().encode())
-    done = subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(config)], capture_output=True, text=True, cwd="/",
-                          start_new_session=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and done.returncode == 0:
         if (server := _connect()) is not None:
             return server
         time.sleep(0.1)
-    raise EndpointError(f"supervisord did not start: {done.stderr.strip() or done.stdout.strip()}", where=str(config),
-                        hint=f"its log: {_folder() / 'supervisord.log'}")
+    raise EndpointError(
+        f"supervisord did not start: {done.stderr.strip() or done.stdout.strip()}",
+        where=str(config),
+        hint=f"its log: {_folder() / 'supervisord.log'}",
+    )
 
 
 def _kill_strays(endpoint: Endpoint, server: Any) -> None:
-    """Kill servers of this endpoint that a supervisord left behind when it was killed itself; they hold the port.
+    """Kill servers of this endpoint that a supervisord left behind when it was killed itself; they
+    hold the port.
 
-    It returns when they have ended: a process of gigabytes keeps its port for a while after the signal.
+    It returns when they have ended: a process of gigabytes keeps its port for a while after the
+    signal.
     """
     master, killed = 0 if server is None else int(server.getPID()), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             environment = process.environ()
-            ours = (environment.get("LMFLOWS_HOME"), environment.get("SUPERVISOR_PROCESS_NAME")) == (str(paths.home()), endpoint.name)
+            ours = (
+                environment.get("LMFLOWS_HOME"),
+                environment.get("SUPERVISOR_PROCESS_NAME"),
+            ) == (str(paths.home()), endpoint.name)
             if ours and master not in {parent.pid for parent in process.parents()}:
                 process.kill()
                 killed.append(process.pid)
@@ -163,7 +186,8 @@ def _wait_for_the_end(*processes: int) -> None:
 
 def _has_ended(process: int) -> bool:
     try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # it stays one in a container whose first process reaps nobody
+        # it stays one in a container whose first process reaps nobody
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
@@ -173,7 +197,8 @@ def _escape(text: object) -> str:
 
 
 def _configuration() -> str:
-    """The endpoints' programs are included by a relative path: supervisord takes a space for the start of another pattern."""
+    """The endpoints' programs are included by a relative path: supervisord takes a space for the
+    start of another pattern."""
     folder, log = _escape(_folder()), _escape(_folder() / "supervisord.log")
     return f"""\
 [unix_http_server]
@@ -184,7 +209,7 @@ directory={folder}
 logfile={log}
 logfile_maxbytes=5MB
 logfile_backups=2
-pidfile={_escape(_folder() / 'supervisord.pid')}
+pidfile={_escape(_folder() / "supervisord.pid")}
 childlogdir={folder}
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
@@ -194,13 +219,21 @@ files={_escape(os.path.relpath(paths.endpoints(), _folder()))}/*/{PROGRAM}
 
 
 def _program(endpoint: Endpoint) -> str:
-    """A server is taken as started after 2 s; three starts shorter than that in a row are FATAL. Later crashes
-    restart it for ever. The log's path is escaped twice because supervisord expands it twice."""
-    environment = ",".join(f'{key}="{_escape(value)}"' for key, value in {
-        **paths.process_environment(), **({"CUDA_VISIBLE_DEVICES": ",".join(endpoint.gpus)} if endpoint.gpus else {})}.items())
+    """A server is taken as started after 2 s; three starts shorter than that in a row are FATAL.
+    Later crashes restart it for ever. The log's path is escaped twice because supervisord expands
+    it twice."""
+    environment = ",".join(
+        f'{key}="{_escape(value)}"'
+        for key, value in {
+            **paths.process_environment(),
+            **({"CUDA_VISIBLE_DEVICES": ",".join(endpoint.gpus)} if endpoint.gpus else {}),
+        }.items()
+    )
+    python = shlex.quote(interpreter(endpoint.engine))
+    record = shlex.quote(str(endpoint.folder / RECORD))
     return f"""\
 [program:{endpoint.name}]
-command={_escape(shlex.quote(interpreter(endpoint.engine)))} -P -m tasks.serving.launch {_escape(shlex.quote(str(endpoint.folder / RECORD)))}
+command={_escape(python)} -P -m tasks.serving.launch {_escape(record)}
 directory=/
 environment={environment}
 autorestart=true

@@ -1,4 +1,5 @@
-"""What the tests of files and stores share: a second file system, folders to push from and pull into, a store of each kind."""
+"""What the tests of files and stores share: a second file system, folders to push from and pull
+into, a store of each kind."""
 
 from __future__ import annotations
 

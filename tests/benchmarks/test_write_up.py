@@ -1,4 +1,5 @@
-"""docs/benchmarks: every page is what the script makes of the raw figures beside it, and README's figures are theirs."""
+"""docs/benchmarks: every page is what the script makes of the raw figures beside it, and README's
+figures are theirs."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def test_figures_of_two_gpus_do_not_make_one_page() -> None:
 
 
 def test_the_readme_tells_the_same_figures() -> None:
-    """README rounds nothing on its own: what it says of the runtimes and variants stands on the page."""
+    """README rounds nothing on its own: what it says of the runtimes and variants stands on the
+    page."""
     readme = (PROJECT / "README.md").read_text()
     found = read(PROJECT / "docs" / "benchmarks" / "nvidia-h200")
     for row in found["smollm2"]["variants"]:
@@ -37,5 +39,7 @@ def test_the_readme_tells_the_same_figures() -> None:
             assert row[column] in readme, (row["variant"], column)
     for kind in ("fp16", "w4a16"):
         for item in found["runtimes"][kind]["figures"]:
-            medians = [sorted(speed["decode"])[len(speed["decode"]) // 2] for speed in item["speeds"]]
+            medians = [
+                sorted(speed["decode"])[len(speed["decode"]) // 2] for speed in item["speeds"]
+            ]
             assert ", ".join(f"{median:.0f}" for median in medians) in readme, item["runtime"]

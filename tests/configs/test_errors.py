@@ -10,8 +10,14 @@ import pytest
 from configs import errors
 from configs.errors import LmflowsError, StepFailed, from_dict
 
-CLASSES = sorted((cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, LmflowsError) and cls is not LmflowsError),
-                 key=lambda cls: cls.__name__)
+CLASSES = sorted(
+    (
+        cls
+        for cls in vars(errors).values()
+        if isinstance(cls, type) and issubclass(cls, LmflowsError) and cls is not LmflowsError
+    ),
+    key=lambda cls: cls.__name__,
+)
 
 
 def fields(error: LmflowsError) -> tuple[type, str, str, str, str]:
@@ -31,7 +37,9 @@ def test_an_error_survives_a_pickle(cls: type[LmflowsError]) -> None:
 
 
 def test_an_error_of_a_class_that_only_the_child_knows_is_a_failed_step() -> None:
-    error = from_dict({"type": "NoSuchError", "message": "what", "where": "here", "hint": "do this"})
+    error = from_dict(
+        {"type": "NoSuchError", "message": "what", "where": "here", "hint": "do this"}
+    )
     assert fields(error) == fields(StepFailed("what", where="here", hint="do this"))
 
 

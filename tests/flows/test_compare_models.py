@@ -1,4 +1,5 @@
-"""`lmflows compare`: two models of any kind side by side, with a verdict, a report and an exit status."""
+"""`lmflows compare`: two models of any kind side by side, with a verdict, a report and an exit
+status."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_api
 
 
 def compare(site: Site, first: Path | str, second: Path | str, *more: str) -> tuple[int, str]:
-    return site.call("compare", str(first), str(second), "--config", str(site.config), *SHORT, *more)
+    return site.call(
+        "compare", str(first), str(second), "--config", str(site.config), *SHORT, *more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +51,23 @@ def test_two_folders_are_compared_and_there_is_a_report(site: Site, passed: str)
     assert (verdict.outcome, verdict.variant) == ("PASS", "fp16") and verdict.difference is not None
     page = (report.path / "report.html").read_text()
     assert verdict.candidate[:12] in page and "<svg" in page
-    status, output = site.call("report", found[1][:10], "--no-open", "--output", str(site.folder / "page.html"))
+    status, output = site.call(
+        "report", found[1][:10], "--no-open", "--output", str(site.folder / "page.html")
+    )
     assert status == 0 and (site.folder / "page.html").read_text() == page, output
 
 
 @pytest.mark.slow
-def test_a_worse_one_ends_with_status_3_and_the_baseline_is_not_measured_again(site: Site, passed: str, tiny_model: Path) -> None:
+def test_a_worse_one_ends_with_status_3_and_the_baseline_is_not_measured_again(
+    site: Site, passed: str, tiny_model: Path
+) -> None:
     status, output = compare(site, tiny_model, site.folder / "bad")
     assert status == 3, output
-    assert "VerdictFailed" in output and "worse than the margin" in output and "Traceback" not in output
+    assert (
+        "VerdictFailed" in output
+        and "worse than the margin" in output
+        and "Traceback" not in output
+    )
     assert re.search(r"reused +measure fp16 ", output)
 
 
@@ -65,18 +76,28 @@ def test_artifacts_are_named_by_the_first_digits_of_their_digest(site: Site, pas
     digest = re.search(r"^report +(\w{64})$", passed, re.MULTILINE)
     assert digest
     manifest = LocalStore(site.home / "workspace").manifest(digest[1])
-    status, output = compare(site, manifest.parent("parent")[:10], manifest.parent("candidate")[:10])
+    status, output = compare(
+        site, manifest.parent("parent")[:10], manifest.parent("candidate")[:10]
+    )
     assert status == 0 and re.search(r"reused +measure fp16 ", output), output
 
 
-@pytest.mark.parametrize(("first", "second", "more", "expected", "words"), [
-    ("0123456789ab", "good", (), 1, "no artifact starts with '0123456789ab'"),
-    ("good", "good", (), 2, "both are the same artifact"),
-    ("good", "bad", ("--kv=-kv8",), 2, "transformers has no quantized KV cache"),
-    ("good", "bad", ("--kv=-kv7",), 2, "no variant 'fp16-kv7'"),
-])
-def test_what_cannot_be_compared_is_one_clear_error(site: Site, first: str, second: str, more: tuple[str, ...], expected: int,
-                                                      words: str) -> None:
-    places = [str(site.folder / name) if name in ("good", "bad") else name for name in (first, second)]
+@pytest.mark.parametrize(
+    ("first", "second", "more", "expected", "words"),
+    [
+        ("0123456789ab", "good", (), 1, "no artifact starts with '0123456789ab'"),
+        ("good", "good", (), 2, "both are the same artifact"),
+        ("good", "bad", ("--kv=-kv8",), 2, "transformers has no quantized KV cache"),
+        ("good", "bad", ("--kv=-kv7",), 2, "no variant 'fp16-kv7'"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_error(
+    site: Site, first: str, second: str, more: tuple[str, ...], expected: int, words: str
+) -> None:
+    places = [
+        str(site.folder / name) if name in ("good", "bad") else name for name in (first, second)
+    ]
     status, output = compare(site, *places, *more)
-    assert status == expected and words in output.replace("\n", " ") and "Traceback" not in output, output
+    assert (
+        status == expected and words in output.replace("\n", " ") and "Traceback" not in output
+    ), output

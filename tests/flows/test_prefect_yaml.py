@@ -1,4 +1,5 @@
-"""prefect.yaml: Prefect ignores unknown keys in silence, so every key is checked here, and every entrypoint is loaded."""
+"""prefect.yaml: Prefect ignores unknown keys in silence, so every key is checked here, and every
+entrypoint is loaded."""
 
 from __future__ import annotations
 
@@ -16,11 +17,29 @@ from flows.rollback_model import rollback_model
 
 FILE = yaml.safe_load((paths.PROJECT / "prefect.yaml").read_text())
 DEPLOYMENTS: list[dict[str, Any]] = FILE["deployments"]
-KEYS = {"name", "description", "entrypoint", "tags", "parameters", "concurrency_limit", "work_pool", "schedules", "version"}
+KEYS = {
+    "name",
+    "description",
+    "entrypoint",
+    "tags",
+    "parameters",
+    "concurrency_limit",
+    "work_pool",
+    "schedules",
+    "version",
+}
 
 
 def test_no_key_is_unknown_to_prefect() -> None:
-    assert FILE.keys() <= {"name", "prefect-version", "pull", "build", "push", "deployments", "definitions"}
+    assert FILE.keys() <= {
+        "name",
+        "prefect-version",
+        "pull",
+        "build",
+        "push",
+        "deployments",
+        "definitions",
+    }
     for deployment in DEPLOYMENTS:
         assert deployment.keys() <= KEYS
         limit = deployment.get("concurrency_limit", {"collision_strategy": "ENQUEUE"})
@@ -33,11 +52,19 @@ def test_the_entrypoint_is_the_flow_itself(deployment: dict[str, Any]) -> None:
     """A path as entrypoint would load the module a second time, under another name."""
     assert ":" in deployment["entrypoint"] and "/" not in deployment["entrypoint"]
     found = import_object(deployment["entrypoint"].replace(":", "."))
-    assert found is {"gpu": quantize_and_deploy, "promote": promote_model, "rollback": rollback_model}[
-        deployment["work_pool"]["name"] if "parameters" in deployment else deployment["name"]]
+    assert (
+        found
+        is {"gpu": quantize_and_deploy, "promote": promote_model, "rollback": rollback_model}[
+            deployment["work_pool"]["name"] if "parameters" in deployment else deployment["name"]
+        ]
+    )
 
 
-@pytest.mark.parametrize("deployment", [item for item in DEPLOYMENTS if "parameters" in item], ids=lambda deployment: deployment["name"])
+@pytest.mark.parametrize(
+    "deployment",
+    [item for item in DEPLOYMENTS if "parameters" in item],
+    ids=lambda deployment: deployment["name"],
+)
 def test_the_parameters_fit_the_flow_and_name_a_config(deployment: dict[str, Any]) -> None:
     parameters = deployment["parameters"]
     assert parameters.keys() <= set(quantize_and_deploy.parameters.properties)

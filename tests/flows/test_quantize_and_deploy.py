@@ -1,4 +1,5 @@
-"""The whole flow through the command line: a real small model, real child processes, a real server. No mocks.
+"""The whole flow through the command line: a real small model, real child processes, a real server.
+No mocks.
 
 The tests build on one another in this order: run, look, run again, damage, fail, stop.
 """
@@ -34,7 +35,20 @@ from tests.support.prefect_server import prefect_server
 from tests.tasks.test_deploy import key_pair
 
 MEASURED = ("measure fp16", "evaluate fp16", "measure w4a16", "evaluate w4a16")
-STEPS = ("machine", "texts", "download", "preflight", "capacity", "smoke test", "quantize", *MEASURED, "report", "upload", "promote", "deploy")
+STEPS = (
+    "machine",
+    "texts",
+    "download",
+    "preflight",
+    "capacity",
+    "smoke test",
+    "quantize",
+    *MEASURED,
+    "report",
+    "upload",
+    "promote",
+    "deploy",
+)
 KINDS = {"fp16", "w4a16", "texts", "measurement", "evidence", "report"}
 BENCHMARK = "benchmark={batch_sizes: [1, 3], prompt_tokens: 16, new_tokens: 8, rounds: 2}"
 ALONE = {"PREFECT_API_URL": ""}  # with a Prefect server of the run's own, as on a new machine
@@ -42,28 +56,55 @@ SEARCH = ("--set", "deploy=null", "--set", "quantize.search_scale=true")
 
 
 class Site:
-    """A home folder, a config in it, and the command line. `api`: of the Prefect server that runs use, unless they are given another."""
+    """A home folder, a config in it, and the command line. `api`: of the Prefect server that runs
+    use, unless they are given another."""
 
     def __init__(self, folder: Path, model: Path, port: int, api: str) -> None:
         self.folder, self.home, self.port, self.api = folder, folder / "home", port, api
         self.config = folder / "pipeline.yaml"
-        self.config.write_text(yaml.safe_dump({
-            "name": "tiny", "source": {"type": "local", "path": str(model)},
-            "texts": {"source": {"type": "python_docs"}, "held_out_documents": 24},
-            "quantize": {"samples": 4, "sequence_length": 64, "batch_size": 4},
-            "evaluate": {"max_documents": 24, "max_tokens_per_document": 96, "max_perplexity_ratio": 1.2, "max_new_tokens": 16,
-                         "probes": 2, "probe_tokens": 16},
-            "engine": {"name": "transformers"}, "deploy": {"port": port},
-        }))
+        self.config.write_text(
+            yaml.safe_dump(
+                {
+                    "name": "tiny",
+                    "source": {"type": "local", "path": str(model)},
+                    "texts": {"source": {"type": "python_docs"}, "held_out_documents": 24},
+                    "quantize": {"samples": 4, "sequence_length": 64, "batch_size": 4},
+                    "evaluate": {
+                        "max_documents": 24,
+                        "max_tokens_per_document": 96,
+                        "max_perplexity_ratio": 1.2,
+                        "max_new_tokens": 16,
+                        "probes": 2,
+                        "probe_tokens": 16,
+                    },
+                    "engine": {"name": "transformers"},
+                    "deploy": {"port": port},
+                }
+            )
+        )
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        environment |= {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder), "PREFECT_API_URL": self.api} | more
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
+        }
+        environment |= {
+            "LMFLOWS_HOME": str(self.home),
+            "HOME": str(self.folder),
+            "PREFECT_API_URL": self.api,
+        } | more
         if not environment["PREFECT_API_URL"]:
             del environment["PREFECT_API_URL"]
-        # tests that run in the background of a script inherit an ignored SIGINT; a person's terminal does not
-        return subprocess.Popen([sys.executable, "-m", "flows.cli.main", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT,
-                                env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        # tests that run in the background of a script inherit an ignored SIGINT; a person's
+        # terminal does not
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli.main", *words],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=PROJECT,
+            env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def call(self, *words: str, **more: str) -> tuple[int, str]:
         process = self.start(*words, **more)
@@ -78,7 +119,9 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_api: str) -> Iterator[Site]:
+def site(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_api: str
+) -> Iterator[Site]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -97,14 +140,18 @@ def first(site: Site) -> str:
 def left_alive(home: Path, seconds: float = 10) -> list[str]:
     """The processes of that home (steps, servers, Prefect's) that are still there after a while."""
     deadline = time.monotonic() + seconds
-    while (found := [" ".join(p.cmdline()) for p in psutil.process_iter() if belongs(p, home)]) and time.monotonic() < deadline:
+    while (
+        found := [" ".join(p.cmdline()) for p in psutil.process_iter() if belongs(p, home)]
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 
 
 def belongs(process: psutil.Process, home: Path) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("LMFLOWS_HOME") == str(home)
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(
+            "LMFLOWS_HOME"
+        ) == str(home)
     except psutil.Error:
         return False
 
@@ -120,8 +167,14 @@ def test_one_command_leads_to_a_judged_and_served_model(site: Site, first: str) 
 
 
 def test_the_endpoint_goes_on_after_the_command(site: Site, first: str) -> None:
-    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{site.port}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    body = json.dumps(
+        {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+    ).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{site.port}/v1/chat/completions",
+        body,
+        {"Content-Type": "application/json"},
+    )
     with urllib.request.urlopen(request, timeout=30) as response:
         assert "help you" in json.load(response)["choices"][0]["message"]["content"]
 
@@ -132,11 +185,19 @@ def test_everything_is_in_the_store_and_names_its_parents(site: Site, first: str
     assert kinds.keys() == KINDS
     assert all(store.verify(digest) == [] for digest in store.digests())
     report = store.manifest(kinds["report"])
-    assert (report.parent("candidate"), report.parent("evidence"), report.parent("parent")) == (kinds["w4a16"], kinds["evidence"], kinds["fp16"])
+    assert (report.parent("candidate"), report.parent("evidence"), report.parent("parent")) == (
+        kinds["w4a16"],
+        kinds["evidence"],
+        kinds["fp16"],
+    )
     assert kinds["w4a16"] in first
     evidence = store.manifest(kinds["evidence"])
-    measurements = {digest for digest in store.digests() if store.manifest(digest).kind == "measurement"}
-    assert {evidence.parent("baseline"), evidence.parent("measurement")} == measurements and len(measurements) == 2
+    measurements = {
+        digest for digest in store.digests() if store.manifest(digest).kind == "measurement"
+    }
+    assert {evidence.parent("baseline"), evidence.parent("measurement")} == measurements and len(
+        measurements
+    ) == 2
     assert store.manifest(evidence.parent("baseline")).parent("model") == kinds["fp16"]
     assert store.manifest(evidence.parent("measurement")).parent("model") == kinds["w4a16"]
 
@@ -145,7 +206,10 @@ def test_the_stage_points_to_the_candidate_and_its_verdict(site: Site, first: st
     store = LocalStore(site.home / "store")
     entry = Registry(store.objects).read("tiny", "dev").ref.current
     assert entry is not None
-    assert store.manifest(entry.digest).kind == "w4a16" and store.manifest(entry.verdict).kind == "report"
+    assert (
+        store.manifest(entry.digest).kind == "w4a16"
+        and store.manifest(entry.verdict).kind == "report"
+    )
     assert store.manifest(entry.verdict).parent("candidate") == entry.digest
 
 
@@ -156,7 +220,10 @@ def test_verify_show_ls_and_status_tell_of_it(site: Site, first: str) -> None:
     assert status == 0 and "all as in manifest" in output
     status, output = site.call("show", report[:10])
     assert status == 0 and "# tiny: PASS" in output and "## Lineage" in output
-    for row in (r"\| fp16 \| baseline \| .* MB \| \d+\.\d+ \| 1 ", r"\| w4a16 \| PASS \| .* \| \d+\.\d+ \| 1\.\d+ \[[\d., ]+\] \| \d+\.\d%"):
+    for row in (
+        r"\| fp16 \| baseline \| .* MB \| \d+\.\d+ \| 1 ",
+        r"\| w4a16 \| PASS \| .* \| \d+\.\d+ \| 1\.\d+ \[[\d., ]+\] \| \d+\.\d%",
+    ):
         assert re.search(row, output), row
     rows = json.loads(site.call("ls", "--json")[1])
     assert {row["kind"] for row in rows} == KINDS
@@ -169,8 +236,20 @@ def test_a_second_run_repeats_nothing_and_says_so(site: Site, first: str) -> Non
     assert status == 0, output
     for name in ("preflight", "smoke test", "quantize", *MEASURED):
         assert re.search(rf"reused +{name}", output), name
-    assert len(site.logs("quantize")) == len(site.logs("measure-fp16")) == len(site.logs("measure-w4a16")) == 1
-    assert re.search(rf"reused +preflight, smoke test, {', '.join((*MEASURED[:2], 'quantize', *MEASURED[2:]))}", output) and "(was running)" in output
+    assert (
+        len(site.logs("quantize"))
+        == len(site.logs("measure-fp16"))
+        == len(site.logs("measure-w4a16"))
+        == 1
+    )
+    assert (
+        re.search(
+            r"reused +preflight, smoke test,"
+            rf" {', '.join((*MEASURED[:2], 'quantize', *MEASURED[2:]))}",
+            output,
+        )
+        and "(was running)" in output
+    )
 
 
 def test_a_damaged_artifact_is_found_and_made_again(site: Site, first: str) -> None:
@@ -189,20 +268,32 @@ def test_a_damaged_artifact_is_found_and_made_again(site: Site, first: str) -> N
     assert workspace.verify(digest) == [] and LocalStore(site.home / "store").verify(digest) == []
 
 
-def test_a_verdict_that_is_not_pass_ends_with_status_3_and_goes_nowhere(site: Site, first: str) -> None:
+def test_a_verdict_that_is_not_pass_ends_with_status_3_and_goes_nowhere(
+    site: Site, first: str
+) -> None:
     before = Registry(LocalObjects(site.home / "store")).read("tiny", "dev")
-    status, output = site.run("--set", "evaluate.max_perplexity_ratio=1.0001", "--set", "repair.changes=[]")
+    status, output = site.run(
+        "--set", "evaluate.max_perplexity_ratio=1.0001", "--set", "repair.changes=[]"
+    )
     assert status == 3, output
-    assert "VerdictFailed" in output and "the interval reaches across the margin" in output and "Traceback" not in output
+    assert (
+        "VerdictFailed" in output
+        and "the interval reaches across the margin" in output
+        and "Traceback" not in output
+    )
     assert not re.search(r"done +(promote|deploy)", output)
     assert Registry(LocalObjects(site.home / "store")).read("tiny", "dev") == before
-    assert all(re.search(rf"reused +{name}", output) for name in MEASURED)  # another limit is no reason to score again
+    # another limit is no reason to score again
+    assert all(re.search(rf"reused +{name}", output) for name in MEASURED)
     report = re.search(r"`lmflows report (\w+)`", output)
     assert report and "# tiny: INCONCLUSIVE" in site.call("show", report[1])[1]
 
 
-def test_on_s3_with_signatures_from_the_upload_to_production_and_back(site: Site, first: str, tmp_path: Path) -> None:
-    """A real S3 server over HTTP; the policy names the store and the keys, the environment the credentials."""
+def test_on_s3_with_signatures_from_the_upload_to_production_and_back(
+    site: Site, first: str, tmp_path: Path
+) -> None:
+    """A real S3 server over HTTP; the policy names the store and the keys, the environment the
+    credentials."""
     private, public = key_pair(tmp_path)
     policy = {"require_signature": True, "trusted": [{"type": "key", "public_key": str(public)}]}
     with s3_server.running() as server:
@@ -216,23 +307,47 @@ def test_on_s3_with_signatures_from_the_upload_to_production_and_back(site: Site
             return output
 
         (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
-        nowhere = call("run", str(site.config), "--set", f"upload.store={server.location('team', bucket='no-such-bucket')}", status=2)
+        nowhere = call(
+            "run",
+            str(site.config),
+            "--set",
+            f"upload.store={server.location('team', bucket='no-such-bucket')}",
+            status=2,
+        )
         assert "no-such-bucket" in nowhere and "texts" not in nowhere  # before anything else
         assert "SignatureRefused" in call("run", str(site.config), status=3)
-        (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy | {"sign": {"type": "key", "private_key": str(private)}}))
+        (tmp_path / "policy.yaml").write_text(
+            yaml.safe_dump(policy | {"sign": {"type": "key", "private_key": str(private)}})
+        )
         output = call("run", str(site.config))
         assert re.search(r"done\s+sign", output) and "tiny/dev" in output
         for words in (("dev", "staging"), ("staging", "production", "--yes")):
             call("registry", "promote", "tiny", *words, "--why", "a test")
-        assert [row["stage"] for row in json.loads(call("registry", "ls", "--json"))] == ["dev", "staging", "production"]
-        assert "PASS" in call("registry", "show", "tiny/production") and "as in their manifests" in call("registry", "verify")
-        digest = json.loads(call("registry", "history", "tiny", "production", "--json"))[0]["digest"]
+        assert [row["stage"] for row in json.loads(call("registry", "ls", "--json"))] == [
+            "dev",
+            "staging",
+            "production",
+        ]
+        assert "PASS" in call(
+            "registry", "show", "tiny/production"
+        ) and "as in their manifests" in call("registry", "verify")
+        digest = json.loads(call("registry", "history", "tiny", "production", "--json"))[0][
+            "digest"
+        ]
         flip(server, digest, "model.safetensors")
         assert "changed: model.safetensors" in call("registry", "verify", digest, status=1)
-        assert "model.safetensors" in call("registry", "pull", digest, "--to", str(tmp_path / "other"), status=1)
+        assert "model.safetensors" in call(
+            "registry", "pull", digest, "--to", str(tmp_path / "other"), status=1
+        )
         assert not LocalStore(tmp_path / "other").has(digest)
-        assert "model.safetensors" in call("registry", "promote", "tiny", "dev", "staging", "--variant", "w4a16", status=3)
-    everything = [path.read_text(errors="replace") for path in site.home.rglob("*") if path.suffix in (".txt", ".json", ".log") and path.is_file()]
+        assert "model.safetensors" in call(
+            "registry", "promote", "tiny", "dev", "staging", "--variant", "w4a16", status=3
+        )
+    everything = [
+        path.read_text(errors="replace")
+        for path in site.home.rglob("*")
+        if path.suffix in (".txt", ".json", ".log") and path.is_file()
+    ]
     assert everything and not any(s3_server.SECRET in text for text in everything)
 
 
@@ -242,7 +357,9 @@ def flip(server: s3_server.Server, digest: str, name: str) -> None:
 
     with s3_server.credentials():
         store = open_store(server.location("team"))
-        Place(store, LocalStore(Path("unused"))).spoil("blobs", store.manifest(digest).entry(name).sha256)
+        Place(store, LocalStore(Path("unused"))).spoil(
+            "blobs", store.manifest(digest).entry(name).sha256
+        )
 
 
 @pytest.fixture(scope="module")
@@ -252,37 +369,62 @@ def api(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask(url: str, **body: object) -> list[dict]:  # type: ignore[type-arg]
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=20) as response:
         return list(json.load(response))
 
 
-def test_with_a_prefect_server_the_run_can_be_watched_there(site: Site, first: str, api: str) -> None:
+def test_with_a_prefect_server_the_run_can_be_watched_there(
+    site: Site, first: str, api: str
+) -> None:
     status, output = site.call("run", str(site.config), PREFECT_API_URL=api)
     assert status == 0, output
     runs = ask(f"{api}/flow_runs/filter")
-    assert [(run["state"]["type"], run["name"]) for run in runs] == [("COMPLETED", str(site.config))]
+    assert [(run["state"]["type"], run["name"]) for run in runs] == [
+        ("COMPLETED", str(site.config))
+    ]
     tasks = {task["name"]: task["state"]["name"] for task in ask(f"{api}/task_runs/filter")}
     assert set(STEPS) == tasks.keys()
     assert {tasks[name] for name in ("quantize", *MEASURED)} == {"Cached"}
     artifacts = {item["key"]: item for item in ask(f"{api}/artifacts/filter")}
     assert "# tiny: PASS" in artifacts["report-tiny"]["data"]
-    assert [row["variant"] for row in json.loads(artifacts["variants-tiny"]["data"])] == ["fp16", "w4a16"]
+    assert [row["variant"] for row in json.loads(artifacts["variants-tiny"]["data"])] == [
+        "fp16",
+        "w4a16",
+    ]
     lines = " ".join(line["message"] for line in ask(f"{api}/logs/filter", limit=200))
     assert "PASS: within the margin" in lines
 
 
 @pytest.fixture(scope="module")
 def timed(site: Site, first: str, api: str) -> str:
-    """The output of a run that has a benchmark and a load test, so that each variant is measured anew; the last one on the Prefect server."""
-    load = "load={concurrencies: [2], requests: 12, prompt_tokens: 16, new_tokens: 8, max_lag_ms: 2000}"
-    status, output = site.call("run", str(site.config), "--set", BENCHMARK, "--set", load, "--set", "deploy=null", PREFECT_API_URL=api)
+    """The output of a run that has a benchmark and a load test, so that each variant is measured
+    anew; the last one on the Prefect server."""
+    load = (
+        "load={concurrencies: [2], requests: 12, prompt_tokens: 16, new_tokens: 8, max_lag_ms:"
+        " 2000}"
+    )
+    status, output = site.call(
+        "run",
+        str(site.config),
+        "--set",
+        BENCHMARK,
+        "--set",
+        load,
+        "--set",
+        "deploy=null",
+        PREFECT_API_URL=api,
+    )
     assert status == 0, output
     return output
 
 
 def test_a_benchmark_times_each_variant(site: Site, timed: str, api: str) -> None:
-    assert all(re.search(rf"done +{name}", timed) for name in MEASURED) and re.search(r"reused +quantize", timed)
+    assert all(re.search(rf"done +{name}", timed) for name in MEASURED) and re.search(
+        r"reused +quantize", timed
+    )
     for line in ("fp16 +baseline", "w4a16 +PASS"):
         assert re.search(rf"^{line} ", timed, re.MULTILINE), line
     tables = ask(f"{api}/artifacts/latest/filter", artifacts={"key": {"any_": ["variants-tiny"]}})
@@ -292,12 +434,17 @@ def test_a_benchmark_times_each_variant(site: Site, timed: str, api: str) -> Non
         assert re.fullmatch(r"\d+\.\d s", row["load"]) and "GPU memory" not in row
 
 
-def test_a_load_test_puts_each_variant_under_load_and_is_in_the_report(site: Site, timed: str, api: str) -> None:
+def test_a_load_test_puts_each_variant_under_load_and_is_in_the_report(
+    site: Site, timed: str, api: str
+) -> None:
     assert all(re.search(rf"done +load test {name}", timed) for name in ("fp16", "w4a16"))
     links = ask(f"{api}/artifacts/latest/filter", artifacts={"key": {"any_": ["page-tiny"]}})
     found = re.search(r"\(file://(\S+)\)", links[0]["data"])
     assert found and "Every load; in brackets" in Path(found[1]).read_text()
-    loads = [read_load(LocalStore(site.home / "workspace").open(path.parent.name)) for path in (site.home / "workspace/trees").glob("*/load.json")]
+    loads = [
+        read_load(LocalStore(site.home / "workspace").open(path.parent.name))
+        for path in (site.home / "workspace/trees").glob("*/load.json")
+    ]
     assert {item.variant for item in loads} == {"fp16", "w4a16"}
     assert all(result.rows.status == ("ok",) * 12 for item in loads for result in item.results)
 
@@ -306,10 +453,18 @@ def test_the_objective_decides_what_is_served_and_says_why(site: Site, timed: st
     """Which of the two is faster here is not the question."""
     status, output = site.run("--set", BENCHMARK, "--set", "objective=latency")
     assert status == 0, output
-    winner = re.search(r"served for latency: (fp16|w4a16): [\d.]+ decode tokens/s of the smallest batch, against", output)
+    winner = re.search(
+        r"served for latency: (fp16|w4a16): [\d.]+ decode tokens/s of the smallest batch, against",
+        output,
+    )
     assert winner and re.search(r"reused +measure fp16", output)
-    store, served = LocalStore(site.home / "store"), json.loads(site.call("status", "--json")[1])[0]["artifact"]
-    assert [store.manifest(digest).kind for digest in store.digests() if digest.startswith(served)] == [winner[1]]
+    store, served = (
+        LocalStore(site.home / "store"),
+        json.loads(site.call("status", "--json")[1])[0]["artifact"],
+    )
+    assert [
+        store.manifest(digest).kind for digest in store.digests() if digest.startswith(served)
+    ] == [winner[1]]
 
 
 def test_without_a_gpu_prefect_is_asked_for_no_slot(site: Site, timed: str, api: str) -> None:
@@ -325,8 +480,15 @@ def test_the_deployments_deploy(site: Site, api: str, tmp_path: Path) -> None:
     environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path)}
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     for pool in ("gpu", "control"):
-        subprocess.run([*prefect, "work-pool", "create", pool, "--type", "process"], env=environment, check=True, capture_output=True)
-    done = subprocess.run([*prefect, "deploy", "--all"], env=environment, cwd=PROJECT, capture_output=True, text=True)
+        subprocess.run(
+            [*prefect, "work-pool", "create", pool, "--type", "process"],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+    done = subprocess.run(
+        [*prefect, "deploy", "--all"], env=environment, cwd=PROJECT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     deployments = {item["name"]: item for item in ask(f"{api}/deployments/filter")}
     stages = {deployments.pop(name)["entrypoint"] for name in ("promote", "rollback")}
@@ -337,19 +499,30 @@ def test_the_deployments_deploy(site: Site, api: str, tmp_path: Path) -> None:
         assert item["global_concurrency_limit"]["limit"] == 1
 
 
-def test_the_served_variant_failing_in_its_engine_fails_the_run(site: Site, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its engine's process aborts while it loads the quantized model, in a runtime of its own; the fp16 model loads there."""
+def test_the_served_variant_failing_in_its_engine_fails_the_run(
+    site: Site, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its engine's process aborts while it loads the quantized model, in a runtime of its own; the
+    fp16 model loads there."""
     monkeypatch.setenv("LMFLOWS_HOME", str(site.home))
-    planted_runtime.adopt("breaks", site.folder / "breaks", fails="'quantization_config' in (spec.folder / 'config.json').read_text()")
+    planted_runtime.adopt(
+        "breaks",
+        site.folder / "breaks",
+        fails="'quantization_config' in (spec.folder / 'config.json').read_text()",
+    )
     before = Registry(LocalObjects(site.home / "store")).read("tiny", "dev")
     status, output = site.run("--set", "engine.runtime=breaks")
     assert status == 1, output
     assert re.search(r"done +measure fp16", output) and re.search(r"failed +measure w4a16", output)
-    assert "EngineCrashed: engine transformers: died with signal SIGABRT while it was asked to load" in output.replace("\n", " ")
+    assert (
+        "EngineCrashed: engine transformers: died with signal SIGABRT while it was asked to load"
+        in output.replace("\n", " ")
+    )
     assert "terminate called after throwing" in output and "Traceback" not in output
     assert not re.search(r"start +(evaluate w4a16|report|promote|deploy)", output)
     assert Registry(LocalObjects(site.home / "store")).read("tiny", "dev") == before
-    assert json.loads(site.call("status", "--json")[1])[0]["state"] == "RUNNING"  # what was served before still is
+    # what was served before still is
+    assert json.loads(site.call("status", "--json")[1])[0]["state"] == "RUNNING"
 
 
 def test_stop_frees_the_port_and_leaves_no_process(site: Site, first: str) -> None:
@@ -359,13 +532,22 @@ def test_stop_frees_the_port_and_leaves_no_process(site: Site, first: str) -> No
     assert left_alive(site.home) == []
 
 
-@pytest.mark.parametrize(("how", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
-def test_interrupted_in_the_middle_it_leaves_no_orphan_and_no_half_artifact(site: Site, first: str, how: signal.Signals, expected: int) -> None:
-    """Another recipe, so that the quantization has to run; interrupted in it, the next run goes on after the smoke test."""
+@pytest.mark.parametrize(
+    ("how", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
+)
+def test_interrupted_in_the_middle_it_leaves_no_orphan_and_no_half_artifact(
+    site: Site, first: str, how: signal.Signals, expected: int
+) -> None:
+    """Another recipe, so that the quantization has to run; interrupted in it, the next run goes on
+    after the smoke test."""
     done = len(site.logs("quantize"))
-    process = site.start("run", str(site.config), "--set", f"quantize.seed={how.value}", *SEARCH, **ALONE)
+    process = site.start(
+        "run", str(site.config), "--set", f"quantize.seed={how.value}", *SEARCH, **ALONE
+    )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (len(site.logs("quantize")) > done and "Move model" in site.logs("quantize")[-1].read_text()):
+    while time.monotonic() < deadline and not (
+        len(site.logs("quantize")) > done and "Move model" in site.logs("quantize")[-1].read_text()
+    ):
         time.sleep(0.05)
     process.send_signal(how)
     output = process.communicate(timeout=60)[0]
@@ -384,13 +566,22 @@ def test_after_an_interruption_the_run_goes_on_where_it_was(site: Site, first: s
     assert re.search(r"reused +smoke test", output) and re.search(r"done +quantize", output)
 
 
-@pytest.mark.parametrize(("override", "status", "words"), [
-    ("quantize.bitz=4", 2, "quantize.bitz: unknown key (did you mean bits?)"),
-    ("source.path=nowhere", 2, "is not a folder"),
-    ("texts.source.type=psalms", 2, "'psalms' is not allowed; one of 'python_docs', 'file', 'hub'"),
-    ("quantize.group_size=96", 2, "does not divide the input dimension"),
-])
-def test_bad_input_is_one_clear_error_and_no_traceback(site: Site, override: str, status: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("override", "status", "words"),
+    [
+        ("quantize.bitz=4", 2, "quantize.bitz: unknown key (did you mean bits?)"),
+        ("source.path=nowhere", 2, "is not a folder"),
+        (
+            "texts.source.type=psalms",
+            2,
+            "'psalms' is not allowed; one of 'python_docs', 'file', 'hub'",
+        ),
+        ("quantize.group_size=96", 2, "does not divide the input dimension"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_no_traceback(
+    site: Site, override: str, status: int, words: str
+) -> None:
     code, output = site.run("--set", override)
     assert code == status and words in output.replace("\n", "") and "Traceback" not in output
 
@@ -400,12 +591,18 @@ def test_a_taken_port_is_found_before_any_long_work(site: Site, first: str) -> N
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         done = len(site.logs("quantize"))
-        code, output = site.run("--set", f"deploy.port={holder.getsockname()[1]}", "--set", "quantize.seed=77")
-    assert code == 2 and "is taken -> set deploy.port" in output and len(site.logs("quantize")) == done
+        code, output = site.run(
+            "--set", f"deploy.port={holder.getsockname()[1]}", "--set", "quantize.seed=77"
+        )
+    assert (
+        code == 2 and "is taken -> set deploy.port" in output and len(site.logs("quantize")) == done
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(site: Site, first: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(
+    site: Site, first: str, tmp_path: Path
+) -> None:
     """The store on a file system that takes the texts but not the weights."""
     small = tmp_path / "small"
     small.mkdir()

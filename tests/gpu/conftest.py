@@ -49,7 +49,9 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tasks.runner.step import Context
 
     store = LocalStore(tmp_path_factory.mktemp("smollm2"))
-    return download(DownloadRequest(source=load(PROJECT / "configs/demo.yaml").source), Context(store)).model.path
+    return download(
+        DownloadRequest(source=load(PROJECT / "configs/demo.yaml").source), Context(store)
+    ).model.path
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""LMDeploy's engines on a real GPU: their scores, their answers, how they fail, and what they keep between starts."""
+"""LMDeploy's engines on a real GPU: their scores, their answers, how they fail, and what they keep
+between starts."""
 
 from __future__ import annotations
 
@@ -15,12 +16,19 @@ from tasks.engines.speed import speeds
 from tasks.engines.turbomind import tuning_file
 from tasks.machine import gpus
 
-TEXT = {"text": "The with statement is used to wrap the execution of a block with methods defined by a context manager. " * 6}
+TEXT = {
+    "text": (
+        "The with statement is used to wrap the execution of a block with methods defined by a"
+        " context manager. " * 6
+    )
+}
 TURBOMIND = EngineTurbomind(name="turbomind", cache_max_entry_count=0.1)
 PYTORCH = EnginePytorch(name="pytorch", cache_max_entry_count=0.1)
 
 
-def engine(folder: Path, options: EngineTurbomind | EnginePytorch | EngineTransformers, kv_bits: KvBits = 0) -> EngineProcess:
+def engine(
+    folder: Path, options: EngineTurbomind | EnginePytorch | EngineTransformers, kv_bits: KvBits = 0
+) -> EngineProcess:
     return EngineProcess(EngineSpec(folder=folder, engine=options, kv_bits=kv_bits))
 
 
@@ -32,9 +40,17 @@ def reference(padded: Path) -> tuple[list[int], float]:
         return ids, float(loaded.score([ids])[0].nll.mean())
 
 
-@pytest.mark.parametrize(("options", "kv_bits", "tolerance"), [(TURBOMIND, 0, 0.005), (TURBOMIND, 8, 0.02), (PYTORCH, 0, 0.005)])
+@pytest.mark.parametrize(
+    ("options", "kv_bits", "tolerance"),
+    [(TURBOMIND, 0, 0.005), (TURBOMIND, 8, 0.02), (PYTORCH, 0, 0.005)],
+)
 def test_it_scores_and_answers_like_the_reference(
-        padded: Path, reference: tuple[list[int], float], options: EngineTurbomind, kv_bits: KvBits, tolerance: float) -> None:
+    padded: Path,
+    reference: tuple[list[int], float],
+    options: EngineTurbomind,
+    kv_bits: KvBits,
+    tolerance: float,
+) -> None:
     ids, expected = reference
     with engine(padded, options, kv_bits) as loaded:
         first = loaded.score([ids, ids[:40]])
@@ -46,11 +62,19 @@ def test_it_scores_and_answers_like_the_reference(
         hello = loaded.prompt_ids([{"role": "user", "content": "hello"}])
         answers = loaded.generate([hello, hello], 32)
         assert "Hello" in answers[0].text and answers[0].finish_reason == "stop"
-        assert [answer.tokens for answer in loaded.generate([hello, hello], 9, exact=True)] == [9, 9]
+        assert [answer.tokens for answer in loaded.generate([hello, hello], 9, exact=True)] == [
+            9,
+            9,
+        ]
 
 
-def test_kv_int4_with_head_dim_64_is_a_typed_error_with_the_engines_last_lines(padded: Path) -> None:
-    with pytest.raises((EngineCrashed, EngineError)) as caught, engine(padded, TURBOMIND, 4) as loaded:
+def test_kv_int4_with_head_dim_64_is_a_typed_error_with_the_engines_last_lines(
+    padded: Path,
+) -> None:
+    with (
+        pytest.raises((EngineCrashed, EngineError)) as caught,
+        engine(padded, TURBOMIND, 4) as loaded,
+    ):
         loaded.generate([loaded.prompt_ids([{"role": "user", "content": "hello"}])], 16)
     print(caught.value)
     assert "engine turbomind" in str(caught.value)
@@ -62,7 +86,13 @@ def test_an_unservable_group_size_is_an_error_and_no_fallback(padded: Path, tmp_
 
     shutil.copytree(padded, tmp_path / "odd")
     config = json.loads((tmp_path / "odd/config.json").read_text())
-    config["quantization_config"] = {"bits": 4, "group_size": 64, "quant_method": "awq", "version": "gemm", "zero_point": True}
+    config["quantization_config"] = {
+        "bits": 4,
+        "group_size": 64,
+        "quant_method": "awq",
+        "version": "gemm",
+        "zero_point": True,
+    }
     (tmp_path / "odd/config.json").write_text(json.dumps(config))
     with pytest.raises((EngineCrashed, EngineError), match="64"):
         engine(tmp_path / "odd", TURBOMIND)
@@ -84,7 +114,11 @@ def test_its_memory_is_read_and_comes_back(padded: Path) -> None:
     before = gpus.used_bytes()
     with engine(padded, TURBOMIND) as loaded:
         taken = gpus.used_bytes() - before
-        figures = speeds(loaded, Benchmark(batch_sizes=(1, 4), prompt_tokens=64, new_tokens=16, rounds=2), lambda *_: None)
+        figures = speeds(
+            loaded,
+            Benchmark(batch_sizes=(1, 4), prompt_tokens=64, new_tokens=16, rounds=2),
+            lambda *_: None,
+        )
     assert taken > 5e9  # a tenth of a large card's memory is the KV cache
     assert [len(speed.decode) for speed in figures] == [2, 2] and min(figures[1].decode) > 0
     assert gpus.used_bytes() - before < 2e8

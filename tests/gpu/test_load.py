@@ -15,11 +15,20 @@ def test_clocks_power_and_throttle_reasons_are_sampled_while_it_works() -> None:
             matrix = torch.nn.functional.normalize(matrix @ matrix)
         torch.cuda.synchronize()
     environment = watch.environment()
-    assert environment.fingerprint == fingerprint(url) and environment.fingerprint["name"].startswith(torch.cuda.get_device_name()[:6])
+    assert environment.fingerprint == fingerprint(url) and environment.fingerprint[
+        "name"
+    ].startswith(torch.cuda.get_device_name()[:6])
     assert {"driver", "architecture", "memory", "gpus"} <= environment.fingerprint.keys()
     state = environment.gpus[0]
     assert state.samples >= 2
-    spreads = (state.sm_clock_mhz, state.memory_clock_mhz, state.temperature_c, state.power_w, state.utilization_percent, state.memory_used_bytes)
+    spreads = (
+        state.sm_clock_mhz,
+        state.memory_clock_mhz,
+        state.temperature_c,
+        state.power_w,
+        state.utilization_percent,
+        state.memory_used_bytes,
+    )
     for spread in spreads:
         assert spread is not None and 0 <= spread.low <= spread.median <= spread.high
     assert state.power_limit_w and state.power_w and state.power_w.high > 50

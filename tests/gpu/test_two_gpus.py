@@ -25,6 +25,11 @@ def test_two_gpus_score_and_answer_like_one(padded: Path) -> None:
             taken = [old - gpu.free_bytes for old, gpu in zip(before, gpus.visible(), strict=True)]
             assert [size > 1e9 for size in taken[:2]] == [True, tp == 2]
             found[tp] = float(engine.score([engine.encode(TEXT)])[0].nll.mean())
-            assert "Hello" in engine.generate([engine.prompt_ids([{"role": "user", "content": "hello"}])], 16)[0].text
+            assert (
+                "Hello"
+                in engine.generate([engine.prompt_ids([{"role": "user", "content": "hello"}])], 16)[
+                    0
+                ].text
+            )
     print(found)
     assert found[2] == pytest.approx(found[1], abs=0.005)

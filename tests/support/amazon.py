@@ -25,4 +25,7 @@ def hosts(amazon: Amazon) -> set[str]:
 def tops(amazon: Amazon) -> set[str]:
     """The paths that were asked for, without the store's own keys."""
     paths = {seen.target.partition("?")[0] for seen in amazon.requests}
-    return {re.sub(r"/(blobs|manifests|refs|signatures|probes|gc\.json)(/.*)?$", "", path) for path in paths}
+    return {
+        re.sub(r"/(blobs|manifests|refs|signatures|probes|gc\.json)(/.*)?$", "", path)
+        for path in paths
+    }

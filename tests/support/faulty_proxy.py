@@ -1,7 +1,9 @@
-"""An HTTP proxy in front of an S3 server that breaks what it carries, as told: the faults of real networks and overloaded servers.
+"""An HTTP proxy in front of an S3 server that breaks what it carries, as told: the faults of real
+networks and overloaded servers.
 
-A `Fault` says what to do to which requests, and how often; the proxy's dice are seeded. It runs in threads of the test's process and
-carries bodies with a Content-Length only, which is all that boto3 and the test server send.
+A `Fault` says what to do to which requests, and how often; the proxy's dice are seeded. It runs in
+threads of the test's process and carries bodies with a Content-Length only, which is all that boto3
+and the test server send.
 """
 
 from __future__ import annotations
@@ -20,14 +22,25 @@ from urllib.parse import urlsplit
 
 from tests.support.listener import Listener
 
-Kind = Literal["status", "reset upload", "reset download", "cut download", "cut upload", "flip download", "flip upload", "lose answer",
-               "flip upload, lose answer", "slow"]
+Kind = Literal[
+    "status",
+    "reset upload",
+    "reset download",
+    "cut download",
+    "cut upload",
+    "flip download",
+    "flip upload",
+    "lose answer",
+    "flip upload, lose answer",
+    "slow",
+]
 BLOCK = 1 << 16
 
 
 @dataclass
 class Fault:
-    """What happens to requests of that method whose target (path and query) matches the regular expression.
+    """What happens to requests of that method whose target (path and query) matches the regular
+    expression.
 
     Attributes:
         times: how often at most; None for always.
@@ -64,7 +77,12 @@ class FaultyProxy(Listener):
         with self._lock:
             for fault in self.faults:
                 left = fault.times is None or fault.hits < fault.times
-                if left and fault.method in ("", method) and re.search(fault.target, target) and self._dice.random() < fault.chance:
+                if (
+                    left
+                    and fault.method in ("", method)
+                    and re.search(fault.target, target)
+                    and self._dice.random() < fault.chance
+                ):
                     fault.hits += 1
                     return fault
         return None
@@ -90,7 +108,9 @@ class FaultyProxy(Listener):
             if "expect" in headers:
                 client.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 del headers["expect"]
-            if not self._request(head, headers, int(headers.get("content-length", 0)), fault, client, server):
+            if not self._request(
+                head, headers, int(headers.get("content-length", 0)), fault, client, server
+            ):
                 return False
             return self._answer(method, fault, client, server)
 
@@ -105,21 +125,38 @@ class FaultyProxy(Listener):
             with self._lock:
                 self.at_once -= is_part
 
-    def _request(self, head: str, headers: dict[str, str], length: int, fault: Fault | None, client: Stream, server: Stream) -> bool:
+    def _request(
+        self,
+        head: str,
+        headers: dict[str, str],
+        length: int,
+        fault: Fault | None,
+        client: Stream,
+        server: Stream,
+    ) -> bool:
         kind = fault.kind if fault else None
         if fault and kind == "status":
             client.copy(None, length)
-            body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{fault.code}</Code><Message>planted</Message></Error>".encode()
+            body = (
+                "<?xml version='1.0' encoding='UTF-8'?>"
+                f"<Error><Code>{fault.code}</Code><Message>planted</Message></Error>"
+            ).encode()
             body = b"" if head.startswith("HEAD") else body
-            client.socket.sendall(f"HTTP/1.1 {fault.status} Planted\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
-                                  "Connection: close\r\n\r\n".encode() + body)
+            client.socket.sendall(
+                f"HTTP/1.1 {fault.status} Planted\r\nContent-Type: application/xml\r\n".encode()
+                + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                + body
+            )
             return False
         if kind == "reset upload":
             client.copy(None, length // 2)
             return client.reset()
         if kind == "cut upload":
             headers["content-length"] = str(length // 2)
-        server.socket.sendall("\r\n".join([head, *(f"{name}: {value}" for name, value in headers.items())]).encode() + b"\r\n\r\n")
+        server.socket.sendall(
+            "\r\n".join([head, *(f"{name}: {value}" for name, value in headers.items())]).encode()
+            + b"\r\n\r\n"
+        )
         kept = length // 2 if kind == "cut upload" else length
         flip = self._bit(length) if "flip upload" in (kind or "") else None
         client.copy(server, kept, flip=flip, rate=fault.rate if fault and kind == "slow" else None)
@@ -129,16 +166,25 @@ class FaultyProxy(Listener):
     def _answer(self, method: str, fault: Fault | None, client: Stream, server: Stream) -> bool:
         kind = fault.kind if fault else None
         head, headers = server.head()
-        length = 0 if method == "HEAD" or head.split(" ")[1] in ("204", "304") else int(headers.get("content-length", 0))
+        length = (
+            0
+            if method == "HEAD" or head.split(" ")[1] in ("204", "304")
+            else int(headers.get("content-length", 0))
+        )
         if "lose answer" in (kind or ""):
             server.copy(None, length)
             return client.reset()
-        client.socket.sendall("\r\n".join([head, *(f"{name}: {value}" for name, value in headers.items())]).encode() + b"\r\n\r\n")
+        client.socket.sendall(
+            "\r\n".join([head, *(f"{name}: {value}" for name, value in headers.items())]).encode()
+            + b"\r\n\r\n"
+        )
         if kind in ("reset download", "cut download"):
             server.copy(client, length // 2)
             return client.reset() if kind == "reset download" else False
         flip = self._bit(length) if kind == "flip download" else None
-        server.copy(client, length, flip=flip, rate=fault.rate if fault and kind == "slow" else None)
+        server.copy(
+            client, length, flip=flip, rate=fault.rate if fault and kind == "slow" else None
+        )
         return headers.get("connection", "").lower() != "close"
 
 
@@ -149,7 +195,8 @@ class Stream:
         self.socket = end
 
     def head(self) -> tuple[str, dict[str, str]]:
-        """The first line, and the headers by lower-case name; EOFError if the other side has hung up."""
+        """The first line, and the headers by lower-case name; EOFError if the other side has hung
+        up."""
         data = b""
         while not data.endswith(b"\r\n\r\n"):
             seen = self.socket.recv(4096, socket.MSG_PEEK)
@@ -158,9 +205,19 @@ class Stream:
             end = (data + seen).find(b"\r\n\r\n")
             data += self.socket.recv(len(seen) if end < 0 else end + 4 - len(data))
         first, *lines = data.decode("latin-1").rstrip("\r\n").split("\r\n")
-        return first, {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return first, {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
+        }
 
-    def copy(self, target: Stream | None, length: int, *, flip: int | None = None, rate: float | None = None) -> None:
+    def copy(
+        self,
+        target: Stream | None,
+        length: int,
+        *,
+        flip: int | None = None,
+        rate: float | None = None,
+    ) -> None:
         """So many bytes from here to there, or to nowhere; `flip` is the number of a bit."""
         done = 0
         while done < length:

@@ -11,11 +11,13 @@ from artifacts.store.protocol import Store, open_store
 from artifacts.store.s3.store import S3Store, Tuning
 from configs.location import S3, parse_s3
 
-FORK = multiprocessing.get_context("fork")  # an import of everything for each of fifty kills would take minutes
+# an import of everything for each of fifty kills would take minutes
+FORK = multiprocessing.get_context("fork")
 
 
 def unused(location: str, tuning: Tuning | None = None) -> Store:
-    """A store that only forks use: its client is made, which takes a while, and has no connection yet."""
+    """A store that only forks use: its client is made, which takes a while, and has no connection
+    yet."""
     if not location.startswith(S3):
         return open_store(location)
     store = S3Store(parse_s3(location), tuning)
@@ -24,7 +26,8 @@ def unused(location: str, tuning: Tuning | None = None) -> Store:
 
 
 def kill_after(seconds: float, work: Callable[[], None], since: Event | None = None) -> bool:
-    """Do the work in a process of its own, and kill that so long after its start, or after it has set `since`; whether it was still at work.
+    """Do the work in a process of its own, and kill that so long after its start, or after it has
+    set `since`; whether it was still at work.
 
     No connection outlives a fork: `work` opens its own stores, or has `unused` ones.
     """

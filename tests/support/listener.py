@@ -8,7 +8,8 @@ from contextlib import suppress
 
 
 class Listener:
-    """Listens on a free port of the loopback interface, and has each connection served in a thread."""
+    """Listens on a free port of the loopback interface, and has each connection served in a
+    thread."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)

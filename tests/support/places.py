@@ -1,4 +1,5 @@
-"""What the tests of the registry share: stores of both kinds with judged models in them, and damage."""
+"""What the tests of the registry share: stores of both kinds with judged models in them, and
+damage."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Place:
-    """A store under test, and the folder that artifacts are made in, which for a local one is the store itself.
+    """A store under test, and the folder that artifacts are made in, which for a local one is the
+    store itself.
 
     `server`: where the store is on S3.
     """
@@ -64,8 +66,19 @@ class Place:
         return digest
 
     def spoil(self, what: str, name: str, *, byte: int | None = None) -> None:
-        """Flip a byte of a blob or manifest where it lies, its size as before; the last one if none is named."""
-        self._replace(what, name, lambda data: bytes([*data[:(at := len(data) - 1 if byte is None else byte)], data[at] ^ 1, *data[at + 1:]]))
+        """Flip a byte of a blob or manifest where it lies, its size as before; the last one if none
+        is named."""
+        self._replace(
+            what,
+            name,
+            lambda data: bytes(
+                [
+                    *data[: (at := len(data) - 1 if byte is None else byte)],
+                    data[at] ^ 1,
+                    *data[at + 1 :],
+                ]
+            ),
+        )
 
     def remove(self, what: str, name: str) -> None:
         self._replace(what, name, lambda _data: None)
@@ -96,8 +109,13 @@ class Place:
 def client_of(endpoint: str | None) -> Any:
     import boto3
 
-    return boto3.client("s3", endpoint_url=endpoint, aws_access_key_id=s3_server.ENVIRONMENT["AWS_ACCESS_KEY_ID"],
-                        aws_secret_access_key=s3_server.SECRET, region_name="us-east-1")
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=s3_server.ENVIRONMENT["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=s3_server.SECRET,
+        region_name="us-east-1",
+    )
 
 
 @contextmanager
@@ -112,40 +130,111 @@ def place(server: Server | None, folder: Path) -> Place:
     from artifacts.store.protocol import open_store
 
     workshop = LocalStore(folder / "workshop")
-    return Place(workshop, workshop) if server is None else Place(open_store(server.location(uuid.uuid4().hex)), workshop, server)
+    return (
+        Place(workshop, workshop)
+        if server is None
+        else Place(open_store(server.location(uuid.uuid4().hex)), workshop, server)
+    )
 
 
-def commit(store: LocalStore, kind: Kind, files: dict[str, bytes], parents: Sequence[tuple[str, str]] = (), **recipe: Any) -> str:
+def commit(
+    store: LocalStore,
+    kind: Kind,
+    files: dict[str, bytes],
+    parents: Sequence[tuple[str, str]] = (),
+    **recipe: Any,
+) -> str:
     with store.staging() as staging:
         for name, data in files.items():
             staging.write(name, data)
-        return store.commit(staging, kind, parents=[Parent(role=role, digest=digest) for role, digest in parents], recipe=recipe).digest
+        return store.commit(
+            staging,
+            kind,
+            parents=[Parent(role=role, digest=digest) for role, digest in parents],
+            recipe=recipe,
+        ).digest
 
 
 def model(store: LocalStore, name: str, size: int = 2000) -> tuple[str, str, str]:
     """A quantized model, its parent and its calibration text."""
     texts = commit(store, "texts", {"calibration.jsonl": b"words " * 50})
     parent = commit(store, "fp16", {"config.json": b"{}", "model.safetensors": b"weights " * 100})
-    candidate = commit(store, "w4a16", {"config.json": b'{"bits": 4}', "model.safetensors": name.encode().ljust(size, b".")},
-                       [("model", parent), ("texts", texts)], method="awq", name=name)
+    candidate = commit(
+        store,
+        "w4a16",
+        {"config.json": b'{"bits": 4}', "model.safetensors": name.encode().ljust(size, b".")},
+        [("model", parent), ("texts", texts)],
+        method="awq",
+        name=name,
+    )
     return candidate, parent, texts
 
 
-def judged(store: LocalStore, name: str = "one", *, outcome: str = "PASS", variant: str = "w4a16", engine: str = "transformers",
-           evidence: dict[str, Any] | None = None, verdict: dict[str, Any] | None = None, named: str | None = None, size: int = 2000) -> Judged:
-    """A model with evidence and a report. `evidence`, `verdict`: what they say instead; `named`: what the report's manifest names as candidate."""
+def judged(
+    store: LocalStore,
+    name: str = "one",
+    *,
+    outcome: str = "PASS",
+    variant: str = "w4a16",
+    engine: str = "transformers",
+    evidence: dict[str, Any] | None = None,
+    verdict: dict[str, Any] | None = None,
+    named: str | None = None,
+    size: int = 2000,
+) -> Judged:
+    """A model with evidence and a report. `evidence`, `verdict`: what they say instead; `named`:
+    what the report's manifest names as candidate."""
     candidate, parent, texts = model(store, name, size)
-    found = Evidence.model_validate({
-        "variant": variant, "engine": engine, "runtime": "default", "parent": parent, "candidate": candidate, "texts": texts,
-        "documents": (DocumentScore(tokens=100, nll_parent=240.0, nll_candidate=241.0, kl=1.0, same_top=95),),
-        "kl": KlDivergence(mean=0.01, median=0.005, p999=0.8, largest=2.9), "samples": (), "same_prompts": True,
-        "versions": {"lmdeploy": "0.17.0"}} | (evidence or {}))
-    proof = commit(store, "evidence", {EVIDENCE: canonical_json(found.model_dump(mode="json"))},
-                   [("candidate", candidate), ("parent", parent), ("texts", texts)])
-    said = Verdict.model_validate({
-        "outcome": outcome, "reasons": (f"it is a {outcome}",), "variant": variant, "candidate": candidate, "evidence": proof, "margin": 0.05,
-        "difference": {"mean": 0.01, "low": 0.0, "high": 0.02, "confidence": 0.95, "documents": 30, "tokens": 3000, "smallest_detectable": 0.01}}
-        | (verdict or {}))
-    report = commit(store, "report", {VERDICT: canonical_json(said.model_dump(mode="json")), "report.md": f"# {name}".encode()},
-                    [("candidate", named or candidate), ("evidence", proof), ("parent", parent)])
+    found = Evidence.model_validate(
+        {
+            "variant": variant,
+            "engine": engine,
+            "runtime": "default",
+            "parent": parent,
+            "candidate": candidate,
+            "texts": texts,
+            "documents": (
+                DocumentScore(
+                    tokens=100, nll_parent=240.0, nll_candidate=241.0, kl=1.0, same_top=95
+                ),
+            ),
+            "kl": KlDivergence(mean=0.01, median=0.005, p999=0.8, largest=2.9),
+            "samples": (),
+            "same_prompts": True,
+            "versions": {"lmdeploy": "0.17.0"},
+        }
+        | (evidence or {})
+    )
+    proof = commit(
+        store,
+        "evidence",
+        {EVIDENCE: canonical_json(found.model_dump(mode="json"))},
+        [("candidate", candidate), ("parent", parent), ("texts", texts)],
+    )
+    said = Verdict.model_validate(
+        {
+            "outcome": outcome,
+            "reasons": (f"it is a {outcome}",),
+            "variant": variant,
+            "candidate": candidate,
+            "evidence": proof,
+            "margin": 0.05,
+            "difference": {
+                "mean": 0.01,
+                "low": 0.0,
+                "high": 0.02,
+                "confidence": 0.95,
+                "documents": 30,
+                "tokens": 3000,
+                "smallest_detectable": 0.01,
+            },
+        }
+        | (verdict or {})
+    )
+    report = commit(
+        store,
+        "report",
+        {VERDICT: canonical_json(said.model_dump(mode="json")), "report.md": f"# {name}".encode()},
+        [("candidate", named or candidate), ("evidence", proof), ("parent", parent)],
+    )
     return Judged(candidate, report, proof, parent, texts)

@@ -1,7 +1,9 @@
-"""An engine runtime for tests: this environment's interpreter under another name, in which engines may be replaced.
+"""An engine runtime for tests: this environment's interpreter under another name, in which engines
+may be replaced.
 
-LMDeploy's engines need a GPU, so what happens around one that fails is shown with a stand-in for the engine alone: its
-process, the channel to it, the step and the flow are real. What runs there can tell its runtime by `MARK`.
+LMDeploy's engines need a GPU, so what happens around one that fails is shown with a stand-in for
+the engine alone: its process, the channel to it, the step and the flow are real. What runs there
+can tell its runtime by `MARK`.
 """
 
 from __future__ import annotations
@@ -38,16 +40,22 @@ def adopt(name: str, folder: Path, *, fails: str = "False", how: str = ABORTS) -
     """Adopt a runtime in the home folder of the environment.
 
     Args:
-        fails: an expression over `spec` (an EngineSpec): for which the engine fails when it is loaded.
+        fails: an expression over `spec` (an EngineSpec): for which the engine fails when it is
+            loaded.
         how: the statements by which it fails; default: it aborts from C.
     """
     folder.mkdir()
     script, program = folder / "host.py", folder / "python"
-    script.write_text(HOST.format(fails=fails, how="".join(f"        {line}\n" for line in how.strip().splitlines())))
+    script.write_text(
+        HOST.format(
+            fails=fails, how="".join(f"        {line}\n" for line in how.strip().splitlines())
+        )
+    )
     python = shlex.quote(sys.executable)
+    planted = shlex.quote(str(script))
     program.write_text(f"""#!/bin/sh
 export {MARK}={shlex.quote(name)}
-case "$2 $3" in "-m tasks.engines.host") exec {python} -P {shlex.quote(str(script))} "$4" "$5" ;; esac
+case "$2 $3" in "-m tasks.engines.host") exec {python} -P {planted} "$4" "$5" ;; esac
 exec {python} "$@"
 """)
     program.chmod(0o755)

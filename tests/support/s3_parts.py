@@ -1,4 +1,5 @@
-"""What the tests of the S3 store share: an artifact with a file of six parts, and a store that asks for small parts."""
+"""What the tests of the S3 store share: an artifact with a file of six parts, and a store that asks
+for small parts."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ from tests.support.s3_server import SMALL
 
 PART = SMALL.part_bytes
 LARGE = random.Random(0).randbytes(5 * PART + 1234)  # six parts
-CONTENT = {"config.json": b"{}", "copy.json": b"{}", "empty": b"", "weights/large": LARGE, "weights/small": random.Random(1).randbytes(50_000)}
+CONTENT = {
+    "config.json": b"{}",
+    "copy.json": b"{}",
+    "empty": b"",
+    "weights/large": LARGE,
+    "weights/small": random.Random(1).randbytes(50_000),
+}
 DISTINCT = sum(len(data) for data in set(CONTENT.values()))
 
 
@@ -28,4 +35,8 @@ def commit(store: LocalStore, content: dict[str, bytes] = CONTENT) -> ModelArtif
 
 
 def files_of(artifact: ModelArtifact) -> dict[str, bytes]:
-    return {path.relative_to(artifact.path).as_posix(): path.read_bytes() for path in artifact.path.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(artifact.path).as_posix(): path.read_bytes()
+        for path in artifact.path.rglob("*")
+        if path.is_file()
+    }

@@ -1,8 +1,10 @@
-"""A real S3 server in a process of its own: moto's, behind a small middleware that makes it as strict as AWS.
+"""A real S3 server in a process of its own: moto's, behind a small middleware that makes it as
+strict as AWS.
 
-moto (5.2.5) stores whatever it is given: it checks neither x-amz-checksum-* nor Content-MD5, does not keep the SHA-256 of a plain put,
-takes a body that is shorter than announced, says 2010 for when an upload began, reads a whole object to send a range of it, and between
-two of its threads a conditional write is not atomic. So the middleware, which runs in the server's process,
+moto (5.2.5) stores whatever it is given: it checks neither x-amz-checksum-* nor Content-MD5, does
+not keep the SHA-256 of a plain put, takes a body that is shorter than announced, says 2010 for when
+an upload began, reads a whole object to send a range of it, and between two of its threads a
+conditional write is not atomic. So the middleware, which runs in the server's process,
 
 * answers IncompleteBody and BadDigest as AWS does, gives checksums back, and lists those of parts;
 * takes one write of a key at a time;
@@ -10,8 +12,9 @@ two of its threads a conditional write is not atomic. So the middleware, which r
 * remembers when an upload began;
 * writes one line a request to a log, which tests count.
 
-`checksums=False` makes it a server that neither checks nor returns checksums; `conditions=False` one that ignores If-Match and If-None-Match,
-`ignores` one that ignores those headers; `opaque_etags` one whose ETags are no MD5, as with AWS's own keys.
+`checksums=False` makes it a server that neither checks nor returns checksums; `conditions=False`
+one that ignores If-Match and If-None-Match, `ignores` one that ignores those headers;
+`opaque_etags` one whose ETags are no MD5, as with AWS's own keys.
 """
 
 from __future__ import annotations
@@ -44,14 +47,31 @@ from configs.paths import PROJECT
 
 BUCKET = "models"
 ACCOUNT = "123456789012"  # moto's
-HASHES = {"SHA256": lambda data: hashlib.sha256(data).digest(), "SHA1": lambda data: hashlib.sha1(data).digest(),
-          "CRC32": lambda data: zlib.crc32(data).to_bytes(4, "big")}
+HASHES = {
+    "SHA256": lambda data: hashlib.sha256(data).digest(),
+    "SHA1": lambda data: hashlib.sha1(data).digest(),
+    "CRC32": lambda data: zlib.crc32(data).to_bytes(4, "big"),
+}
 SECRET = "a-secret-that-no-message-may-show"
-ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-               "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
 
 
-SMALL = Tuning(part_bytes=1 << 18, threads=4, attempts=6, requests=1, backoff_seconds=0.01, connect_seconds=2.0, read_seconds=10.0)
+SMALL = Tuning(
+    part_bytes=1 << 18,
+    threads=4,
+    attempts=6,
+    requests=1,
+    backoff_seconds=0.01,
+    connect_seconds=2.0,
+    read_seconds=10.0,
+)
 
 
 @contextmanager
@@ -60,14 +80,22 @@ def credentials() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_CA_BUNDLE"):
+        for name in (
+            "AWS_PROFILE",
+            "AWS_SESSION_TOKEN",
+            "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_REGION",
+            "AWS_CA_BUNDLE",
+        ):
             patch.delenv(name, raising=False)
         yield
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as the server saw it: bytes of its body, bytes of the answer's where known, and the status."""
+    """One request as the server saw it: bytes of its body, bytes of the answer's where known, and
+    the status."""
 
     method: str
     path: str
@@ -85,8 +113,14 @@ class Server:
     def requests(self, method: str = "", path: str = "", query: str = "") -> list[Seen]:
         """The requests so far of that method whose path and query contain these."""
         rows = (line.split("\t") for line in self.log.read_text().splitlines())
-        found = [Seen(row[0], row[1], row[2], int(row[3]), int(row[4])) for row in rows if len(row) == 5]
-        return [seen for seen in found if seen.method.startswith(method) and path in seen.path and query in seen.query]
+        found = [
+            Seen(row[0], row[1], row[2], int(row[3]), int(row[4])) for row in rows if len(row) == 5
+        ]
+        return [
+            seen
+            for seen in found
+            if seen.method.startswith(method) and path in seen.path and query in seen.query
+        ]
 
     def forget(self) -> None:
         """Start counting anew."""
@@ -97,22 +131,56 @@ class Server:
 
 
 @contextmanager
-def running(*, checksums: bool = True, conditions: bool = True, ignores: Sequence[str] = (), opaque_etags: bool = False, ceph: bool = False,
-            smallest_part: int = 5 << 20) -> Iterator[Server]:
+def running(
+    *,
+    checksums: bool = True,
+    conditions: bool = True,
+    ignores: Sequence[str] = (),
+    opaque_etags: bool = False,
+    ceph: bool = False,
+    smallest_part: int = 5 << 20,
+) -> Iterator[Server]:
     """A server on a free port with an empty bucket `models`.
 
-    `ceph`: what Ceph 16.2 was seen to do. If-Match holds for an ETag without quotes alone; the parts of an upload that has ended are
-    NoSuchKey; an upload is completed only with all the parts that it has.
+    `ceph`: what Ceph 16.2 was seen to do. If-Match holds for an ETag without quotes alone; the
+    parts of an upload that has ended are NoSuchKey; an upload is completed only with all the parts
+    that it has.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "requests"
         log.touch()
-        command = [sys.executable, "-m", "tests.support.s3_server", "--log", str(log), "--smallest-part", str(smallest_part)]
-        command += ["--no-checksums"] * (not checksums) + ["--opaque-etags"] * opaque_etags + ["--ceph"] * ceph
+        command = [
+            sys.executable,
+            "-m",
+            "tests.support.s3_server",
+            "--log",
+            str(log),
+            "--smallest-part",
+            str(smallest_part),
+        ]
+        command += (
+            ["--no-checksums"] * (not checksums)
+            + ["--opaque-etags"] * opaque_etags
+            + ["--ceph"] * ceph
+        )
         command += ["--ignores", *(ignores if conditions else ("If-Match", "If-None-Match"))]
-        environment = os.environ | ENVIRONMENT | {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 20), "TMPDIR": folder}
+        environment = (
+            os.environ
+            | ENVIRONMENT
+            | {
+                "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 20),
+                "TMPDIR": folder,
+            }
+        )
         with (Path(folder) / "errors").open("w+") as errors:
-            process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+            process = subprocess.Popen(
+                command,
+                cwd=PROJECT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
             try:
                 assert process.stdout is not None
                 line = process.stdout.readline()
@@ -129,7 +197,16 @@ def running(*, checksums: bool = True, conditions: bool = True, ignores: Sequenc
 class Strict:
     """The middleware. `environ`, `start` and the answer are WSGI's."""
 
-    def __init__(self, app: Any, log: Path, *, checksums: bool, ignores: Sequence[str], opaque_etags: bool, ceph: bool) -> None:
+    def __init__(
+        self,
+        app: Any,
+        log: Path,
+        *,
+        checksums: bool,
+        ignores: Sequence[str],
+        opaque_etags: bool,
+        ceph: bool,
+    ) -> None:
         self.app, self.checksums, self.opaque_etags, self.ceph = app, checksums, opaque_etags, ceph
         self.ignores = ["HTTP_" + name.upper().replace("-", "_") for name in ignores]
         self.log = log.open("a", buffering=1)
@@ -138,13 +215,20 @@ class Strict:
         self.parts: dict[tuple[str, str], str] = {}
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+        method, path, query = (
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            environ.get("QUERY_STRING", ""),
+        )
         size = int(environ.get("CONTENT_LENGTH") or 0)
 
         def logged(status: str, headers: list[tuple[str, str]]) -> None:
             self.log.write(f"{method}\t{path}\t{query}\t{size}\t{status.split()[0]}\n")
             if self.opaque_etags:
-                headers = [(name, turned(value) if name.lower() == "etag" else value) for name, value in headers]
+                headers = [
+                    (name, turned(value) if name.lower() == "etag" else value)
+                    for name, value in headers
+                ]
             start(status, headers)
 
         for name in self.ignores:
@@ -207,16 +291,28 @@ class Strict:
                 environ.pop(header, None)
                 environ.pop("HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM", None)
             elif environ.get(header):
-                if environ[header] != base64.b64encode(HASHES[name](body)).decode() and "complete" not in environ.get("QUERY_STRING", ""):
-                    return "BadDigest" if "uploadId" not in environ["QUERY_STRING"] or environ["REQUEST_METHOD"] == "PUT" else None
+                if environ[header] != base64.b64encode(
+                    HASHES[name](body)
+                ).decode() and "complete" not in environ.get("QUERY_STRING", ""):
+                    return (
+                        "BadDigest"
+                        if "uploadId" not in environ["QUERY_STRING"]
+                        or environ["REQUEST_METHOD"] == "PUT"
+                        else None
+                    )
                 environ["HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM"] = name  # then moto keeps it
         given = environ.get("HTTP_CONTENT_MD5")
-        if self.checksums and given and given != base64.b64encode(hashlib.md5(body).digest()).decode():
+        if (
+            self.checksums
+            and given
+            and given != base64.b64encode(hashlib.md5(body).digest()).decode()
+        ):
             return "BadDigest"
         return None
 
     def is_unknown_upload(self, environ: dict[str, Any]) -> bool:
-        """Whether a request names an upload that is neither under way nor has just become its object; moto answers 500."""
+        """Whether a request names an upload that is neither under way nor has just become its
+        object; moto answers 500."""
         from moto.s3.models import s3_backends
 
         [upload] = parse_qs(environ.get("QUERY_STRING", "")).get("uploadId", [""])
@@ -224,50 +320,86 @@ class Strict:
         if not upload:
             return False
         backend = s3_backends[ACCOUNT]["aws"]
-        completed = (found := backend.get_object(name, key)) is not None and found.multipart is not None and found.multipart.id == upload
-        return upload not in backend.buckets[name].multiparts and not (completed and environ["REQUEST_METHOD"] == "POST")
+        completed = (
+            (found := backend.get_object(name, key)) is not None
+            and found.multipart is not None
+            and found.multipart.id == upload
+        )
+        return upload not in backend.buckets[name].multiparts and not (
+            completed and environ["REQUEST_METHOD"] == "POST"
+        )
 
     def is_partial(self, environ: dict[str, Any], body: bytes) -> bool:
         """Whether an upload is to be completed with fewer parts than it has."""
         from moto.s3.models import s3_backends
 
         [upload] = parse_qs(environ.get("QUERY_STRING", "")).get("uploadId", [""])
-        under_way = s3_backends[ACCOUNT]["aws"].buckets[environ["PATH_INFO"].lstrip("/").partition("/")[0]].multiparts
+        under_way = (
+            s3_backends[ACCOUNT]["aws"]
+            .buckets[environ["PATH_INFO"].lstrip("/").partition("/")[0]]
+            .multiparts
+        )
         return upload in under_way and len(under_way[upload].parts) != body.count(b"<PartNumber>")
 
-    def corrected(self, environ: dict[str, Any], status: str, headers: list[tuple[str, str]], data: bytes) -> bytes:
+    def corrected(
+        self, environ: dict[str, Any], status: str, headers: list[tuple[str, str]], data: bytes
+    ) -> bytes:
         """The answer as AWS would give it."""
-        method, query = environ["REQUEST_METHOD"], parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        method, query = (
+            environ["REQUEST_METHOD"],
+            parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True),
+        )
         if self.opaque_etags and data.startswith(b"<?xml"):
             data = turned(data.decode()).encode()
         if not self.checksums:
-            headers[:] = [(name, value) for name, value in headers if not name.lower().startswith("x-amz-checksum")]
+            headers[:] = [
+                (name, value)
+                for name, value in headers
+                if not name.lower().startswith("x-amz-checksum")
+            ]
             data = re.sub(rb"<Checksum\w+>[^<]*</Checksum\w+>", b"", data)
         if method == "POST" and "uploads" in query and status.startswith("200"):
             found = re.search(rb"<UploadId>([^<]+)</UploadId>", data)
             assert found is not None
             self.began[found[1].decode()] = time.time()
-        elif method == "PUT" and "partNumber" in query and self.checksums and (crc := environ.get("HTTP_X_AMZ_CHECKSUM_CRC32")):
+        elif (
+            method == "PUT"
+            and "partNumber" in query
+            and self.checksums
+            and (crc := environ.get("HTTP_X_AMZ_CHECKSUM_CRC32"))
+        ):
             self.parts[query["uploadId"][0], query["partNumber"][0]] = crc
         elif method == "GET" and "uploads" in query:
             data = re.sub(rb"<Upload>.*?</Upload>", self._with_time, data, flags=re.S)
         elif method == "GET" and "uploadId" in query and self.checksums:
             upload = query["uploadId"][0]
-            data = re.sub(rb"<PartNumber>(\d+)</PartNumber>", lambda found: found[0] + b"<ChecksumCRC32>%s</ChecksumCRC32>"
-                          % self.parts.get((upload, found[1].decode()), "").encode(), data)
+            data = re.sub(
+                rb"<PartNumber>(\d+)</PartNumber>",
+                lambda found: (
+                    found[0]
+                    + b"<ChecksumCRC32>%s</ChecksumCRC32>"
+                    % self.parts.get((upload, found[1].decode()), "").encode()
+                ),
+                data,
+            )
         else:
             return data
-        headers[:] = [(name, value) for name, value in headers if name.lower() != "content-length"] + [("Content-Length", str(len(data)))]
+        headers[:] = [
+            (name, value) for name, value in headers if name.lower() != "content-length"
+        ] + [("Content-Length", str(len(data)))]
         return data
 
     def _with_time(self, found: re.Match[bytes]) -> bytes:
         upload = re.search(rb"<UploadId>([^<]+)</UploadId>", found[0])
         assert upload is not None
-        began = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.began.get(upload[1].decode(), 0)))
+        began = time.strftime(
+            "%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.began.get(upload[1].decode(), 0))
+        )
         return re.sub(rb"<Initiated>[^<]*", b"<Initiated>" + began.encode(), found[0])
 
     def stored(self, environ: dict[str, Any], start: Any) -> Iterable[bytes] | None:
-        """The bytes of a stored object, or a range of them; None for anything but a plain GET of one."""
+        """The bytes of a stored object, or a range of them; None for anything but a plain GET of
+        one."""
         from moto.s3.models import s3_backends
 
         name, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
@@ -280,7 +412,10 @@ class Strict:
             return None
         begin, end, status = 0, found.size, "200 OK"
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", environ.get("HTTP_RANGE", "")):
-            begin, end = int(asked[1]), min(found.size, int(asked[2]) + 1 if asked[2] else found.size)
+            begin, end = (
+                int(asked[1]),
+                min(found.size, int(asked[2]) + 1 if asked[2] else found.size),
+            )
             status = "206 Partial Content"
             if begin >= found.size:
                 return refused(start, "InvalidRange", "416 Range Not Satisfiable")
@@ -290,10 +425,22 @@ class Strict:
             data = b"" if on_disk is not None else buffer._file.getvalue()[begin:end]
             if on_disk is not None:
                 buffer.flush()
-        headers = [("Content-Length", str(end - begin)), ("ETag", found.etag), ("Last-Modified", found.last_modified_RFC1123),
-                   ("Accept-Ranges", "bytes"), ("Content-Type", "binary/octet-stream")]
-        if found.checksum_value and found.multipart is None and self.checksums and "HTTP_X_AMZ_CHECKSUM_MODE" in environ:
-            headers.append((f"x-amz-checksum-{str(found.checksum_algorithm).lower()}", found.checksum_value))
+        headers = [
+            ("Content-Length", str(end - begin)),
+            ("ETag", found.etag),
+            ("Last-Modified", found.last_modified_RFC1123),
+            ("Accept-Ranges", "bytes"),
+            ("Content-Type", "binary/octet-stream"),
+        ]
+        if (
+            found.checksum_value
+            and found.multipart is None
+            and self.checksums
+            and "HTTP_X_AMZ_CHECKSUM_MODE" in environ
+        ):
+            headers.append(
+                (f"x-amz-checksum-{str(found.checksum_algorithm).lower()}", found.checksum_value)
+            )
         if status.startswith("206"):
             headers.append(("Content-Range", f"bytes {begin}-{end - 1}/{found.size}"))
         start(status, headers)
@@ -316,7 +463,10 @@ def from_disk(handle: int, begin: int, end: int) -> Iterator[bytes]:
 
 
 def refused(start: Any, code: str, status: str = "400 Bad Request") -> list[bytes]:
-    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+    body = (
+        "<?xml version='1.0'"
+        f" encoding='UTF-8'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+    )
     start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
     return [body]
 
@@ -324,7 +474,9 @@ def refused(start: Any, code: str, status: str = "400 Bad Request") -> list[byte
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--smallest-part", type=int, default=5 << 20, help="bytes; AWS asks for 5 MiB")
+    parser.add_argument(
+        "--smallest-part", type=int, default=5 << 20, help="bytes; AWS asks for 5 MiB"
+    )
     parser.add_argument("--no-checksums", action="store_true")
     parser.add_argument("--ignores", nargs="*", default=[], help="headers")
     parser.add_argument("--opaque-etags", action="store_true")
@@ -332,7 +484,11 @@ def main() -> None:
     options = parser.parse_args()
 
     import moto.s3.models
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
     from werkzeug.serving import make_server
 
     class Quiet(MotoRequestHandler):
@@ -341,8 +497,14 @@ def main() -> None:
 
     moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = options.smallest_part  # type: ignore[attr-defined]
     moto.s3.models.s3_backends[ACCOUNT]["aws"].create_bucket(BUCKET, "us-east-1")
-    app = Strict(DomainDispatcherApplication(create_backend_app), options.log, checksums=not options.no_checksums,
-                 ignores=options.ignores, opaque_etags=options.opaque_etags, ceph=options.ceph)
+    app = Strict(
+        DomainDispatcherApplication(create_backend_app),
+        options.log,
+        checksums=not options.no_checksums,
+        ignores=options.ignores,
+        opaque_etags=options.opaque_etags,
+        ceph=options.ceph,
+    )
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     Quiet.protocol_version = "HTTP/1.1"
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)

@@ -1,7 +1,9 @@
-"""An OpenAI-compatible server whose speed is known: `python -m tests.support.slow_server`. It streams words with delays that it was told.
+"""An OpenAI-compatible server whose speed is known: `python -m tests.support.slow_server`. It
+streams words with delays that it was told.
 
-`/v1/completions` and `/v1/chat/completions` stream; each delay is one of this process alone, counted from when the request came, so
-that small errors of sleeping do not add up. One word is one token.
+`/v1/completions` and `/v1/chat/completions` stream; each delay is one of this process alone,
+counted from when the request came, so that small errors of sleeping do not add up. One word is one
+token.
 """
 
 from __future__ import annotations
@@ -50,16 +52,37 @@ class Server:
             count = min(body["max_tokens"], options.most) if options.most else body["max_tokens"]
             chat = "messages" in body
             for number in range(0, count, options.per_chunk):
-                await asyncio.sleep(start + factor * (options.ttft + number * options.tpot) - loop.time())
+                await asyncio.sleep(
+                    start + factor * (options.ttft + number * options.tpot) - loop.time()
+                )
                 text = "word " * min(options.per_chunk, count - number)
-                await _send(response, {"choices": [{"index": 0, "finish_reason": None} | ({"delta": {"content": text}} if chat else {"text": text})]})
+                await _send(
+                    response,
+                    {
+                        "choices": [
+                            {"index": 0, "finish_reason": None}
+                            | ({"delta": {"content": text}} if chat else {"text": text})
+                        ]
+                    },
+                )
                 if fate < options.fail + options.cut:
                     assert request.transport is not None
                     request.transport.close()
                     return response
-            await _send(response, {"choices": [{"index": 0, "finish_reason": "length"} | ({"delta": {}} if chat else {"text": ""})]})
+            await _send(
+                response,
+                {
+                    "choices": [
+                        {"index": 0, "finish_reason": "length"}
+                        | ({"delta": {}} if chat else {"text": ""})
+                    ]
+                },
+            )
             if (body.get("stream_options") or {}).get("include_usage") and not options.no_usage:
-                usage = {"prompt_tokens": round(options.tokens_per_word * len(prompt.split())) + 3, "completion_tokens": count}
+                usage = {
+                    "prompt_tokens": round(options.tokens_per_word * len(prompt.split())) + 3,
+                    "completion_tokens": count,
+                }
                 await _send(response, {"choices": [], "usage": usage})
             await response.write(b"data: [DONE]\n\n")
             return response
@@ -81,12 +104,18 @@ def main() -> None:
     parser.add_argument("--ttft", type=float, default=0.05, help="seconds to the first token")
     parser.add_argument("--tpot", type=float, default=0.005, help="seconds between tokens")
     parser.add_argument("--slowdown", type=float, default=1.0, help="factor on both")
-    parser.add_argument("--jitter", type=float, default=0.0, help="standard deviation of a factor of each request")
+    parser.add_argument(
+        "--jitter", type=float, default=0.0, help="standard deviation of a factor of each request"
+    )
     parser.add_argument("--fail", type=float, default=0.0, help="share of requests that get a 500")
-    parser.add_argument("--cut", type=float, default=0.0, help="share of streams that end after the first piece")
+    parser.add_argument(
+        "--cut", type=float, default=0.0, help="share of streams that end after the first piece"
+    )
     parser.add_argument("--slots", type=int, default=0, help="requests at a time; 0 for all")
     parser.add_argument("--per-chunk", type=int, default=1, help="tokens in a piece of text")
-    parser.add_argument("--most", type=int, default=0, help="most tokens of an answer, whatever is asked")
+    parser.add_argument(
+        "--most", type=int, default=0, help="most tokens of an answer, whatever is asked"
+    )
     parser.add_argument("--no-usage", action="store_true")
     parser.add_argument("--tokens-per-word", type=float, default=1.0)
     parser.add_argument("--key", default="")
@@ -119,13 +148,26 @@ def main() -> None:
 
 @contextmanager
 def running(**options: float | str | bool) -> Iterator[str]:
-    """A server in a process of its own while the body runs; its URL. Options as `main` has them, with underscores."""
+    """A server in a process of its own while the body runs; its URL. Options as `main` has them,
+    with underscores."""
     import os
 
-    words = [word for name, value in options.items() for word in ([f"--{name.replace('_', '-')}"] if value is True
-                                                                  else [f"--{name.replace('_', '-')}", str(value)])]
-    process = subprocess.Popen([sys.executable, "-m", "tests.support.slow_server", *words], stdout=subprocess.PIPE, text=True, cwd=PROJECT,
-                               preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL))
+    words = [
+        word
+        for name, value in options.items()
+        for word in (
+            [f"--{name.replace('_', '-')}"]
+            if value is True
+            else [f"--{name.replace('_', '-')}", str(value)]
+        )
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.slow_server", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
+    )
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"

@@ -1,4 +1,5 @@
-"""Comparison, smoke test and verdict: the figures are right, and what is broken is seen. `test_measure` has what is measured."""
+"""Comparison, smoke test and verdict: the figures are right, and what is broken is seen.
+`test_measure` has what is measured."""
 
 from __future__ import annotations
 
@@ -21,7 +22,16 @@ from tasks.download import DownloadRequest, download
 from tasks.engines.protocol import Generation, Scores
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import scores
-from tasks.evaluate import PROBES, EvaluateRequest, Probe, compare, divergence, evaluate, read_evidence, summarize_kl
+from tasks.evaluate import (
+    PROBES,
+    EvaluateRequest,
+    Probe,
+    compare,
+    divergence,
+    evaluate,
+    read_evidence,
+    summarize_kl,
+)
 from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_scores
 from tasks.quality.verdict import judge
 from tasks.runner.step import Context
@@ -29,21 +39,33 @@ from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, u
 from tasks.texts import CALIBRATION, HELD_OUT, TextsRequest, texts
 
 DIGEST = "0" * 64
-CONFIG = Evaluate(max_perplexity_ratio=1.1, documents=24, max_documents=24, max_tokens_per_document=100, max_new_tokens=12)
+CONFIG = Evaluate(
+    max_perplexity_ratio=1.1,
+    documents=24,
+    max_documents=24,
+    max_tokens_per_document=100,
+    max_new_tokens=12,
+)
 
 
-def scored(probabilities: list[list[float]], targets: list[int], at: Scores | None = None) -> Scores:
-    """What the engines' own scoring says of a model that gives these probabilities, one row a position."""
+def scored(
+    probabilities: list[list[float]], targets: list[int], at: Scores | None = None
+) -> Scores:
+    """What the engines' own scoring says of a model that gives these probabilities, one row a
+    position."""
     return scores(torch.tensor(probabilities).log(), [0, *targets], None if at is None else at.ids)
 
 
 def kept(probabilities: list[list[float]], targets: list[int], ids: list[int]) -> Scores:
     """The same, with the distribution kept at one token a position."""
-    return scores(torch.tensor(probabilities).log(), [0, *targets], np.array(ids, np.int32)[:, None])
+    return scores(
+        torch.tensor(probabilities).log(), [0, *targets], np.array(ids, np.int32)[:, None]
+    )
 
 
 def test_figures_of_a_known_case() -> None:
-    """Two positions, two words: parent (1/2, 1/2) then (3/4, 1/4); candidate (1/4, 3/4) twice; targets 0 and 0."""
+    """Two positions, two words: parent (1/2, 1/2) then (3/4, 1/4); candidate (1/4, 3/4) twice;
+    targets 0 and 0."""
     parent = scored([[0.5, 0.5], [0.75, 0.25]], [0, 0])
     score = compare(parent, scored([[0.25, 0.75], [0.25, 0.75]], [0, 0], at=parent))
     assert score.nll_parent == pytest.approx(-math.log(0.5) - math.log(0.75))
@@ -54,14 +76,17 @@ def test_figures_of_a_known_case() -> None:
 
 
 def test_what_is_not_kept_counts_as_one_event() -> None:
-    """Three words, of which the parent's likeliest is kept: (1/2, 1/4, 1/4) beside (1/4, 1/2, 1/4) is (1/2, 1/2) beside (1/4, 3/4)."""
+    """Three words, of which the parent's likeliest is kept: (1/2, 1/4, 1/4) beside (1/4, 1/2, 1/4)
+    is (1/2, 1/2) beside (1/4, 3/4)."""
     score = compare(kept([[0.5, 0.25, 0.25]], [0], [0]), kept([[0.25, 0.5, 0.25]], [0], [0]))
     assert score.kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
 
 
 @pytest.mark.parametrize("spoilt_is_parent", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_position_with_nan_is_counted_and_not_averaged(value: float, spoilt_is_parent: bool) -> None:
+def test_a_position_with_nan_is_counted_and_not_averaged(
+    value: float, spoilt_is_parent: bool
+) -> None:
     """An infinite logit makes every probability of its row NaN."""
     logits = torch.zeros(3, 4)
     spoilt = logits.clone()
@@ -70,7 +95,9 @@ def test_a_position_with_nan_is_counted_and_not_averaged(value: float, spoilt_is
     first = scores(parent, [3, 0, 1, 2])
     score = compare(first, scores(candidate, [3, 0, 1, 2], first.ids))
     assert (score.tokens, score.broken) == (2, 1)
-    assert score.nll_candidate == pytest.approx(2 * math.log(4)) and score.nll_parent == pytest.approx(2 * math.log(4))
+    assert score.nll_candidate == pytest.approx(
+        2 * math.log(4)
+    ) and score.nll_parent == pytest.approx(2 * math.log(4))
     assert (score.kl, score.same_top) == (pytest.approx(0, abs=1e-6), 2)
 
 
@@ -78,7 +105,8 @@ def test_a_target_of_probability_zero_is_counted_and_not_averaged() -> None:
     parent = scored([[0.5, 0.5], [0.5, 0.5]], [0, 1])
     score = compare(parent, scored([[0.5, 0.5], [1.0, 0.0]], [0, 1], at=parent))
     assert (score.tokens, score.broken, score.nll_candidate) == (1, 1, pytest.approx(math.log(2)))
-    score = compare(kept([[0.5, 0.3, 0.2]], [2], [0]), kept([[0.5, 0.5, 0.0]], [2], [0]))  # one that is not among the kept tokens
+    # one that is not among the kept tokens
+    score = compare(kept([[0.5, 0.3, 0.2]], [2], [0]), kept([[0.5, 0.5, 0.0]], [2], [0]))
     assert (score.tokens, score.broken, score.nll_candidate) == (0, 1, 0)
 
 
@@ -88,25 +116,48 @@ def test_a_likely_token_of_probability_zero_is_counted_though_it_is_not_the_targ
     assert (score.tokens, score.broken, score.kl) == (1, 1, pytest.approx(0, abs=1e-6))
 
 
-# -- the evidence of planted scores ----------------------------------------------------------------------------------
+# -- the evidence of planted scores
 
 
-def planted_texts(store: LocalStore, calibration: str = "said before", held_out: str = "never said") -> ModelArtifact:
+def planted_texts(
+    store: LocalStore, calibration: str = "said before", held_out: str = "never said"
+) -> ModelArtifact:
     with store.staging() as staging:
         staging.write(CALIBRATION, (json.dumps({"text": calibration}) + "\n").encode())
         staging.write(HELD_OUT, (json.dumps({"text": held_out}) + "\n").encode())
         return store.commit(staging, "texts")
 
 
-def planted(store: LocalStore, lengths: list[int], *, nan_in: tuple[int, ...] = (), ids: tuple[int, ...] = (1, 2),
-            text: str = "fine") -> ModelArtifact:
-    """A measurement of documents of these lengths, as the step stores it; those of `nan_in` have a position without a score."""
+def planted(
+    store: LocalStore,
+    lengths: list[int],
+    *,
+    nan_in: tuple[int, ...] = (),
+    ids: tuple[int, ...] = (1, 2),
+    text: str = "fine",
+) -> ModelArtifact:
+    """A measurement of documents of these lengths, as the step stores it; those of `nan_in` have a
+    position without a score."""
     sequences = [list(range(length)) for length in lengths]
-    found = [scores(torch.zeros(length - 1, 64), sequence) for length, sequence in zip(lengths, sequences, strict=True)]
+    found = [
+        scores(torch.zeros(length - 1, 64), sequence)
+        for length, sequence in zip(lengths, sequences, strict=True)
+    ]
     for number in nan_in:
         found[number].nll[0] = np.nan
-    record = Measurement(variant="w4a16", engine="transformers", runtime="default", versions={}, hardware={}, model=DIGEST, texts=DIGEST,
-                         answers=(Answer(prompt="hello", ids=ids, text=text, tokens=1, seconds=1),), load_seconds=1, gpu_bytes=None, speeds=())
+    record = Measurement(
+        variant="w4a16",
+        engine="transformers",
+        runtime="default",
+        versions={},
+        hardware={},
+        model=DIGEST,
+        texts=DIGEST,
+        answers=(Answer(prompt="hello", ids=ids, text=text, tokens=1, seconds=1),),
+        load_seconds=1,
+        gpu_bytes=None,
+        speeds=(),
+    )
     with store.staging() as staging:
         staging.write(RECORD, record.model_dump_json().encode())
         staging.write(SCORES, _pack(sequences, found))
@@ -117,15 +168,31 @@ def probes(artifact: ModelArtifact) -> list[Probe]:
     return [Probe.model_validate(item) for item in json.loads((artifact.path / PROBES).read_text())]
 
 
-def compared(store: LocalStore, parents: list[ModelArtifact], candidates: list[ModelArtifact], split: ModelArtifact | None = None) -> ModelArtifact:
-    request = EvaluateRequest(parents=tuple(parents), candidates=tuple(candidates), texts=split or planted_texts(store))
+def compared(
+    store: LocalStore,
+    parents: list[ModelArtifact],
+    candidates: list[ModelArtifact],
+    split: ModelArtifact | None = None,
+) -> ModelArtifact:
+    request = EvaluateRequest(
+        parents=tuple(parents), candidates=tuple(candidates), texts=split or planted_texts(store)
+    )
     return evaluate(request, Context(store)).evidence
 
 
-@pytest.mark.parametrize(("lengths", "nan_in", "expected"), [
-    ([9, 7, 5], (), [9, 5]), ([9, 7, 5, 2], (0, 3), [7, 5]), ([9, 7, 5], (0, 1), [5]), ([9], (), [9]), ([9, 7], (0, 1), [])])
+@pytest.mark.parametrize(
+    ("lengths", "nan_in", "expected"),
+    [
+        ([9, 7, 5], (), [9, 5]),
+        ([9, 7, 5, 2], (0, 3), [7, 5]),
+        ([9, 7, 5], (0, 1), [5]),
+        ([9], (), [9]),
+        ([9, 7], (0, 1), []),
+    ],
+)
 def test_probes_are_the_longest_and_the_shortest_of_the_documents_that_have_every_score(
-        store: LocalStore, lengths: list[int], nan_in: tuple[int, ...], expected: list[int]) -> None:
+    store: LocalStore, lengths: list[int], nan_in: tuple[int, ...], expected: list[int]
+) -> None:
     artifact = compared(store, [planted(store, lengths)], [planted(store, lengths, nan_in=nan_in)])
     assert [len(probe.ids) for probe in probes(artifact)] == expected
     assert all(probe.nll == pytest.approx(math.log(64)) for probe in probes(artifact))
@@ -133,10 +200,15 @@ def test_probes_are_the_longest_and_the_shortest_of_the_documents_that_have_ever
 
 
 def test_prompts_and_answers_are_set_beside_each_other(store: LocalStore) -> None:
-    parent, other = planted(store, [9], ids=(1, 2), text="from the parent"), planted(store, [9], ids=(1, 3), text="from the candidate")
+    parent, other = (
+        planted(store, [9], ids=(1, 2), text="from the parent"),
+        planted(store, [9], ids=(1, 3), text="from the candidate"),
+    )
     found = read_evidence(compared(store, [parent], [other]))
     assert (found.same_prompts, found.samples) == (
-        False, (SampleAnswer(prompt="hello", parent="from the parent", candidate="from the candidate"),))
+        False,
+        (SampleAnswer(prompt="hello", parent="from the parent", candidate="from the candidate"),),
+    )
 
 
 def test_documents_are_paired_by_what_they_are_and_not_by_their_place(store: LocalStore) -> None:
@@ -145,7 +217,13 @@ def test_documents_are_paired_by_what_they_are_and_not_by_their_place(store: Loc
 
 
 def test_a_second_look_adds_its_documents(store: LocalStore) -> None:
-    found = read_evidence(compared(store, [planted(store, [9, 7]), planted(store, [6])], [planted(store, [9, 7]), planted(store, [6])]))
+    found = read_evidence(
+        compared(
+            store,
+            [planted(store, [9, 7]), planted(store, [6])],
+            [planted(store, [9, 7]), planted(store, [6])],
+        )
+    )
     assert (found.tokens, found.looks, found.unpaired) == (19, 2, (0, 0))
 
 
@@ -157,39 +235,61 @@ def test_models_that_have_no_document_in_common_cannot_be_compared(store: LocalS
 def test_held_out_text_that_was_calibrated_with_is_counted(store: LocalStore) -> None:
     passage = "one two three four five six seven eight nine ten eleven twelve thirteen"
     split = planted_texts(store, f"It begins. {passage}. It ends.", f"Something else, {passage}!")
-    assert read_evidence(compared(store, [planted(store, [9])], [planted(store, [9])], split)).overlap == 1
+    assert (
+        read_evidence(compared(store, [planted(store, [9])], [planted(store, [9])], split)).overlap
+        == 1
+    )
     assert read_evidence(compared(store, [planted(store, [9])], [planted(store, [9])])).overlap == 0
 
 
 def test_the_tail_of_the_divergence_is_that_of_single_positions() -> None:
-    """1 position of 1000 differs, by KL = log 2 nats: the mean hides it, the largest value does not."""
+    """1 position of 1000 differs, by KL = log 2 nats: the mean hides it, the largest value does
+    not."""
     parent = scored([[0.5, 0.5]] * 1000, [0] * 1000)
-    candidate = scored([[0.5, 0.5]] * 999 + [[1 / 4 * (2 - 3 ** 0.5), 1 / 4 * (2 + 3 ** 0.5)]], [0] * 1000, at=parent)
+    candidate = scored(
+        [[0.5, 0.5]] * 999 + [[1 / 4 * (2 - 3**0.5), 1 / 4 * (2 + 3**0.5)]], [0] * 1000, at=parent
+    )
     found = summarize_kl([divergence(parent, candidate)])
-    assert found.largest == pytest.approx(math.log(2), rel=1e-4) and found.median == pytest.approx(0, abs=1e-6)
-    assert found.mean == pytest.approx(math.log(2) / 1000, rel=1e-3) and found.median <= found.p999 <= found.largest
+    assert found.largest == pytest.approx(math.log(2), rel=1e-4) and found.median == pytest.approx(
+        0, abs=1e-6
+    )
+    assert (
+        found.mean == pytest.approx(math.log(2) / 1000, rel=1e-3)
+        and found.median <= found.p999 <= found.largest
+    )
 
 
-# -- smoke test ------------------------------------------------------------------------------------------------------
+# -- smoke test
 
 
 def say(text: str, *, reason: str = "length", finite: bool = True) -> Generation:
     return Generation(text=text, tokens=9, finish_reason=reason, finite=finite, seconds=1.0)
 
 
-@pytest.mark.parametrize(("answer", "problem"), [
-    (say("fine words", finite=False), "NaN"),
-    (say(""), "empty"),
-    (say("\ufffd\ufffd\ufffd ok"), "not text"),
-    (say("one two " + "and again " * 12), "repeats 'and again'"),
-    (say("!" * 60), "repeats '!'"),
-    (say("no no " * 3 + "maybe " + "no no " * 12), "repeats 'no'"),
-])
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (say("fine words", finite=False), "NaN"),
+        (say(""), "empty"),
+        (say("\ufffd\ufffd\ufffd ok"), "not text"),
+        (say("one two " + "and again " * 12), "repeats 'and again'"),
+        (say("!" * 60), "repeats '!'"),
+        (say("no no " * 3 + "maybe " + "no no " * 12), "repeats 'no'"),
+    ],
+)
 def test_an_unwell_answer_is_recognized(answer: Generation, problem: str) -> None:
     assert problem in (unwell(answer) or "")
 
 
-@pytest.mark.parametrize("text", ["Hello!", "1. Read. 2. Write. 3. Speak. 4. Listen.", "1. 1. 1. 2. 3. 4. 5. 6. 7. 8. 9. 10. 11.", "你好,我是助手。"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello!",
+        "1. Read. 2. Write. 3. Speak. 4. Listen.",
+        "1. 1. 1. 2. 3. 4. 5. 6. 7. 8. 9. 10. 11.",
+        "你好,我是助手。",
+    ],
+)
 def test_a_sane_answer_is_well(text: str) -> None:
     assert unwell(say(text)) is None
     assert endless_repetition(text) is None
@@ -199,7 +299,7 @@ def test_a_finished_answer_may_repeat_itself() -> None:
     assert unwell(say("ha " * 20, reason="stop")) is None
 
 
-# -- with a model ----------------------------------------------------------------------------------------------------
+# -- with a model
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +308,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
 
 
 def fetch(store: LocalStore, folder: Path) -> ModelArtifact:
-    return download(DownloadRequest(source=LocalSource(type="local", path=folder)), Context(store)).model
+    return download(
+        DownloadRequest(source=LocalSource(type="local", path=folder)), Context(store)
+    ).model
 
 
 def spoil(tiny_model: Path, folder: Path, change: object) -> Path:
@@ -222,31 +324,53 @@ def spoil(tiny_model: Path, folder: Path, change: object) -> Path:
 
 
 def test_the_small_model_speaks(store: LocalStore, tiny_model: Path) -> None:
-    result = smoke_test(SmokeTestRequest(model=fetch(store, tiny_model), config=SmokeTest()), Context(store))
+    result = smoke_test(
+        SmokeTestRequest(model=fetch(store, tiny_model), config=SmokeTest()), Context(store)
+    )
     assert result.turns[0].answer == "Hello! How can I help you today?"
     assert "practice speaking" in result.turns[1].answer
     assert result.tokens_per_second > 1 and result.peak_rss_bytes > 10**8
 
 
-def test_nan_weights_fail_the_smoke_test(store: LocalStore, tiny_model: Path, tmp_path: Path) -> None:
+def test_nan_weights_fail_the_smoke_test(
+    store: LocalStore, tiny_model: Path, tmp_path: Path
+) -> None:
     folder = spoil(tiny_model, tmp_path / "model", lambda w: torch.full_like(w, float("nan")))
     with pytest.raises(SmokeTestFailed, match="NaN or infinite"):
         smoke_test(SmokeTestRequest(model=fetch(store, folder), config=SmokeTest()), Context(store))
 
 
-# -- measured and compared -------------------------------------------------------------------------------------------
+# -- measured and compared
 
 
 def split_of(store: LocalStore) -> ModelArtifact:
-    return texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(store)).texts
+    return texts(
+        TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(store)
+    ).texts
 
 
-def measured(store: LocalStore, model: ModelArtifact, baseline: ModelArtifact | None = None, *, batch_size: int = 4) -> ModelArtifact:
+def measured(
+    store: LocalStore,
+    model: ModelArtifact,
+    baseline: ModelArtifact | None = None,
+    *,
+    batch_size: int = 4,
+) -> ModelArtifact:
     """A measurement by the step itself: the baseline's, or a candidate's beside it."""
-    return measure(MeasureRequest(
-        variant="w4a16" if baseline else "fp16", model=model, texts=split_of(store), engine=EngineTransformers(name="transformers"),
-        config=CONFIG.model_copy(update={"batch_size": batch_size}), benchmark=None, part=(0, CONFIG.documents), baseline=baseline, hardware={}),
-        Context(store, store.root / "events.jsonl")).measurement
+    return measure(
+        MeasureRequest(
+            variant="w4a16" if baseline else "fp16",
+            model=model,
+            texts=split_of(store),
+            engine=EngineTransformers(name="transformers"),
+            config=CONFIG.model_copy(update={"batch_size": batch_size}),
+            benchmark=None,
+            part=(0, CONFIG.documents),
+            baseline=baseline,
+            hardware={},
+        ),
+        Context(store, store.root / "events.jsonl"),
+    ).measurement
 
 
 def beside(store: LocalStore, baseline: ModelArtifact, candidate: ModelArtifact) -> ModelArtifact:
@@ -268,48 +392,89 @@ def itself(store: LocalStore, tiny_model: Path, baseline: ModelArtifact) -> Mode
 
 def test_a_model_against_itself_has_ratio_one_and_no_divergence(itself: ModelArtifact) -> None:
     found = read_evidence(itself)
-    assert found.perplexity_ratio == 1.0 and found.kl.mean == pytest.approx(0, abs=1e-9) and found.top1_agreement == 1.0
+    assert (
+        found.perplexity_ratio == 1.0
+        and found.kl.mean == pytest.approx(0, abs=1e-9)
+        and found.top1_agreement == 1.0
+    )
     assert len(found.documents) == 24 and found.same_prompts and found.tokens > 200
-    assert [sample.candidate for sample in found.samples] == [sample.parent for sample in found.samples]
+    assert [sample.candidate for sample in found.samples] == [
+        sample.parent for sample in found.samples
+    ]
     assert judge(found, DIGEST, CONFIG).outcome == "PASS"
 
 
-def test_the_evidence_names_what_it_rests_on(store: LocalStore, tiny_model: Path, baseline: ModelArtifact, itself: ModelArtifact) -> None:
-    found, manifest, model = read_evidence(itself), store.manifest(itself.digest), fetch(store, tiny_model).digest
-    assert (found.variant, found.engine, found.runtime, found.parent, found.candidate) == ("w4a16", "transformers", "default", model, model)
+def test_the_evidence_names_what_it_rests_on(
+    store: LocalStore, tiny_model: Path, baseline: ModelArtifact, itself: ModelArtifact
+) -> None:
+    found, manifest, model = (
+        read_evidence(itself),
+        store.manifest(itself.digest),
+        fetch(store, tiny_model).digest,
+    )
+    assert (found.variant, found.engine, found.runtime, found.parent, found.candidate) == (
+        "w4a16",
+        "transformers",
+        "default",
+        model,
+        model,
+    )
     assert found.versions.keys() == {"python", "torch", "transformers"}
-    assert {parent.role for parent in manifest.parents} == {"candidate", "parent", "texts", "measurement", "baseline"}
-    assert (manifest.parent("candidate"), manifest.parent("parent"), manifest.parent("baseline")) == (model, model, baseline.digest)
+    assert {parent.role for parent in manifest.parents} == {
+        "candidate",
+        "parent",
+        "texts",
+        "measurement",
+        "baseline",
+    }
+    assert (
+        manifest.parent("candidate"),
+        manifest.parent("parent"),
+        manifest.parent("baseline"),
+    ) == (model, model, baseline.digest)
     assert store.manifest(manifest.parent("measurement")).kind == "measurement"
 
 
-def test_the_batch_size_does_not_change_the_figures(store: LocalStore, tiny_model: Path, baseline: ModelArtifact) -> None:
+def test_the_batch_size_does_not_change_the_figures(
+    store: LocalStore, tiny_model: Path, baseline: ModelArtifact
+) -> None:
     one = measured(store, fetch(store, tiny_model), batch_size=1)
     for left, right in zip(read_scores(one)[1], read_scores(baseline)[1], strict=True):
         assert left.nll == pytest.approx(right.nll, abs=1e-5)
 
 
 def test_probes_are_the_longest_and_the_shortest_document_and_the_engines_own_scores(
-        store: LocalStore, tiny_model: Path, baseline: ModelArtifact, itself: ModelArtifact) -> None:
+    store: LocalStore, tiny_model: Path, baseline: ModelArtifact, itself: ModelArtifact
+) -> None:
     sequences, engine = read_scores(baseline)[0], ReferenceEngine(tiny_model)
     longest, shortest = probes(itself)
-    assert list(longest.ids) == max(sequences, key=len) and list(shortest.ids) == min(sequences, key=len) and len(shortest.ids) < len(longest.ids)
+    assert (
+        list(longest.ids) == max(sequences, key=len)
+        and list(shortest.ids) == min(sequences, key=len)
+        and len(shortest.ids) < len(longest.ids)
+    )
     for probe in (longest, shortest):
         assert engine.score([list(probe.ids)])[0].nll.mean() == pytest.approx(probe.nll, abs=1e-5)
 
 
-def test_damage_is_seen_and_judged(store: LocalStore, tiny_model: Path, baseline: ModelArtifact, tmp_path: Path) -> None:
+def test_damage_is_seen_and_judged(
+    store: LocalStore, tiny_model: Path, baseline: ModelArtifact, tmp_path: Path
+) -> None:
     worse = fetch(store, spoil(tiny_model, tmp_path / "model", lambda w: torch.zeros_like(w)))
     found = read_evidence(beside(store, baseline, worse))
     assert found.perplexity_ratio > 1.1 and found.kl.mean > 0.05 and found.top1_agreement < 0.95
     assert judge(found, DIGEST, CONFIG).outcome == "FAIL"
 
 
-def test_another_chat_template_is_seen_and_judged(store: LocalStore, tiny_model: Path, baseline: ModelArtifact, tmp_path: Path) -> None:
+def test_another_chat_template_is_seen_and_judged(
+    store: LocalStore, tiny_model: Path, baseline: ModelArtifact, tmp_path: Path
+) -> None:
     """Weights and scores are the same; only what the template makes of a prompt is not."""
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     template = folder / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>Assistant"))
+    template.write_text(
+        template.read_text().replace("<|im_start|>assistant", "<|im_start|>Assistant")
+    )
     found = read_evidence(beside(store, baseline, fetch(store, folder)))
     assert (found.perplexity_ratio, found.same_prompts) == (1.0, False)
     verdict = judge(found, DIGEST, CONFIG)

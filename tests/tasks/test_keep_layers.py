@@ -1,4 +1,5 @@
-"""Layers that stay in fp16: the ones that are hurt are found, and only they are the parent's again. A real model, really quantized."""
+"""Layers that stay in fp16: the ones that are hurt are found, and only they are the parent's again.
+A real model, really quantized."""
 
 from __future__ import annotations
 
@@ -28,13 +29,30 @@ class Place:
     def __init__(self, folder: Path, model: Path) -> None:
         self.store = LocalStore(folder)
         self.context = Context(self.store)
-        self.texts = texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), self.context).texts
-        self.parent = download(DownloadRequest(source=LocalSource(type="local", path=model)), self.context).model
-        self.quantized = quantize(QuantizeRequest(model=self.parent, texts=self.texts, config=RECIPE.model_copy(update={"keep_layers": 0})),
-                                  self.context).candidate
+        self.texts = texts(
+            TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), self.context
+        ).texts
+        self.parent = download(
+            DownloadRequest(source=LocalSource(type="local", path=model)), self.context
+        ).model
+        self.quantized = quantize(
+            QuantizeRequest(
+                model=self.parent,
+                texts=self.texts,
+                config=RECIPE.model_copy(update={"keep_layers": 0}),
+            ),
+            self.context,
+        ).candidate
 
-    def keep(self, quantized: ModelArtifact | None = None, config: Quantize = RECIPE) -> KeepLayersResult:
-        request = KeepLayersRequest(parent=self.parent, quantized=quantized or self.quantized, texts=self.texts, config=config)
+    def keep(
+        self, quantized: ModelArtifact | None = None, config: Quantize = RECIPE
+    ) -> KeepLayersResult:
+        request = KeepLayersRequest(
+            parent=self.parent,
+            quantized=quantized or self.quantized,
+            texts=self.texts,
+            config=config,
+        )
         return keep_layers(request, self.context)
 
     def hurt(self, layer: int) -> ModelArtifact:
@@ -66,10 +84,16 @@ def test_the_layer_that_is_hurt_is_the_one_that_is_kept(place: Place, layer: int
     assert place.store.manifest(result.candidate.digest).recipe["keep_layers"] == [layer]
 
 
-def test_the_kept_layer_is_the_parents_and_the_rest_as_it_was(place: Place, kept: KeepLayersResult) -> None:
-    found, quantized, parent = (Tensors(artifact.path) for artifact in (kept.candidate, place.quantized, place.parent))
+def test_the_kept_layer_is_the_parents_and_the_rest_as_it_was(
+    place: Place, kept: KeepLayersResult
+) -> None:
+    found, quantized, parent = (
+        Tensors(artifact.path) for artifact in (kept.candidate, place.quantized, place.parent)
+    )
     layer = f"model.layers.{kept.damage[0][0]}."
-    assert {name for name in found if name.startswith(layer)} == {name for name in parent if name.startswith(layer)}
+    assert {name for name in found if name.startswith(layer)} == {
+        name for name in parent if name.startswith(layer)
+    }
     assert all(torch.equal(found[name], parent[name]) for name in found if name.startswith(layer))
     rest = {name for name in quantized if not name.startswith(layer)}
     assert rest == {name for name in found if not name.startswith(layer)}
@@ -78,19 +102,36 @@ def test_the_kept_layer_is_the_parents_and_the_rest_as_it_was(place: Place, kept
 
 def test_it_says_what_it_is(place: Place, kept: KeepLayersResult) -> None:
     config, manifest = read_config(kept.candidate.path), place.store.manifest(kept.candidate.digest)
-    assert config["quantization_config"]["modules_to_not_convert"] == [f"model.layers.{kept.damage[0][0]}."]
+    assert config["quantization_config"]["modules_to_not_convert"] == [
+        f"model.layers.{kept.damage[0][0]}."
+    ]
     assert config["quantization_config"]["quant_method"] == "awq" and kept.candidate.kind == "w4a16"
-    assert (manifest.parent("quantized"), manifest.parent("model")) == (place.quantized.digest, place.parent.digest)
-    assert manifest.recipe["samples"] == 4 and manifest.recipe["quantized_from"] == place.quantized.digest
-    assert place.store.manifest(place.quantized.digest).size < kept.candidate_bytes < place.store.manifest(place.parent.digest).size
+    assert (manifest.parent("quantized"), manifest.parent("model")) == (
+        place.quantized.digest,
+        place.parent.digest,
+    )
+    assert (
+        manifest.recipe["samples"] == 4
+        and manifest.recipe["quantized_from"] == place.quantized.digest
+    )
+    assert (
+        place.store.manifest(place.quantized.digest).size
+        < kept.candidate_bytes
+        < place.store.manifest(place.parent.digest).size
+    )
 
 
 def test_the_model_is_nearer_to_its_parent(place: Place, kept: KeepLayersResult) -> None:
-    ids = ReferenceEngine(place.parent.path).encode({"text": "The value of the expression is a new list object with the items of the sequence."})
+    ids = ReferenceEngine(place.parent.path).encode(
+        {"text": "The value of the expression is a new list object with the items of the sequence."}
+    )
 
     def distance(folder: Path) -> float:
         with torch.inference_mode():
-            right, other = (ReferenceEngine(path).model(input_ids=torch.tensor([ids])).logits.log_softmax(-1) for path in (place.parent.path, folder))
+            right, other = (
+                ReferenceEngine(path).model(input_ids=torch.tensor([ids])).logits.log_softmax(-1)
+                for path in (place.parent.path, folder)
+            )
         return float((right.exp() * (right - other)).sum(-1).mean())
 
     assert 0 < distance(kept.candidate.path) < distance(place.quantized.path)

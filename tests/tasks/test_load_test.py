@@ -1,4 +1,5 @@
-"""The steps: a variant is served by the reference engine for its load test, and running servers are tested by URL."""
+"""The steps: a variant is served by the reference engine for its load test, and running servers are
+tested by URL."""
 
 from __future__ import annotations
 
@@ -30,26 +31,49 @@ ENGINE = EngineTransformers(name="transformers")
 
 
 def request_of(tiny_model: Path, **config: object) -> LoadTestRequest:
-    return LoadTestRequest(variant="fp16", model=ModelArtifact(digest="a" * 64, kind="fp16", path=tiny_model), engine=ENGINE,
-                           config=LoadTest.model_validate({"prompt_tokens": 60, "new_tokens": 8, "max_lag_ms": 500.0} | config),
-                           hardware={"processor": "x"})
+    return LoadTestRequest(
+        variant="fp16",
+        model=ModelArtifact(digest="a" * 64, kind="fp16", path=tiny_model),
+        engine=ENGINE,
+        config=LoadTest.model_validate(
+            {"prompt_tokens": 60, "new_tokens": 8, "max_lag_ms": 500.0} | config
+        ),
+        hardware={"processor": "x"},
+    )
 
 
-def test_a_variant_is_served_for_its_test_and_no_longer(tiny_model: Path, tmp_path: Path, home: Path) -> None:
+def test_a_variant_is_served_for_its_test_and_no_longer(
+    tiny_model: Path, tmp_path: Path, home: Path
+) -> None:
     store = LocalStore(tmp_path / "store")
-    request = request_of(tiny_model, concurrencies=(2,), rates_per_second=(4.0,), requests=8, slo=Slo(ttft_ms=60_000))
+    request = request_of(
+        tiny_model, concurrencies=(2,), rates_per_second=(4.0,), requests=8, slo=Slo(ttft_ms=60_000)
+    )
     artifact = load_test(request, Context(store)).measurement
     assert artifact.kind == "measurement" and not store.verify(artifact.digest)
     report = read_load(artifact)
     assert report.variant == "fp16" and report.model == "a" * 64
     assert [result.load.name for result in report.results] == ["concurrency 2", "4 requests/s"]
     for result in report.results:
-        assert not result.errors and set(result.rows.tokens) == {8} and result.short == 0  # the model would have ended some before
+        # the model would have ended some before
+        assert not result.errors and set(result.rows.tokens) == {8} and result.short == 0
         counts = [count for count in result.rows.prompt_tokens if count is not None]
-        assert result.counted_by_server and len(counts) == 8 and sum(counts) / 8 == pytest.approx(60, rel=0.25)  # the tokenizer is one of letters
-        assert result.environment.engine["engine"] == "transformers" and "torch" in result.environment.engine
+        # the tokenizer is one of letters
+        assert (
+            result.counted_by_server
+            and len(counts) == 8
+            and sum(counts) / 8 == pytest.approx(60, rel=0.25)
+        )
+        assert (
+            result.environment.engine["engine"] == "transformers"
+            and "torch" in result.environment.engine
+        )
         assert result.environment.engine["artifact"] == "a" * 64
-    children = [one.as_dict(["cmdline"])["cmdline"] or [] for one in psutil.Process().children(recursive=True)]  # a zombie has none
+    # a zombie has none
+    children = [
+        one.as_dict(["cmdline"])["cmdline"] or []
+        for one in psutil.Process().children(recursive=True)
+    ]
     assert not [words for words in children if "tasks.serving.reference_server" in " ".join(words)]
 
 
@@ -62,10 +86,19 @@ def test_what_decides_the_result_is_in_the_key(tiny_model: Path) -> None:
 def test_running_servers_by_url(tmp_path: Path) -> None:
     context = Context(LocalStore(tmp_path / "store"), tmp_path / "events.jsonl")
     with running(ttft=0.01, tpot=0.002) as one, running(ttft=0.02, tpot=0.004) as other:
-        config = LoadTest(concurrencies=(2,), requests=12, prompt_tokens=16, new_tokens=8, max_lag_ms=500)
+        config = LoadTest(
+            concurrencies=(2,), requests=12, prompt_tokens=16, new_tokens=8, max_lag_ms=500
+        )
         found = bench_server(BenchRequest(place=one, config=config), context).results
         load = Load(concurrency=2, requests=6, prompt_tokens=16, new_tokens=8, max_lag_seconds=0.5)
-        compared = compare_speed(CompareServersRequest(first=one, second=other, load=load, rounds=MIN_ROUNDS), context).comparison
+        compared = compare_speed(
+            CompareServersRequest(first=one, second=other, load=load, rounds=MIN_ROUNDS), context
+        ).comparison
     assert found[0].valid and found[0].target.model == "slow"
-    assert compared.outcome == "slower" and compared.ratio("ttft").median == pytest.approx(2, rel=0.3)
-    assert json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])["text"] == f"round {MIN_ROUNDS} of {MIN_ROUNDS}"
+    assert compared.outcome == "slower" and compared.ratio("ttft").median == pytest.approx(
+        2, rel=0.3
+    )
+    assert (
+        json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])["text"]
+        == f"round {MIN_ROUNDS} of {MIN_ROUNDS}"
+    )

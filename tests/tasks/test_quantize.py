@@ -28,21 +28,39 @@ RECIPE: dict[str, Any] = {"group_size": 128, "samples": 4, "sequence_length": 64
 
 
 class Bench:
-    """A workspace with the small model and its texts; quantizes in child processes, as the flow does."""
+    """A workspace with the small model and its texts; quantizes in child processes, as the flow
+    does."""
 
     def __init__(self, folder: Path, tiny_model: Path) -> None:
         self.folder, self.store = folder, LocalStore(folder / "store")
-        self.model = download(DownloadRequest(source=LocalSource(type="local", path=tiny_model)), Context(self.store)).model
-        self.texts = texts(TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(self.store)).texts
+        self.model = download(
+            DownloadRequest(source=LocalSource(type="local", path=tiny_model)), Context(self.store)
+        ).model
+        self.texts = texts(
+            TextsRequest(config=Texts(source=PythonDocs(type="python_docs"))), Context(self.store)
+        ).texts
         self.heard = Heard()
 
     def quantize(self, **recipe: Any) -> QuantizeResult:
-        request = QuantizeRequest(model=self.model, texts=self.texts, config=Quantize.model_validate(RECIPE | recipe))
-        return run_child(quantize, request, folder=self.folder / "step", store=self.store, timeout_s=200, listener=self.heard)[0]
+        request = QuantizeRequest(
+            model=self.model, texts=self.texts, config=Quantize.model_validate(RECIPE | recipe)
+        )
+        return run_child(
+            quantize,
+            request,
+            folder=self.folder / "step",
+            store=self.store,
+            timeout_s=200,
+            listener=self.heard,
+        )[0]
 
     def nll(self, artifact: ModelArtifact) -> float:
         engine = ReferenceEngine(artifact.path)
-        rows = [ids for r in load_records(self.texts.path / HELD_OUT) if len(ids := token_ids(engine.tokenizer, r)[:128]) > 1]
+        rows = [
+            ids
+            for r in load_records(self.texts.path / HELD_OUT)
+            if len(ids := token_ids(engine.tokenizer, r)[:128]) > 1
+        ]
         return float(np.concatenate([scores.nll for scores in engine.score(rows)]).mean())
 
 
@@ -66,15 +84,32 @@ def test_the_artifact_is_clean(bench: Bench, plain: ModelArtifact) -> None:
     config = json.loads((plain.path / "config.json").read_text())
     assert not [name for name in names if name.endswith(".pth")]
     assert config["use_cache"] is True
-    assert config["quantization_config"] == {"bits": 4, "group_size": 128, "quant_method": "awq", "version": "gemm", "zero_point": True}
+    assert config["quantization_config"] == {
+        "bits": 4,
+        "group_size": 128,
+        "quant_method": "awq",
+        "version": "gemm",
+        "zero_point": True,
+    }
     assert {"chat_template.jinja", "tokenizer.json", "generation_config.json"} <= names
     assert str(bench.folder) not in (plain.path / "config.json").read_text()
 
 
 def test_the_recipe_says_how_it_was_made(bench: Bench, plain: ModelArtifact) -> None:
     manifest = bench.store.manifest(plain.digest)
-    assert manifest.parent("model") == bench.model.digest and manifest.parent("texts") == bench.texts.digest
-    assert {"method", "bits", "group_size", "seed", "samples", "calibration_sha256", "versions"} <= manifest.recipe.keys()
+    assert (
+        manifest.parent("model") == bench.model.digest
+        and manifest.parent("texts") == bench.texts.digest
+    )
+    assert {
+        "method",
+        "bits",
+        "group_size",
+        "seed",
+        "samples",
+        "calibration_sha256",
+        "versions",
+    } <= manifest.recipe.keys()
 
 
 def test_a_quantized_model_is_nearly_as_good(bench: Bench, plain: ModelArtifact) -> None:
@@ -83,34 +118,51 @@ def test_a_quantized_model_is_nearly_as_good(bench: Bench, plain: ModelArtifact)
 
 
 def test_scale_search_on_a_cpu_does_not_spoil_the_weights(bench: Bench) -> None:
-    """Unmended, LMDeploy's search scales the very tensors it means to restore (see tasks.checkpoints.lmdeploy_hooks)."""
+    """Unmended, LMDeploy's search scales the very tensors it means to restore (see
+    tasks.checkpoints.lmdeploy_hooks)."""
     searched = bench.quantize(search_scale=True).candidate
     assert bench.nll(searched) < bench.nll(bench.model) + 0.3
 
 
 def test_progress_names_every_layer(bench: Bench, plain: ModelArtifact) -> None:
     said = {text for _, text in bench.heard.events}
-    assert {"calibrating layer 1/2", "calibrating layer 2/2", "smoothing layer 2/2", "packing layer 2/2"} <= said
+    assert {
+        "calibrating layer 1/2",
+        "calibrating layer 2/2",
+        "smoothing layer 2/2",
+        "packing layer 2/2",
+    } <= said
 
 
 def test_another_seed_draws_other_rows(bench: Bench) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bench.model.path)
     records = [{"text": " ".join(str(i) for i in range(2000))}]
-    first, again, other = (calibration_rows(tokenizer, records, samples=4, length=16, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        calibration_rows(tokenizer, records, samples=4, length=16, seed=seed) for seed in (0, 0, 1)
+    )
     assert first == again != other
     assert all(len(row) == 16 for row in first)
 
 
 def test_chats_go_through_the_models_template(bench: Bench) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bench.model.path)
-    chat = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello!"}]}
-    text = tokenizer.decode(calibration_rows(tokenizer, [chat] * 8, samples=1, length=64, seed=0)[0])
+    chat = {
+        "messages": [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "Hello!"},
+        ]
+    }
+    text = tokenizer.decode(
+        calibration_rows(tokenizer, [chat] * 8, samples=1, length=64, seed=0)[0]
+    )
     assert "<|im_start|>user\nhello<|im_end|>" in text
 
 
 def test_too_little_text_says_how_much_there_is(bench: Bench) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bench.model.path)
-    with pytest.raises(SourceError, match=r"gives 0 rows of 64 tokens, quantize\.samples asks for 4"):
+    with pytest.raises(
+        SourceError, match=r"gives 0 rows of 64 tokens, quantize\.samples asks for 4"
+    ):
         calibration_rows(tokenizer, [{"text": "short"}], samples=4, length=64, seed=0)
 
 
@@ -118,9 +170,16 @@ def test_dequantized_weights_are_code_minus_zero_times_scale(plain: ModelArtifac
     """One element by hand, straight from the packed integers of a saved checkpoint."""
     tensors = load_file(plain.path / "model.safetensors")
     name = "model.layers.1.mlp.down_proj"
-    qweight, qzeros, scales = (tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
+    qweight, qzeros, scales = (
+        tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")
+    )
     weight = Int4Weight.from_awq(qweight, qzeros, scales).dequantize()
     row, column = 200, 13  # input 200 is in group 1; output 13 is column 5 of the second int32
     shift = 4 * ORDER.index(5)
-    code, zero = (int(packed[index, 1].item()) >> shift & 15 for packed, index in ((qweight, row), (qzeros, 1)))
-    assert weight[column, row].item() == pytest.approx((code - zero) * scales[1, column].float().item(), rel=1e-6)
+    code, zero = (
+        int(packed[index, 1].item()) >> shift & 15
+        for packed, index in ((qweight, row), (qzeros, 1))
+    )
+    assert weight[column, row].item() == pytest.approx(
+        (code - zero) * scales[1, column].float().item(), rel=1e-6
+    )

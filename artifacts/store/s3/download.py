@@ -1,4 +1,5 @@
-"""Bringing blobs into a folder: ranges of a large file in parallel, every byte hashed once while the page cache still has it."""
+"""Bringing blobs into a folder: ranges of a large file in parallel, every byte hashed once while
+the page cache still has it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from configs.errors import DiskFull
 
 
 class Download:
-    """Brings blobs into a local store, each if it is not there intact. What has arrived stays, whatever happens to the others."""
+    """Brings blobs into a local store, each if it is not there intact. What has arrived stays,
+    whatever happens to the others."""
 
     def __init__(self, team: Team, target: LocalStore, scratch: Path) -> None:
         self.team, self.target, self.scratch = team, target, scratch
@@ -29,7 +31,8 @@ class Download:
         """Make sure that the target has the blob; whether it had to be fetched.
 
         Raises:
-            Differs: the store has none, or another one: it was fetched twice, since a byte may be changed on the way, too.
+            Differs: the store has none, or another one: it was fetched twice, since a byte may be
+                changed on the way, too.
             TransferError: it broke off.
         """
         if is_intact(self.target.blob(entry.sha256), entry):
@@ -72,19 +75,25 @@ class Download:
         """Ranges by the team's other threads; this one hashes what has arrived, in order."""
         digest, failed, buffer = hashlib.sha256(), threading.Event(), bytearray(CHUNK)
         view, key = memoryview(buffer), blob_key(entry.sha256)
-        # One question first: a wrong size is known before anything is fetched, and a server that hashes a file when it is first asked
-        # for (rclone does) hashes it once, not once for each range.
+        # One question first: a wrong size is known before anything is fetched, and a server that
+        # hashes a file when it is first asked for (rclone does) hashes it once, not once for each
+        # range.
         facts = self.team.retrying(lambda: self.team.bucket.head(key))
         if not fits(facts, entry):
             raise Differs("changed" if facts else "missing")
         ranges = [(begin, min(entry.size, begin + step)) for begin in range(0, entry.size, step)]
-        jobs: list[Future[None]] = [self.team.part(partial(fetch, self.team, key, begin, end, entry.size, partial(write, handle)), failed)
-                                    for begin, end in ranges]
+        jobs: list[Future[None]] = [
+            self.team.part(
+                partial(fetch, self.team, key, begin, end, entry.size, partial(write, handle)),
+                failed,
+            )
+            for begin, end in ranges
+        ]
         try:
             for (begin, end), job in zip(ranges, jobs, strict=True):
                 job.result()
                 while begin < end:
-                    count = os.preadv(handle, [view[:min(CHUNK, end - begin)]], begin)
+                    count = os.preadv(handle, [view[: min(CHUNK, end - begin)]], begin)
                     digest.update(view[:count])
                     begin += count
         finally:
@@ -107,5 +116,8 @@ def require_space(target: LocalStore, entries: Sequence[FileEntry]) -> None:
     needed = sum(entry.size for entry in entries if not target.blob(entry.sha256).exists())
     free = shutil.disk_usage(target.root).free
     if needed > free:
-        raise DiskFull(f"{needed / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free", where=str(target.root),
-                       hint="free some space, or set LMFLOWS_HOME to a larger disk")
+        raise DiskFull(
+            f"{needed / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free",
+            where=str(target.root),
+            hint="free some space, or set LMFLOWS_HOME to a larger disk",
+        )

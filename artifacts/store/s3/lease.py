@@ -1,4 +1,5 @@
-"""Who collects garbage in an S3 store, and until when: one object, taken, renewed and released by conditional writes."""
+"""Who collects garbage in an S3 store, and until when: one object, taken, renewed and released by
+conditional writes."""
 
 from __future__ import annotations
 
@@ -18,12 +19,14 @@ from artifacts.store.s3.objects import S3Objects
 from configs.errors import LmflowsError, StaleRef, StoreBusy
 
 LEASE_KEY = "gc.json"
-LEASE_SECONDS = 300.0  # of a collector that has died on another machine; a living one renews it three times in that time
+# of a collector that has died on another machine; a living one renews it three times in that time
+LEASE_SECONDS = 300.0
 POLL_SECONDS = 1.0
 
 
 class Lease:
-    """An object that says who may collect, and until when; taken, renewed and released by conditional writes."""
+    """An object that says who may collect, and until when; taken, renewed and released by
+    conditional writes."""
 
     def __init__(self, objects: S3Objects, where: str) -> None:
         self.objects, self.where = objects, where
@@ -42,7 +45,9 @@ class Lease:
 
     def renew_until(self, stop: threading.Event) -> None:
         while not stop.wait(LEASE_SECONDS / 3):
-            with suppress(LmflowsError):  # a server that does not answer now may do so next time; who has taken over is found at the end
+            # a server that does not answer now may do so next time; who has taken over is found at
+            # the end
+            with suppress(LmflowsError):
                 if (found := self.objects.get(LEASE_KEY)) and _holder(found[0])[0] == self.owner:
                     self._write(found[1])
 
@@ -53,16 +58,27 @@ class Lease:
                 self._write(found[1], ended=True)
 
     def _write(self, seen: str | None, *, ended: bool = False) -> None:
-        data = {"owner": self.owner, "until": time.time() + (0.0 if ended else LEASE_SECONDS), "id": uuid.uuid4().hex}
+        data = {
+            "owner": self.owner,
+            "until": time.time() + (0.0 if ended else LEASE_SECONDS),
+            "id": uuid.uuid4().hex,
+        }
         self.objects.swap(LEASE_KEY, json.dumps(data).encode(), seen=seen)
 
     def _busy(self, holder: tuple[str, float]) -> StoreBusy:
-        return StoreBusy(f"{holder[0]} is collecting garbage", where=self.where,
-                         hint=f"wait until it is done; if it has died, its lease ends {time.strftime('%H:%M:%S', time.localtime(holder[1]))}")
+        return StoreBusy(
+            f"{holder[0]} is collecting garbage",
+            where=self.where,
+            hint=(
+                "wait until it is done; if it has died, its lease ends"
+                f" {time.strftime('%H:%M:%S', time.localtime(holder[1]))}"
+            ),
+        )
 
 
 def look(objects: S3Objects) -> str | None:
-    """A word for the state of the lease; None while somebody collects. If it is the same word later, nobody has collected since."""
+    """A word for the state of the lease; None while somebody collects. If it is the same word
+    later, nobody has collected since."""
     found = objects.get(LEASE_KEY)
     if found is None:
         return "never"
@@ -70,7 +86,8 @@ def look(objects: S3Objects) -> str | None:
 
 
 def wait(objects: S3Objects, waiting: Callable[[str], None]) -> str | None:
-    """`look` again, when whoever collects now has ended; None if somebody else began meanwhile, who sees what is there now."""
+    """`look` again, when whoever collects now has ended; None if somebody else began meanwhile, who
+    sees what is there now."""
     first: str | None = None
     while (word := look(objects)) is None and (found := objects.get(LEASE_KEY)):
         owner = _holder(found[0])[0]
@@ -83,15 +100,19 @@ def wait(objects: S3Objects, waiting: Callable[[str], None]) -> str | None:
 
 
 def _place() -> str:
-    """This machine, as far as process ids mean the same: two containers of one host differ, and two machines of one name."""
+    """This machine, as far as process ids mean the same: two containers of one host differ, and two
+    machines of one name."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _is_alive(owner: str, until: float) -> bool:
-    """Whether a lease still holds: it has not run out, and if it was taken here, its process is there."""
+    """Whether a lease still holds: it has not run out, and if it was taken here, its process is
+    there."""
     place, _, rest = owner.rpartition(":")[0].rpartition(":")
-    return until > time.time() and not (place == _place() and rest.isdigit() and not psutil.pid_exists(int(rest)))
+    return until > time.time() and not (
+        place == _place() and rest.isdigit() and not psutil.pid_exists(int(rest))
+    )
 
 
 def _holder(data: bytes) -> tuple[str, float]:

@@ -1,4 +1,5 @@
-"""The small mutable files of an S3 store: each change is one conditional write, and only where the server is known to honour them."""
+"""The small mutable files of an S3 store: each change is one conditional write, and only where the
+server is known to honour them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class S3Objects:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self._probed = False
-        self._bare = False  # the server takes an ETag in If-Match only without its quotes, as Ceph 16 does
+        # the server takes an ETag in If-Match only without its quotes, as Ceph 16 does
+        self._bare = False
         self._lock = threading.Lock()
 
     def get(self, key: str) -> tuple[bytes, str] | None:
@@ -40,12 +42,17 @@ class S3Objects:
             if answer == "conflict":
                 self.bucket.wait(min(conflict, 4))
                 continue
-            # Refused. A retry after a lost answer is refused because of its own first attempt: then what is there is what we wrote.
+            # Refused. A retry after a lost answer is refused because of its own first attempt: then
+            # what is there is what we wrote.
             now = self.get(key)
             if now is not None and now[0] == data and now[1] != seen:
                 return
             raise moved(key)
-        raise TransferError(f"{CONFLICTS} writes of {key} in a row met another one", where=str(self.bucket.location), hint="try again")
+        raise TransferError(
+            f"{CONFLICTS} writes of {key} in a row met another one",
+            where=str(self.bucket.location),
+            hint="try again",
+        )
 
     def put(self, key: str, data: bytes) -> None:
         def once() -> None:
@@ -56,17 +63,20 @@ class S3Objects:
         self.bucket.retrying(once)
 
     def keys(self, prefix: str) -> list[str]:
-        """Like a folder's: only files, not the empty objects ending in / that consoles and mounts put for folders."""
+        """Like a folder's: only files, not the empty objects ending in / that consoles and mounts
+        put for folders."""
         return sorted(item.key for item in self.bucket.below(prefix) if item.key.endswith(".json"))
 
     def delete(self, key: str) -> None:
         self.bucket.delete(check_path(key))
 
     def probe(self) -> None:
-        """Make sure, once, that the server refuses what If-None-Match and If-Match forbid, and takes what they allow.
+        """Make sure, once, that the server refuses what If-None-Match and If-Match forbid, and
+        takes what they allow.
 
         Raises:
-            ConditionalWritesIgnored: it does not: of two promotions at once, one would be lost in silence.
+            ConditionalWritesIgnored: it does not: of two promotions at once, one would be lost in
+                silence.
         """
         with self._lock:
             if self._probed:
@@ -74,22 +84,30 @@ class S3Objects:
             key = f"probes/{uuid.uuid4().hex}"
             try:
                 if problem := self._try_conditions(key):
-                    raise ConditionalWritesIgnored(f"the server {problem}", where=str(self.bucket.location),
-                                                   hint="keep the registry on a server with conditional writes (AWS S3, MinIO from 2024-09 on, "
-                                                        "Ceph from Tentacle on, ...) or in a folder; artifacts may stay here")
+                    raise ConditionalWritesIgnored(
+                        f"the server {problem}",
+                        where=str(self.bucket.location),
+                        hint=(
+                            "keep the registry on a server with conditional writes (AWS S3, MinIO"
+                            " from 2024-09 on, Ceph from Tentacle on, ...) or in a folder;"
+                            " artifacts may stay here"
+                        ),
+                    )
             finally:
                 self.delete(key)
             self._probed = True
 
     def _try_conditions(self, key: str) -> str | None:
         """What is wrong with the server's conditional writes, if anything."""
+
         def put(data: bytes, seen: str | None) -> str | None:
             return self.bucket.retrying(lambda: self._put(key, data, seen))
 
         def content() -> tuple[bytes, str]:
             return self.get(key) or (b"", "")
 
-        put(b"first", None)  # refused only after a lost answer, and then the object is there all the same
+        # refused only after a lost answer, and then the object is there all the same
+        put(b"first", None)
         first, version = content()
         if first != b"first":
             return "refuses If-None-Match: * for a key that is not there"
@@ -106,25 +124,53 @@ class S3Objects:
         put(b"sixth", version)
         if content()[0] != b"sixth":
             return "refuses If-Match with the version that it gave"
-        return "ignores If-Match" if put(b"seventh", version) is None or content()[0] != b"sixth" else None
+        return (
+            "ignores If-Match"
+            if put(b"seventh", version) is None or content()[0] != b"sixth"
+            else None
+        )
 
     def _put(self, key: str, data: bytes, seen: str | None) -> str | None:
         """One conditional write: None if it was taken, else `moved` or `conflict`."""
         bucket = self.bucket
         with bucket.explained(f"writing {key}"):
             try:
-                self._write(key, data, **({"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen.strip('"') if self._bare else seen}))
+                self._write(
+                    key,
+                    data,
+                    **(
+                        {"IfNoneMatch": "*"}
+                        if seen is None
+                        else {"IfMatch": seen.strip('"') if self._bare else seen}
+                    ),
+                )
             except aws.ClientError as error:
-                if code_of(error) in ("ConditionalRequestConflict", "OperationAborted") or status_of(error) == 409:
+                if (
+                    code_of(error) in ("ConditionalRequestConflict", "OperationAborted")
+                    or status_of(error) == 409
+                ):
                     return "conflict"
-                if code_of(error) == "PreconditionFailed" or status_of(error) == 412 or (seen is not None and code_of(error) in ABSENT):
+                if (
+                    code_of(error) == "PreconditionFailed"
+                    or status_of(error) == 412
+                    or (seen is not None and code_of(error) in ABSENT)
+                ):
                     return "moved"
                 if code_of(error) == "NotImplemented" or status_of(error) == 501:
-                    raise ConditionalWritesIgnored("the server knows no conditional writes", where=str(bucket.location),
-                                                   hint="keep the registry on a server that has them, or in a folder") from error
+                    raise ConditionalWritesIgnored(
+                        "the server knows no conditional writes",
+                        where=str(bucket.location),
+                        hint="keep the registry on a server that has them, or in a folder",
+                    ) from error
                 raise
         return None
 
     def _write(self, key: str, data: bytes, **condition: Any) -> None:
         checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
-        self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.bucket.key(key), Body=data, ChecksumSHA256=checksum, **condition)
+        self.bucket.client.put_object(
+            Bucket=self.bucket.name,
+            Key=self.bucket.key(key),
+            Body=data,
+            ChecksumSHA256=checksum,
+            **condition,
+        )

@@ -1,10 +1,10 @@
-"""The S3 store: the interface and layout of the local store below a prefix of a bucket, on AWS S3 and servers that speak its protocol.
+"""The S3 store: the interface and layout of the local store below a prefix of a bucket, on AWS S3
+and servers that speak its protocol.
 
-    blobs/sha256/<hex>            a file's bytes, once
-    manifests/sha256/<hex>.json   canonical JSON; the hex is the artifact's digest
-    refs/, signatures/, serving/  small files (artifacts.store.s3.objects); refs change by conditional writes
-    gc.json                       who collects garbage, and until when
-    probes/<random>               a moment's test of the server's conditional writes
+    blobs/sha256/<hex> a file's bytes, once manifests/sha256/<hex>.json canonical JSON; the hex is
+    the artifact's digest refs/, signatures/, serving/ small files (artifacts.store.s3.objects);
+    refs change by conditional writes gc.json who collects garbage, and until when probes/<random> a
+    moment's test of the server's conditional writes
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ ROUNDS = 10  # of sending blobs that were collected under our hands
 
 
 class S3Store:
-    """A store below an S3 prefix. Nothing is asked of the server before the first use; one object serves all threads."""
+    """A store below an S3 prefix. Nothing is asked of the server before the first use; one object
+    serves all threads."""
 
     def __init__(self, location: S3Location, tuning: Tuning | None = None) -> None:
         self.bucket = Bucket(location, tuning)
@@ -53,7 +54,7 @@ class S3Store:
     def objects(self) -> S3Objects:
         return self._objects
 
-    # -- reading -----------------------------------------------------------------------------------------------
+    # -- reading
 
     def has(self, digest: str) -> bool:
         return self.bucket.retrying(lambda: self.bucket.head(manifest_key(digest))) is not None
@@ -62,14 +63,26 @@ class S3Store:
         for _ in range(2):  # the first difference may have come on the way
             found = self.bucket.read(manifest_key(digest), MAX_BYTES + 1)
             if found is None:
-                raise ArtifactMissing(f"no artifact {digest}", where=self.location, hint="`lmflows registry ls --artifacts` shows what there is")
+                raise ArtifactMissing(
+                    f"no artifact {digest}",
+                    where=self.location,
+                    hint="`lmflows registry ls --artifacts` shows what there is",
+                )
             if hashlib.sha256(found[0]).hexdigest() == digest:
-                return Manifest.from_bytes(found[0], where=f"{manifest_key(digest)} in {self.location}")
-        raise ArtifactDamaged("the manifest does not hash to its name", where=f"{manifest_key(digest)} in {self.location}",
-                              hint=f"`lmflows registry push {digest[:12]}` from a machine that has it whole")
+                return Manifest.from_bytes(
+                    found[0], where=f"{manifest_key(digest)} in {self.location}"
+                )
+        raise ArtifactDamaged(
+            "the manifest does not hash to its name",
+            where=f"{manifest_key(digest)} in {self.location}",
+            hint=f"`lmflows registry push {digest[:12]}` from a machine that has it whole",
+        )
 
     def digests(self) -> list[str]:
-        return [held.name for held in sorted(self.inventory("manifests"), key=lambda held: held.modified)]
+        return [
+            held.name
+            for held in sorted(self.inventory("manifests"), key=lambda held: held.modified)
+        ]
 
     def verify(self, digest: str) -> list[Problem]:
         return self._check(digest, lambda team, entry: differs(team, blob_key(entry.sha256), entry))
@@ -86,8 +99,18 @@ class S3Store:
         manifest = self.manifest(digest)
         with Team(self.bucket).working() as team:
             entries = _distinct(manifest)
-            found = dict(zip((entry.sha256 for entry in entries), team.each(lambda entry: look(team, entry), entries), strict=True))
-        return [Problem(what, entry.path) for entry in manifest.files if (what := found[entry.sha256])]  # type: ignore[arg-type]
+            found = dict(
+                zip(
+                    (entry.sha256 for entry in entries),
+                    team.each(lambda entry: look(team, entry), entries),
+                    strict=True,
+                )
+            )
+        return [
+            Problem(what, entry.path)  # type: ignore[arg-type]
+            for entry in manifest.files
+            if (what := found[entry.sha256])
+        ]
 
     def read(self, digest: str, name: str) -> bytes:
         entry = self.manifest(digest).entry(name)
@@ -98,7 +121,7 @@ class S3Store:
                 return found[0]
         raise self._damaged(digest, [(entry, "changed" if found else "missing")])
 
-    # -- writing -----------------------------------------------------------------------------------------------
+    # -- writing
 
     def push(self, source: LocalStore, digest: str, progress: Progress = quiet) -> int:
         manifest = source.manifest(digest)
@@ -110,11 +133,17 @@ class S3Store:
                 try:
                     return upload.keep(source.blob(entry.sha256), entry)
                 except Differs as error:
-                    raise ArtifactDamaged(f"{error.what}: {entry.path}", where=f"artifact {digest[:12]} in {source.root}",
-                                          hint="run the pipeline again: the step that made it will be repeated") from error
+                    raise ArtifactDamaged(
+                        f"{error.what}: {entry.path}",
+                        where=f"artifact {digest[:12]} in {source.root}",
+                        hint="run the pipeline again: the step that made it will be repeated",
+                    ) from error
 
             def report(done: int) -> None:
-                progress(min(1.0, done / max(1, manifest.size)), f"{done / 1e6:.0f} of {manifest.size / 1e6:.0f} MB")
+                progress(
+                    min(1.0, done / max(1, manifest.size)),
+                    f"{done / 1e6:.0f} of {manifest.size / 1e6:.0f} MB",
+                )
 
             data, before = manifest.to_bytes(), s3_lease.look(self.objects)
             for _ in range(ROUNDS):
@@ -123,30 +152,53 @@ class S3Store:
                 counts = team.each(keep, ordered, report)
                 sent += sum(counts)
                 # those that were there already may have been deleted while the others were sent
-                if entries := self._gone(team, [entry for entry, count in zip(ordered, counts, strict=True) if not count]):
+                if entries := self._gone(
+                    team, [entry for entry, count in zip(ordered, counts, strict=True) if not count]
+                ):
                     continue
                 team.retrying(lambda: self._put_manifest(digest, data))
-                # a collection that has begun before knew nothing of the manifest: it may have taken it, or what was there already
-                after = s3_lease.wait(self.objects, lambda who: progress(1.0, f"waiting: {who} is collecting garbage"))
+                # a collection that has begun before knew nothing of the manifest: it may have taken
+                # it, or what was there already
+                after = s3_lease.wait(
+                    self.objects, lambda who: progress(1.0, f"waiting: {who} is collecting garbage")
+                )
                 if before is not None and after == before:
                     return sent
                 before = after
                 if not (entries := self._gone(team, _distinct(manifest))) and self.has(digest):
                     return sent
-        raise StoreBusy(f"blobs of artifact {digest[:12]} vanish as they are sent", where=self.location, hint="is somebody deleting there?")
+        raise StoreBusy(
+            f"blobs of artifact {digest[:12]} vanish as they are sent",
+            where=self.location,
+            hint="is somebody deleting there?",
+        )
 
     def _gone(self, team: Team, entries: list[FileEntry]) -> list[FileEntry]:
         """Those whose blob is not there, by existence and size."""
-        there = team.each(lambda entry: fits(team.retrying(lambda: self.bucket.head(blob_key(entry.sha256))), entry), entries)
+        there = team.each(
+            lambda entry: fits(
+                team.retrying(lambda: self.bucket.head(blob_key(entry.sha256))), entry
+            ),
+            entries,
+        )
         return [entry for entry, is_there in zip(entries, there, strict=True) if not is_there]
 
     def _put_manifest(self, digest: str, data: bytes) -> None:
-        """Make the artifact visible. Without a condition: what is there can only be the same, not as young, or damaged."""
+        """Make the artifact visible. Without a condition: what is there can only be the same, not
+        as young, or damaged."""
         with self.bucket.explained(f"writing {manifest_key(digest)}"):
-            self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.bucket.key(manifest_key(digest)), Body=data,
-                                          ChecksumSHA256=b64encode(bytes.fromhex(digest)).decode())
+            self.bucket.client.put_object(
+                Bucket=self.bucket.name,
+                Key=self.bucket.key(manifest_key(digest)),
+                Body=data,
+                ChecksumSHA256=b64encode(bytes.fromhex(digest)).decode(),
+            )
         if (found := self.bucket.read(manifest_key(digest))) is None or found[0] != data:
-            raise TransferError("the server does not store the manifest as it was sent", where=self.location, hint="run again")
+            raise TransferError(
+                "the server does not store the manifest as it was sent",
+                where=self.location,
+                hint="run again",
+            )
 
     def pull(self, digest: str, target: LocalStore, progress: Progress = quiet) -> ModelArtifact:
         manifest = self.manifest(digest)
@@ -162,23 +214,38 @@ class S3Store:
                     except Differs as error:
                         raise self._damaged(digest, [(entry, error.what)]) from error
 
-                team.each(keep, entries, lambda done: progress(min(1.0, done / max(1, manifest.size)),
-                                                               f"{done / 1e6:.0f} of {manifest.size / 1e6:.0f} MB"))
+                team.each(
+                    keep,
+                    entries,
+                    lambda done: progress(
+                        min(1.0, done / max(1, manifest.size)),
+                        f"{done / 1e6:.0f} of {manifest.size / 1e6:.0f} MB",
+                    ),
+                )
             target.keep_manifest(manifest)
         return target.open(digest)
 
     def _damaged(self, digest: str, found: list[tuple[FileEntry, str]]) -> ArtifactDamaged:
         keys = ", ".join(self.bucket.key(blob_key(entry.sha256)) for entry, _ in found)
-        return ArtifactDamaged("; ".join(f"{what}: {entry.path}" for entry, what in found), where=f"artifact {digest[:12]} in {self.location}",
-                               hint=f"delete the object {keys}, then push the artifact again from a machine that has it whole")
+        return ArtifactDamaged(
+            "; ".join(f"{what}: {entry.path}" for entry, what in found),
+            where=f"artifact {digest[:12]} in {self.location}",
+            hint=(
+                f"delete the object {keys}, then push the artifact again from a machine that has it"
+                " whole"
+            ),
+        )
 
-    # -- garbage -----------------------------------------------------------------------------------------------
+    # -- garbage
 
     def touch(self, digest: str) -> None:
         manifest = self.manifest(digest)
         self.bucket.retrying(lambda: self.bucket.refresh(manifest_key(digest)))
         with Team(self.bucket).working() as team:
-            team.each(lambda entry: team.retrying(lambda: self.bucket.refresh(blob_key(entry.sha256))), _distinct(manifest))
+            team.each(
+                lambda entry: team.retrying(lambda: self.bucket.refresh(blob_key(entry.sha256))),
+                _distinct(manifest),
+            )
 
     def inventory(self, what: What) -> Iterator[Held]:
         for item in self.bucket.below(f"{what}/sha256/"):
@@ -201,30 +268,45 @@ class S3Store:
 
         def abandoned() -> list[tuple[str, str]]:
             with bucket.explained("looking for interrupted uploads"):
-                pages = bucket.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name, Prefix=bucket.key("blobs/"))
+                pages = bucket.client.get_paginator("list_multipart_uploads").paginate(
+                    Bucket=bucket.name, Prefix=bucket.key("blobs/")
+                )
                 try:
-                    return [(upload["Key"], upload["UploadId"]) for page in pages for upload in page.get("Uploads", ())
-                            if upload["Initiated"].timestamp() < older_than]
+                    return [
+                        (upload["Key"], upload["UploadId"])
+                        for page in pages
+                        for upload in page.get("Uploads", ())
+                        if upload["Initiated"].timestamp() < older_than
+                    ]
                 except aws.ClientError as error:
-                    if status_of(error) not in (404, 501):  # not known there, or as rclone says that there are none
+                    # not known there, or as rclone says that there are none
+                    if status_of(error) not in (404, 501):
                         raise
                     return []
 
         def abort(key: str, upload: str) -> int:
-            with bucket.explained(f"removing an interrupted upload of {key}"), suppress(bucket.client.exceptions.NoSuchUpload):
+            with (
+                bucket.explained(f"removing an interrupted upload of {key}"),
+                suppress(bucket.client.exceptions.NoSuchUpload),
+            ):
                 bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=key, UploadId=upload)
                 return 1
             return 0
 
-        return sum(bucket.retrying(partial(abort, *upload)) for upload in bucket.retrying(abandoned))
+        return sum(
+            bucket.retrying(partial(abort, *upload)) for upload in bucket.retrying(abandoned)
+        )
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Nobody else collects. Those who push go on: they make young what they need, and what is young is not collected."""
+        """Nobody else collects. Those who push go on: they make young what they need, and what is
+        young is not collected."""
         lease = s3_lease.Lease(self.objects, self.location)
         lease.take()
         stop = threading.Event()
-        renewing = threading.Thread(target=lease.renew_until, args=(stop,), name="s3-lease", daemon=True)
+        renewing = threading.Thread(
+            target=lease.renew_until, args=(stop,), name="s3-lease", daemon=True
+        )
         renewing.start()
         try:
             yield

@@ -1,4 +1,5 @@
-"""What upload and download share: threads that stop together, a bound on memory, and reading a range to its end through failures."""
+"""What upload and download share: threads that stop together, a bound on memory, and reading a
+range to its end through failures."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Differs(Exception):
 
 
 class Budget:
-    """Bytes that may be in memory at a time. One request larger than all of it is let through alone."""
+    """Bytes that may be in memory at a time. One request larger than all of it is let through
+    alone."""
 
     def __init__(self, size: int) -> None:
         self.size = self.free = size
@@ -55,7 +57,8 @@ class Budget:
 
 
 class Team:
-    """The threads of one push, pull or verify: some go through files, some carry parts of large ones; the first failure stops all.
+    """The threads of one push, pull or verify: some go through files, some carry parts of large
+    ones; the first failure stops all.
 
     Nothing is said of progress but in the thread that called: who listens may not expect another.
     """
@@ -78,8 +81,14 @@ class Team:
             for pool in (self._files, self._parts):
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def each(self, work: Callable[[FileEntry], T], entries: Iterable[FileEntry], report: Callable[[int], None] = lambda _done: None) -> list[T]:
-        """`work` of each entry, in their order; the first error, if there is one. `report` hears the bytes that `moved` was told."""
+    def each(
+        self,
+        work: Callable[[FileEntry], T],
+        entries: Iterable[FileEntry],
+        report: Callable[[int], None] = lambda _done: None,
+    ) -> list[T]:
+        """`work` of each entry, in their order; the first error, if there is one. `report` hears
+        the bytes that `moved` was told."""
         jobs = [self._files.submit(self._unless_stopped, work, entry) for entry in entries]
         pending: set[Future[T]] = set(jobs)
         while pending:
@@ -93,7 +102,9 @@ class Team:
     def part(self, work: Callable[[], T], failed: threading.Event) -> Future[T]:
         """A part of a file for the other threads; `failed` is set if it fails."""
         job = self._parts.submit(work)
-        job.add_done_callback(lambda job: failed.set() if job.cancelled() or job.exception() else None)
+        job.add_done_callback(
+            lambda job: failed.set() if job.cancelled() or job.exception() else None
+        )
         return job
 
     def moved(self, size: int) -> None:
@@ -107,6 +118,7 @@ class Team:
 
     def retrying(self, work: Callable[[], T]) -> T:
         """`Bucket.retrying`, given up when the team stops."""
+
         def unless_stopped() -> T:
             self.check()
             return work()
@@ -122,10 +134,14 @@ class Team:
             raise
 
 
-def fetch(team: Team, relative: str, begin: int, end: int, size: int, sink: Callable[[bytes, int], object]) -> None:
-    """Hand the bytes [begin, end) of an object of `size` bytes to `sink`, in order, each with its position.
+def fetch(
+    team: Team, relative: str, begin: int, end: int, size: int, sink: Callable[[bytes, int], object]
+) -> None:
+    """Hand the bytes [begin, end) of an object of `size` bytes to `sink`, in order, each with its
+    position.
 
-    After a failure it goes on where it broke off, as long as there is some progress between the failures.
+    After a failure it goes on where it broke off, as long as there is some progress between the
+    failures.
 
     Raises:
         Differs: there is no such object, or it has another size.
@@ -158,7 +174,9 @@ def _stream(bucket: Bucket, relative: str, begin: int, end: int, size: int) -> I
             if whole:
                 answer = bucket.client.get_object(Bucket=bucket.name, Key=bucket.key(relative))
             else:
-                answer = bucket.client.get_object(Bucket=bucket.name, Key=bucket.key(relative), Range=f"bytes={begin}-{end - 1}")
+                answer = bucket.client.get_object(
+                    Bucket=bucket.name, Key=bucket.key(relative), Range=f"bytes={begin}-{end - 1}"
+                )
         except aws.ClientError as error:
             if code_of(error) in ABSENT:
                 raise Differs("missing") from error
@@ -167,21 +185,34 @@ def _stream(bucket: Bucket, relative: str, begin: int, end: int, size: int) -> I
             raise
         body = answer["Body"]
         try:
-            there = str(answer["ContentLength"]) if whole else answer.get("ContentRange", "").rpartition("/")[2]
+            there = (
+                str(answer["ContentLength"])
+                if whole
+                else answer.get("ContentRange", "").rpartition("/")[2]
+            )
             if not there:
-                raise ConfigError("the server does not send ranges of objects", where=str(bucket.location), hint="this server cannot hold a store")
+                raise ConfigError(
+                    "the server does not send ranges of objects",
+                    where=str(bucket.location),
+                    hint="this server cannot hold a store",
+                )
             if there != str(size):
                 raise Differs("changed")
             while begin < end:
                 data = body.read(min(CHUNK, end - begin))
                 if not data:
-                    raise TransferError(f"the server ended {relative} early", where=str(bucket.location),
-                                        hint="run again: files that have arrived are kept")
+                    raise TransferError(
+                        f"the server ended {relative} early",
+                        where=str(bucket.location),
+                        hint="run again: files that have arrived are kept",
+                    )
                 begin += len(data)
                 yield data
         finally:
             if begin < end:
-                body.close()  # the rest of the answer is not wanted; a connection whose answer was read to its end is used again
+                # the rest of the answer is not wanted; a connection whose answer was read to its
+                # end is used again
+                body.close()
 
 
 def sha256_of(team: Team, relative: str, size: int) -> str:
@@ -192,7 +223,8 @@ def sha256_of(team: Team, relative: str, size: int) -> str:
 
 
 def differs(team: Team, relative: str, entry: FileEntry) -> Literal["missing", "changed"] | None:
-    """What is wrong with an object, every byte read. A difference is believed when it shows twice: the first may have come on the way."""
+    """What is wrong with an object, every byte read. A difference is believed when it shows twice:
+    the first may have come on the way."""
     for _ in range(2):
         try:
             if sha256_of(team, relative, entry.size) == entry.sha256:

@@ -47,7 +47,9 @@ def collected(place: Place, **more: Any) -> Collected:
 
 
 def up(place: Place, one: Judged, model: str = "m") -> None:
-    promote(place.store, model, one.candidate, "dev", report=one.report, who="me", why="", policy=OPEN)
+    promote(
+        place.store, model, one.candidate, "dev", report=one.report, who="me", why="", policy=OPEN
+    )
 
 
 def left(place: Place) -> set[str]:
@@ -62,10 +64,12 @@ def require_whole(place: Place, *wanted: str) -> None:
     """Just these artifacts are left, each whole, and not a blob more than they have."""
     assert left(place) == set(wanted)
     assert [problem for digest in wanted for problem in place.store.verify(digest)] == []
-    assert blobs_left(place) == {entry.sha256 for digest in wanted for entry in place.store.manifest(digest).files}
+    assert blobs_left(place) == {
+        entry.sha256 for digest in wanted for entry in place.store.manifest(digest).files
+    }
 
 
-# -- what stays, and what goes -----------------------------------------------------------------------------------------
+# -- what stays, and what goes
 
 
 def test_what_a_ref_needs_stays_and_the_rest_goes(place: Place) -> None:
@@ -74,12 +78,22 @@ def test_what_a_ref_needs_stays_and_the_rest_goes(place: Place) -> None:
     wanted = planned(place)
     gone = {unused.candidate, unused.report, unused.evidence}
     assert {held.name for held in wanted.manifests} == gone and left(place) == set(used.all) | gone
-    assert wanted.kinds == {unused.candidate: "w4a16", unused.report: "report", unused.evidence: "evidence"}
+    assert wanted.kinds == {
+        unused.candidate: "w4a16",
+        unused.report: "report",
+        unused.evidence: "evidence",
+    }
     blobs = {entry.sha256 for digest in gone for entry in place.store.manifest(digest).files}
-    blobs -= {entry.sha256 for digest in used.all for entry in place.store.manifest(digest).files}  # config.json is the same
+    # config.json is the same
+    blobs -= {entry.sha256 for digest in used.all for entry in place.store.manifest(digest).files}
     assert {held.name for held in wanted.blobs} == blobs
     done = collected(place)
-    assert (done.manifests, done.blobs, done.freed, done.spared) == (3, len(blobs), wanted.freed, [])
+    assert (done.manifests, done.blobs, done.freed, done.spared) == (
+        3,
+        len(blobs),
+        wanted.freed,
+        [],
+    )
     require_whole(place, *used.all)
     assert collected(place) == Collected()
 
@@ -89,7 +103,10 @@ def test_the_order_is_descendants_before_what_they_come_from(place: Place) -> No
     order = [held.name for held in planned(place).manifests]
     assert sorted(order) == sorted(one.all)
     for digest in order:
-        assert all(order.index(parent.digest) > order.index(digest) for parent in place.store.manifest(digest).parents)
+        assert all(
+            order.index(parent.digest) > order.index(digest)
+            for parent in place.store.manifest(digest).parents
+        )
 
 
 def test_a_dry_run_changes_nothing(place: Place) -> None:
@@ -112,7 +129,11 @@ def age(place: Place, digests: set[str]) -> None:
     import os
 
     assert isinstance(place.store, LocalStore)
-    kept = {entry.sha256 for digest in left(place) - digests for entry in place.store.manifest(digest).files}
+    kept = {
+        entry.sha256
+        for digest in left(place) - digests
+        for entry in place.store.manifest(digest).files
+    }
     for digest in digests:
         os.utime(place.store.manifest_path(digest), (places.OLD, places.OLD))
     for blob in blobs_left(place) - kept:
@@ -120,7 +141,9 @@ def age(place: Place, digests: set[str]) -> None:
 
 
 @pytest.mark.parametrize("hours", [0.5, 24, 24 * 365])
-def test_an_upload_that_is_under_way_keeps_its_blobs_as_long_as_the_age_limit_says(place: Place, hours: float) -> None:
+def test_an_upload_that_is_under_way_keeps_its_blobs_as_long_as_the_age_limit_says(
+    place: Place, hours: float
+) -> None:
     one = place.judged()
     place.remove("manifests", one.report)  # blobs are there, and the manifest has not come yet
     before = blobs_left(place)
@@ -136,7 +159,7 @@ def test_the_history_stays_as_deep_as_asked(place: Place) -> None:
         up(place, one)
     for keep in (2, 1, 0):
         collected(place, keep_history=keep)
-        require_whole(place, *{digest for one in made[-1 - keep:] for digest in one.all})
+        require_whole(place, *{digest for one in made[-1 - keep :] for digest in one.all})
     up(place, made[-1], "other")  # a history with things that are gone is no obstacle
     collected(place, keep_history=3)
     require_whole(place, *made[-1].all)
@@ -149,16 +172,24 @@ def test_where_a_rollback_would_lead_stays_whatever_was_rolled_back(here: Place)
     for _ in range(2):
         rollback(here.store, "m", "dev", who="me", why="", policy=OPEN)
     ref = Registry(here.store.objects).read("m", "dev").ref
-    assert [served.digest for served in needed_by(ref, 1)] == [made[1].candidate, made[2].candidate, made[0].candidate]
+    assert [served.digest for served in needed_by(ref, 1)] == [
+        made[1].candidate,
+        made[2].candidate,
+        made[0].candidate,
+    ]
     assert [served.digest for served in needed_by(ref, 0)] == [made[1].candidate]
     collected(here, keep_history=1)
-    assert rollback(here.store, "m", "dev", who="me", why="", policy=OPEN).now.digest == made[0].candidate
+    assert (
+        rollback(here.store, "m", "dev", who="me", why="", policy=OPEN).now.digest
+        == made[0].candidate
+    )
     require_whole(here, *made[0].all, *made[1].all, *made[2].all)
 
 
 def test_what_an_endpoint_serves_stays_with_what_is_said_of_it(place: Place) -> None:
     served, unused = place.judged("served"), place.judged("unused")
-    for name, digest in (("chat", served.candidate), ("other", "0" * 64)):  # of the other one this store has nothing any more
+    # of the other one this store has nothing any more
+    for name, digest in (("chat", served.candidate), ("other", "0" * 64)):
         serving.announce(place.store, name, digest)
     assert planned(place).kept[served.report] == f"endpoint chat on {serving.this_machine()}"
     collected(place)
@@ -168,8 +199,9 @@ def test_what_an_endpoint_serves_stays_with_what_is_said_of_it(place: Place) -> 
     assert collected(place).manifests == len(served.all)
 
 
-def test_an_endpoint_of_another_machine_counts_until_somebody_says_that_it_is_gone(place: Place, tmp_path: Path,
-                                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_of_another_machine_counts_until_somebody_says_that_it_is_gone(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = place.judged("served")
     with monkeypatch.context() as there:
         there.setattr(socket, "gethostname", lambda: "-far away.\u00e4")
@@ -189,7 +221,9 @@ def test_an_endpoint_of_another_machine_counts_until_somebody_says_that_it_is_go
     assert serving.everywhere(place.store) == []
 
 
-def test_an_endpoint_that_begins_while_a_collection_is_under_way_is_spared(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_begins_while_a_collection_is_under_way_is_spared(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = place.judged()
     plan_ = garbage._Collection.plan
 
@@ -219,26 +253,45 @@ def test_an_announcement_that_cannot_be_read_lets_nothing_go(here: Place, conten
 def test_signatures_of_what_is_gone_go_and_others_stay(place: Place) -> None:
     used, unused = place.judged("used"), place.judged("unused")
     up(place, used)
-    keys = [f"signatures/{one.candidate}/{'a' * 64}.json" for one in (used, unused)] + [f"signatures/{'e' * 64}/{'a' * 64}.json"]
+    keys = [f"signatures/{one.candidate}/{'a' * 64}.json" for one in (used, unused)] + [
+        f"signatures/{'e' * 64}/{'a' * 64}.json"
+    ]
     for key in [*keys, "signatures/notes/mine.json"]:
         place.store.objects.swap(key, b"{}", seen=None)
     assert sorted(planned(place).signatures) == sorted(keys[1:])
     assert collected(place).signatures == 2
-    assert place.store.objects.keys("signatures/") == sorted([keys[0], "signatures/notes/mine.json"])
+    assert place.store.objects.keys("signatures/") == sorted(
+        [keys[0], "signatures/notes/mine.json"]
+    )
 
 
-@pytest.mark.parametrize("numbers", [{"min_age_hours": float("nan")}, {"min_age_hours": -1}, {"min_age_hours": float("inf")}, {"keep_history": -1}])
-def test_numbers_that_would_make_everything_old_are_refused(here: Place, numbers: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"min_age_hours": float("nan")},
+        {"min_age_hours": -1},
+        {"min_age_hours": float("inf")},
+        {"keep_history": -1},
+    ],
+)
+def test_numbers_that_would_make_everything_old_are_refused(
+    here: Place, numbers: dict[str, Any]
+) -> None:
     one = here.judged()
     with pytest.raises(ConfigError):
         collected(here, **numbers)
     require_whole(here, *one.all)
 
 
-# -- in doubt nothing goes -----------------------------------------------------------------------------------------------
+# -- in doubt nothing goes
 
 
-def nothing_goes(place: Place, match: str, error: type[Exception] | tuple[type[Exception], ...] = ArtifactDamaged, **more: Any) -> None:
+def nothing_goes(
+    place: Place,
+    match: str,
+    error: type[Exception] | tuple[type[Exception], ...] = ArtifactDamaged,
+    **more: Any,
+) -> None:
     before = left(place), blobs_left(place)
     for attempt in (planned, collected):
         with pytest.raises(error, match=match):
@@ -247,7 +300,9 @@ def nothing_goes(place: Place, match: str, error: type[Exception] | tuple[type[E
 
 
 @pytest.mark.parametrize("how", ["flipped", "gone"])
-def test_a_manifest_that_a_ref_needs_and_that_cannot_be_read_stops_it(place: Place, how: str) -> None:
+def test_a_manifest_that_a_ref_needs_and_that_cannot_be_read_stops_it(
+    place: Place, how: str
+) -> None:
     one, unused = place.judged("one"), place.judged("unused")
     up(place, one)
     for part in ("candidate", "report", "evidence", "parent", "texts"):
@@ -258,7 +313,9 @@ def test_a_manifest_that_a_ref_needs_and_that_cannot_be_read_stops_it(place: Pla
     assert collected(place).manifests == 3 and unused.candidate not in left(place)
 
 
-def test_a_young_manifest_that_cannot_be_read_stops_it_and_an_old_one_is_garbage(here: Place) -> None:
+def test_a_young_manifest_that_cannot_be_read_stops_it_and_an_old_one_is_garbage(
+    here: Place,
+) -> None:
     one = here.judged()
     here.spoil("manifests", one.report)
     nothing_goes(here, "nothing is collected", (ArtifactDamaged, UnsafeManifest), now=None)
@@ -281,7 +338,9 @@ def test_a_ref_that_cannot_be_read_stops_it(place: Place, content: bytes) -> Non
     nothing_goes(place, "ref m/dev")
 
 
-@pytest.mark.parametrize("key", ["refs/m/live.json", "refs/m.json", "refs/m/x/dev.json", "refs/-/dev.json"])
+@pytest.mark.parametrize(
+    "key", ["refs/m/live.json", "refs/m.json", "refs/m/x/dev.json", "refs/-/dev.json"]
+)
 def test_a_file_among_the_refs_that_cannot_be_one_stops_it(here: Place, key: str) -> None:
     here.judged()
     here.store.objects.swap(key, b"{}", seen=None)
@@ -294,14 +353,20 @@ def test_a_ref_with_a_changed_history_stops_it(place: Place) -> None:
     up(place, two)
     found = place.store.objects.get("refs/m/dev.json")
     assert found is not None
-    place.store.objects.swap("refs/m/dev.json", found[0].replace(one.candidate.encode(), two.candidate.encode()), seen=found[1])
+    place.store.objects.swap(
+        "refs/m/dev.json",
+        found[0].replace(one.candidate.encode(), two.candidate.encode()),
+        seen=found[1],
+    )
     nothing_goes(place, "history was changed")
 
 
-# -- beside others -------------------------------------------------------------------------------------------------------
+# -- beside others
 
 
-def test_what_is_promoted_while_it_collects_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_promoted_while_it_collects_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The promotion comes after the plan was made, before the first manifest goes."""
     one, unused = place.judged("one"), place.judged("unused")
 
@@ -309,7 +374,9 @@ def test_what_is_promoted_while_it_collects_stays(place: Place, monkeypatch: pyt
         if text == "manifests":
             up(place, one)
 
-    done = collect(place.store, keep_history=10, min_age_hours=1, now=time.time() + LATER, progress=meanwhile)
+    done = collect(
+        place.store, keep_history=10, min_age_hours=1, now=time.time() + LATER, progress=meanwhile
+    )
     assert set(done.spared) == set(one.all) and unused.candidate not in left(place)
     require_whole(place, *one.all)
 
@@ -336,7 +403,11 @@ def test_what_is_pushed_again_between_manifests_and_blobs_is_whole_in_the_end(pl
 
     def push() -> None:
         for digest in one.all:
-            place.store.push(place.workshop, digest, lambda _fraction, text: waits.set() if "collecting garbage" in text else None)
+            place.store.push(
+                place.workshop,
+                digest,
+                lambda _fraction, text: waits.set() if "collecting garbage" in text else None,
+            )
 
     with ThreadPoolExecutor(1) as pool:
         jobs: list[Future[None]] = []
@@ -346,15 +417,24 @@ def test_what_is_pushed_again_between_manifests_and_blobs_is_whole_in_the_end(pl
                 jobs.append(pool.submit(push))
                 assert waits.wait(60)
 
-        done = collect(place.store, keep_history=10, min_age_hours=0, now=time.time() + LATER, progress=meanwhile)
+        done = collect(
+            place.store,
+            keep_history=10,
+            min_age_hours=0,
+            now=time.time() + LATER,
+            progress=meanwhile,
+        )
         jobs[0].result()
     assert done.manifests == 5 and done.blobs > 0
     require_whole(place, *one.all)
 
 
 @pytest.mark.parametrize("folder", ["refs/m", "serving/machine", "manifests/sha256"])
-def test_a_folder_that_cannot_be_read_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
-    """What it holds would count as needed by nobody. Root may read everything, so the system's answer is planted."""
+def test_a_folder_that_cannot_be_read_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """What it holds would count as needed by nobody. Root may read everything, so the system's
+    answer is planted."""
     store = LocalStore(tmp_path / "store")
     one = places.judged(store)
     promote(store, "m", one.candidate, "dev", who="me", why="better", policy=places.OPEN)
@@ -376,7 +456,9 @@ def test_a_folder_that_cannot_be_read_stops_it(tmp_path: Path, monkeypatch: pyte
 def test_only_one_collects(place: Place) -> None:
     one = place.judged()
     if place.server is None:
-        pytest.skip("the second waits for ten minutes, then gives up: tests/artifacts/store/test_local.py")
+        pytest.skip(
+            "the second waits for ten minutes, then gives up: tests/artifacts/store/test_local.py"
+        )
     with place.store.collecting(), pytest.raises(StoreBusy):
         collected(place)
     require_whole(place, *one.all)
@@ -394,7 +476,8 @@ artifacts.store.s3.lease.POLL_SECONDS = 0.05
 store, workshop = open_store(sys.argv[1]), LocalStore(Path(sys.argv[2]))
 print("ready", flush=True)
 for number in range(int(sys.argv[3])):
-    one = judged(workshop, f"{number % 4}")  # the same again and again: what was collected is pushed anew
+    # the same again and again: what was collected is pushed anew
+    one = judged(workshop, f"{number % 4}")
     for digest in lineage(workshop, [one.report]):
         store.push(workshop, digest)
 """
@@ -403,7 +486,14 @@ for number in range(int(sys.argv[3])):
 @pytest.mark.slow
 def test_an_upload_beside_a_collection_is_whole_in_the_end(place: Place, tmp_path: Path) -> None:
     """With an age limit of no time at all."""
-    command = [sys.executable, "-c", PUSHER, place.store.location, str(tmp_path / "elsewhere"), "50" if place.server is None else "4"]
+    command = [
+        sys.executable,
+        "-c",
+        PUSHER,
+        place.store.location,
+        str(tmp_path / "elsewhere"),
+        "50" if place.server is None else "4",
+    ]
     process = subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stdout.readline()

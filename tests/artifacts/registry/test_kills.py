@@ -1,4 +1,5 @@
-"""kill -9 at random moments of promote and gc, on a local store and on S3: all that is left is whole, and what was begun can be repeated."""
+"""kill -9 at random moments of promote and gc, on a local store and on S3: all that is left is
+whole, and what was begun can be repeated."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ KILLS = 50
 
 
 def up(store: Store, one: Judged, why: str) -> Ref:
-    return promote(store, "m", one.candidate, "dev", report=one.report, who="me", why=why, policy=OPEN).ref
+    return promote(
+        store, "m", one.candidate, "dev", report=one.report, who="me", why=why, policy=OPEN
+    ).ref
 
 
 def refs(place: Place) -> Ref:
@@ -29,7 +32,9 @@ def refs(place: Place) -> Ref:
 
 def require_clean(place: Place) -> None:
     store = place.store
-    assert [(digest, problem) for digest in store.digests() for problem in store.verify(digest)] == []
+    assert [
+        (digest, problem) for digest in store.digests() for problem in store.verify(digest)
+    ] == []
 
 
 @pytest.mark.slow
@@ -54,7 +59,9 @@ def test_promote(place: Place) -> None:
         grown += len(ref.entries) > before
         again = two if ref.current and ref.current.digest == one.candidate else one
         assert up(place.store, again, f"after kill {number}").entries[:-1] == ref.entries
-    assert 0 < grown < KILLS, "every kill was before, or every one after a write: this test showed nothing"
+    assert 0 < grown < KILLS, (
+        "every kill was before, or every one after a write: this test showed nothing"
+    )
     require_clean(place)
     assert place.store.objects.keys("refs/") == ["refs/m/dev.json"]
 
@@ -96,11 +103,15 @@ def test_gc(place: Place) -> None:
             stopped.clear()
             assert kill_after(0, functools.partial(work, doomed, moments.randrange(1, 5)), stopped)
         left = len(list(place.store.inventory("blobs"))), len(place.store.digests())
-        counts.append("nothing" if left == whole else "some" if left[0] > needed(place, used) else "all")
+        counts.append(
+            "nothing" if left == whole else "some" if left[0] > needed(place, used) else "all"
+        )
         assert set(used.all) <= set(place.store.digests())
         require_clean(place)
         assert refs(place).current == refs(place).entries[0]
-    assert counts.count("some") >= KILLS // 2 - 1, f"hardly a kill in the middle of it: this test showed nothing ({counts})"
+    assert counts.count("some") >= KILLS // 2 - 1, (
+        f"hardly a kill in the middle of it: this test showed nothing ({counts})"
+    )
     litter(0)
     work(place.store)
     assert set(place.store.digests()) == set(used.all)
@@ -109,4 +120,6 @@ def test_gc(place: Place) -> None:
 
 
 def needed(place: Place, one: Judged) -> int:
-    return len({entry.sha256 for digest in one.all for entry in place.workshop.manifest(digest).files})
+    return len(
+        {entry.sha256 for digest in one.all for entry in place.workshop.manifest(digest).files}
+    )

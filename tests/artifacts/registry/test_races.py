@@ -1,4 +1,5 @@
-"""32 processes that promote the same stage at once, 50 rounds, locally and on S3: one wins each round, and the history has every win."""
+"""32 processes that promote the same stage at once, 50 rounds, locally and on S3: one wins each
+round, and the history has every win."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ from tests.support import places
 from tests.support.places import OPEN, Judged
 
 RACERS, ROUNDS = 32, 50
-WHOLE_ON_S3 = int(os.environ.get("LMFLOWS_TEST_ROUNDS", "3"))  # each takes four seconds on two cores; `make soak` asks for 50
+# each takes four seconds on two cores; `make soak` asks for 50
+WHOLE_ON_S3 = int(os.environ.get("LMFLOWS_TEST_ROUNDS", "3"))
 Outcome = tuple[str, int, int, str]  # which race, round, racer, and what became of it
 
 
 @dataclass(frozen=True)
 class Race:
-    """`whole`: through `promote` with all its checks; else only the write that decides, after everybody has read."""
+    """`whole`: through `promote` with all its checks; else only the write that decides, after
+    everybody has read."""
 
     location: str
     rounds: int
@@ -35,29 +38,57 @@ class Race:
 
     @property
     def name(self) -> str:
-        return f"{'s3' if self.location.startswith('s3') else 'local'} {'promote' if self.whole else 'write'}"
+        return (
+            f"{'s3' if self.location.startswith('s3') else 'local'}"
+            f" {'promote' if self.whole else 'write'}"
+        )
 
 
 def run(race: Race, me: int, start: Barrier) -> Iterator[Outcome]:
     store = open_store(race.location)
     for number in range(race.rounds):
-        mine, before = race.rivals[number % 2], race.rivals[number % 2 - 1].candidate if number else NOTHING
+        mine, before = (
+            race.rivals[number % 2],
+            (race.rivals[number % 2 - 1].candidate if number else NOTHING),
+        )
         start.wait()
         try:
             if race.whole:
-                promote(store, "m", mine.candidate, "dev", report=mine.report, expect=before, who=f"racer {me}", why=f"round {number}", policy=OPEN)
+                promote(
+                    store,
+                    "m",
+                    mine.candidate,
+                    "dev",
+                    report=mine.report,
+                    expect=before,
+                    who=f"racer {me}",
+                    why=f"round {number}",
+                    policy=OPEN,
+                )
             else:
                 registry = Registry(store.objects)
                 seen = registry.read("m", "production")
                 start.wait()
-                registry.append(seen, Served(digest=mine.candidate, verdict=mine.report, variant="w4a16", engine="transformers"),
-                                action="promote", who=f"racer {me}", why=f"round {number}")
+                registry.append(
+                    seen,
+                    Served(
+                        digest=mine.candidate,
+                        verdict=mine.report,
+                        variant="w4a16",
+                        engine="transformers",
+                    ),
+                    action="promote",
+                    who=f"racer {me}",
+                    why=f"round {number}",
+                )
             yield race.name, number, me, "won"
         except StaleRef:
             yield race.name, number, me, "lost"
 
 
-def racer(races: list[Race], me: int, start: Barrier, outcomes: multiprocessing.Queue[Outcome]) -> None:
+def racer(
+    races: list[Race], me: int, start: Barrier, outcomes: multiprocessing.Queue[Outcome]
+) -> None:
     for race in races:
         for outcome in run(race, me, start):
             outcomes.put(outcome)
@@ -69,14 +100,25 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Rac
     spawn = multiprocessing.get_context("spawn")
     with places.bucket() as server:
         here, there = (places.place(one, tmp_path_factory.mktemp("race")) for one in (None, server))
-        races = [Race(place.store.location, rounds, whole, (place.judged("one"), place.judged("two")))
-                 for place, rounds, whole in ((here, ROUNDS, True), (there, ROUNDS, False), (there, WHOLE_ON_S3, True))]
+        races = [
+            Race(place.store.location, rounds, whole, (place.judged("one"), place.judged("two")))
+            for place, rounds, whole in (
+                (here, ROUNDS, True),
+                (there, ROUNDS, False),
+                (there, WHOLE_ON_S3, True),
+            )
+        ]
         start, outcomes = spawn.Barrier(RACERS, timeout=200), spawn.Queue()
-        racers = [spawn.Process(target=racer, args=(races, me, start, outcomes), daemon=True) for me in range(RACERS)]
+        racers = [
+            spawn.Process(target=racer, args=(races, me, start, outcomes), daemon=True)
+            for me in range(RACERS)
+        ]
         for one in racers:
             one.start()
         found: list[Outcome] = []
-        while len(found) < RACERS * sum(race.rounds for race in races) and any(one.is_alive() or one.exitcode == 0 for one in racers):
+        while len(found) < RACERS * sum(race.rounds for race in races) and any(
+            one.is_alive() or one.exitcode == 0 for one in racers
+        ):
             try:
                 found.append(outcomes.get(timeout=120))
             except queue.Empty:
@@ -89,21 +131,41 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Rac
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("number", range(3), ids=["local, whole promotions", "s3, the deciding write", "s3, whole promotions"])
-def test_exactly_one_wins_each_round_and_the_history_has_no_gap_and_no_fork(results: tuple[list[Race], list[Outcome]], number: int) -> None:
+@pytest.mark.parametrize(
+    "number",
+    range(3),
+    ids=["local, whole promotions", "s3, the deciding write", "s3, whole promotions"],
+)
+def test_exactly_one_wins_each_round_and_the_history_has_no_gap_and_no_fork(
+    results: tuple[list[Race], list[Outcome]], number: int
+) -> None:
     races, outcomes = results
     race = races[number]
     mine = [outcome for outcome in outcomes if outcome[0] == race.name]
-    assert len({outcome[1:3] for outcome in mine}) == RACERS * race.rounds  # everybody took part in every round
+    # everybody took part in every round
+    assert len({outcome[1:3] for outcome in mine}) == RACERS * race.rounds
     winners = sorted((round_, me) for _, round_, me, became in mine if became == "won")
     assert [round_ for round_, _ in winners] == list(range(race.rounds))
-    entries = Registry(open_store(race.location).objects).read("m", "dev" if race.whole else "production").ref.entries  # checks the chain
-    assert [(entry.why, entry.who) for entry in entries] == [(f"round {round_}", f"racer {me}") for round_, me in winners]
-    assert [entry.digest for entry in entries] == [race.rivals[round_ % 2].candidate for round_, _ in winners]
+    # checks the chain
+    entries = (
+        Registry(open_store(race.location).objects)
+        .read("m", "dev" if race.whole else "production")
+        .ref.entries
+    )
+    assert [(entry.why, entry.who) for entry in entries] == [
+        (f"round {round_}", f"racer {me}") for round_, me in winners
+    ]
+    assert [entry.digest for entry in entries] == [
+        race.rivals[round_ % 2].candidate for round_, _ in winners
+    ]
     assert len({entry.id for entry in entries}) == race.rounds
     assert [entry.before for entry in entries] == [None, *(entry.hash for entry in entries[:-1])]
 
 
-def test_not_always_the_same_one_wins(results: tuple[list[Race], list[Outcome]], tmp_path: Path) -> None:
+def test_not_always_the_same_one_wins(
+    results: tuple[list[Race], list[Outcome]], tmp_path: Path
+) -> None:
     _, outcomes = results
-    assert len({me for _, _, me, became in outcomes if became == "won"}) > 3, "the rounds were no races"
+    assert len({me for _, _, me, became in outcomes if became == "won"}) > 3, (
+        "the rounds were no races"
+    )

@@ -1,4 +1,5 @@
-"""The registry: of those who write from the same reading exactly one wins, nothing of the history is lost, and no change of it is overlooked."""
+"""The registry: of those who write from the same reading exactly one wins, nothing of the history
+is lost, and no change of it is overlooked."""
 
 from __future__ import annotations
 
@@ -35,14 +36,27 @@ def served(number: int) -> Served:
 
 
 def promoted(registry: Registry, number: int, seen: Seen | None = None) -> Ref:
-    return registry.append(seen or registry.read("model", "dev"), served(number), action="promote", who="me", why="better")
+    return registry.append(
+        seen or registry.read("model", "dev"),
+        served(number),
+        action="promote",
+        who="me",
+        why="better",
+    )
 
 
 def rolled_back(registry: Registry, number: int | None = None) -> Ref:
     seen = registry.read("model", "dev")
     target = seen.ref.previous if number is None else number
     assert target is not None
-    return registry.append(seen, seen.ref.entries[target].served, action="rollback", who="me", why="worse", back_to=target)
+    return registry.append(
+        seen,
+        seen.ref.entries[target].served,
+        action="rollback",
+        who="me",
+        why="worse",
+        back_to=target,
+    )
 
 
 def current(registry: Registry) -> int:
@@ -53,7 +67,13 @@ def current(registry: Registry) -> int:
 
 def test_a_stage_that_nobody_promoted_to_is_empty(registry: Registry) -> None:
     seen = registry.read("model", "production")
-    assert (seen.ref.model, seen.ref.stage, seen.ref.current, seen.ref.previous, seen.version) == ("model", "production", None, None, None)
+    assert (seen.ref.model, seen.ref.stage, seen.ref.current, seen.ref.previous, seen.version) == (
+        "model",
+        "production",
+        None,
+        None,
+        None,
+    )
 
 
 def test_what_was_written_is_read_with_its_history(registry: Registry) -> None:
@@ -62,7 +82,9 @@ def test_what_was_written_is_read_with_its_history(registry: Registry) -> None:
         assert registry.read("model", "dev").ref == written
     entries = registry.read("model", "dev").ref.entries
     assert [entry.served for entry in entries] == [served(1), served(2), served(1)]
-    assert [(entry.who, entry.why, entry.action) for entry in entries] == [("me", "better", "promote")] * 3
+    assert [(entry.who, entry.why, entry.action) for entry in entries] == [
+        ("me", "better", "promote")
+    ] * 3
     assert sorted(entry.when for entry in entries) == [entry.when for entry in entries]
     assert [entry.before for entry in entries] == [None, entries[0].hash, entries[1].hash]
 
@@ -76,7 +98,9 @@ def test_a_stale_write_changes_nothing(registry: Registry) -> None:
     assert registry.objects.get(KEY) == before
 
 
-def test_setting_back_to_an_earlier_digest_still_makes_older_readings_stale(registry: Registry) -> None:
+def test_setting_back_to_an_earlier_digest_still_makes_older_readings_stale(
+    registry: Registry,
+) -> None:
     promoted(registry, 1)
     seen = registry.read("model", "dev")
     promoted(registry, 2)
@@ -86,10 +110,20 @@ def test_setting_back_to_an_earlier_digest_still_makes_older_readings_stale(regi
 
 
 def test_stages_and_models_are_independent_and_listed_in_order(registry: Registry) -> None:
-    for number, (model, stage) in enumerate([("b", "production"), ("a", "production"), ("a", "dev"), ("a", "staging")]):
-        registry.append(registry.read(model, stage), served(number), action="promote", who="me", why="")  # type: ignore[arg-type]
-    assert [(ref.model, ref.stage, ref.current and ref.current.digest) for ref in registry.refs()] == [
-        ("a", "dev", digest(2)), ("a", "staging", digest(3)), ("a", "production", digest(1)), ("b", "production", digest(0))]
+    for number, (model, stage) in enumerate(
+        [("b", "production"), ("a", "production"), ("a", "dev"), ("a", "staging")]
+    ):
+        registry.append(
+            registry.read(model, stage), served(number), action="promote", who="me", why=""
+        )  # type: ignore[arg-type]
+    assert [
+        (ref.model, ref.stage, ref.current and ref.current.digest) for ref in registry.refs()
+    ] == [
+        ("a", "dev", digest(2)),
+        ("a", "staging", digest(3)),
+        ("a", "production", digest(1)),
+        ("b", "production", digest(0)),
+    ]
 
 
 def test_a_model_name_cannot_leave_the_registry(registry: Registry) -> None:
@@ -102,7 +136,7 @@ def test_an_entry_that_names_no_artifact_is_not_made(registry: Registry) -> None
         Served(digest="latest", verdict=VERDICT, variant="w4a16", engine="turbomind")
 
 
-# -- the way back ------------------------------------------------------------------------------------------------------
+# -- the way back
 
 
 def test_rollbacks_are_like_undo(registry: Registry) -> None:
@@ -127,7 +161,9 @@ def test_a_rollback_to_anything_counts_from_there(registry: Registry) -> None:
 
 
 @given(st.lists(st.one_of(st.just("back"), st.integers(1, 9)), max_size=25))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
 def test_undo_is_a_stack(tmp_path_factory: pytest.TempPathFactory, moves: list[Any]) -> None:
     """Promotions push, rollbacks pop: the same as a plain list does it."""
     registry, stack = Registry(LocalObjects(tmp_path_factory.mktemp("undo"))), []
@@ -144,18 +180,29 @@ def test_undo_is_a_stack(tmp_path_factory: pytest.TempPathFactory, moves: list[A
 
 
 @pytest.mark.parametrize("back_to", [None, 2, 5])
-def test_a_rollback_to_what_was_not_there_is_not_written(registry: Registry, back_to: int | None) -> None:
+def test_a_rollback_to_what_was_not_there_is_not_written(
+    registry: Registry, back_to: int | None
+) -> None:
     promoted(registry, 1)
     promoted(registry, 2)
     before = registry.objects.get(KEY)
     with pytest.raises(ValidationError):
-        registry.append(registry.read("model", "dev"), served(1), action="rollback", who="me", why="", back_to=back_to)
+        registry.append(
+            registry.read("model", "dev"),
+            served(1),
+            action="rollback",
+            who="me",
+            why="",
+            back_to=back_to,
+        )
     with pytest.raises(ValidationError, match="is not what entry 0"):
-        registry.append(registry.read("model", "dev"), served(2), action="rollback", who="me", why="", back_to=0)
+        registry.append(
+            registry.read("model", "dev"), served(2), action="rollback", who="me", why="", back_to=0
+        )
     assert registry.objects.get(KEY) == before
 
 
-# -- changes behind our back -------------------------------------------------------------------------------------------
+# -- changes behind our back
 
 
 def history(length: int = 6) -> list[dict[str, Any]]:
@@ -164,27 +211,53 @@ def history(length: int = 6) -> list[dict[str, Any]]:
     for number in range(length):
         back = {"action": "rollback", "back_to": 1} if number == 4 else {"action": "promote"}
         what = entries[1].served if number == 4 else served(number)
-        entries.append(RefEntry.model_validate({
-            **what.model_dump(), **back, "id": f"{number:032x}", "who": f"me{number}", "why": "better", "when": f"2026-01-0{number + 1}T00:00:00Z",
-            "before": entries[-1].hash if entries else None}))
-    found: list[dict[str, Any]] = json.loads(Ref(model="model", stage="dev", entries=tuple(entries)).to_bytes())["entries"]
+        entries.append(
+            RefEntry.model_validate(
+                {
+                    **what.model_dump(),
+                    **back,
+                    "id": f"{number:032x}",
+                    "who": f"me{number}",
+                    "why": "better",
+                    "when": f"2026-01-0{number + 1}T00:00:00Z",
+                    "before": entries[-1].hash if entries else None,
+                }
+            )
+        )
+    found: list[dict[str, Any]] = json.loads(
+        Ref(model="model", stage="dev", entries=tuple(entries)).to_bytes()
+    )["entries"]
     return found
 
 
-def read_back(entries: list[dict[str, Any]], folder: Path, more: dict[str, Any] | None = None) -> Ref:
+def read_back(
+    entries: list[dict[str, Any]], folder: Path, more: dict[str, Any] | None = None
+) -> Ref:
     """A ref's file with these entries, and the hash over the newest one as it was in `history`."""
     objects, head = LocalObjects(folder), hashlib.sha256(canonical_json(history()[-1])).hexdigest()
-    objects.swap(KEY, canonical_json({"model": "model", "stage": "dev", "entries": entries, "head": head} | (more or {})), seen=None)
+    objects.swap(
+        KEY,
+        canonical_json(
+            {"model": "model", "stage": "dev", "entries": entries, "head": head} | (more or {})
+        ),
+        seen=None,
+    )
     return Registry(objects).read("model", "dev").ref
 
 
 def test_the_history_of_these_tests_is_sound(tmp_path: Path) -> None:
-    assert [entry.who for entry in read_back(history(), tmp_path).entries] == [f"me{number}" for number in range(6)]
+    assert [entry.who for entry in read_back(history(), tmp_path).entries] == [
+        f"me{number}" for number in range(6)
+    ]
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
-def test_an_entry_that_was_removed_changed_moved_or_put_in_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150
+)
+def test_an_entry_that_was_removed_changed_moved_or_put_in_is_found(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """The newest too; but whoever may write to the store can write a whole new file."""
     entries = history()
     place = data.draw(st.integers(0, len(entries) - 1), label="place")
@@ -192,24 +265,48 @@ def test_an_entry_that_was_removed_changed_moved_or_put_in_is_found(tmp_path_fac
     if how == "remove":
         del entries[place]
     elif how == "change":
-        field, value = data.draw(st.sampled_from([
-            ("digest", "a" * 64), ("verdict", "b" * 64), ("variant", "fp16"), ("engine", "pytorch"), ("who", "mallory"), ("why", "worse"),
-            ("when", "2030-01-01T00:00:00Z"), ("forced", "hurry"), ("approved_by", "mallory"), ("id", "e" * 32), ("before", "c" * 64)]))
+        field, value = data.draw(
+            st.sampled_from(
+                [
+                    ("digest", "a" * 64),
+                    ("verdict", "b" * 64),
+                    ("variant", "fp16"),
+                    ("engine", "pytorch"),
+                    ("who", "mallory"),
+                    ("why", "worse"),
+                    ("when", "2030-01-01T00:00:00Z"),
+                    ("forced", "hurry"),
+                    ("approved_by", "mallory"),
+                    ("id", "e" * 32),
+                    ("before", "c" * 64),
+                ]
+            )
+        )
         entries[place][field] = value
     elif how == "swap":
-        other = data.draw(st.integers(0, len(entries) - 1).filter(lambda number: number != place), label="other")
+        other = data.draw(
+            st.integers(0, len(entries) - 1).filter(lambda number: number != place), label="other"
+        )
         entries[place], entries[other] = entries[other], entries[place]
     elif how == "insert":
-        entries.insert(place, {**entries[place], "id": "e" * 32, "action": "promote", "back_to": None})
+        entries.insert(
+            place, {**entries[place], "id": "e" * 32, "action": "promote", "back_to": None}
+        )
     else:
-        entries.insert(place, dict(entries[data.draw(st.integers(0, len(entries) - 1), label="which")]))
+        entries.insert(
+            place, dict(entries[data.draw(st.integers(0, len(entries) - 1), label="which")])
+        )
     with pytest.raises(ArtifactDamaged, match="ref model/dev"):
         read_back(entries, tmp_path_factory.mktemp("changed"))
 
 
 @given(st.binary(max_size=80))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-def test_a_file_that_is_no_ref_is_found(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+def test_a_file_that_is_no_ref_is_found(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     objects = LocalObjects(tmp_path_factory.mktemp("bytes"))
     objects.swap(KEY, content, seen=None)
     with pytest.raises(ArtifactDamaged):
@@ -222,9 +319,23 @@ def test_a_ref_under_another_name_is_found(tmp_path: Path, model: str, stage: st
         read_back(history(), tmp_path, {"model": model, "stage": stage})
 
 
-@pytest.mark.parametrize("more", [{"extra": 1}, {"head": None}, {"head": 1}, {"head": "a" * 64}, {"entries": []}, {"entries": "none"},
-                                  {"entries": [{}]}, {"stage": "live"}, {"model": "../up"}])
-def test_a_ref_with_more_or_less_than_one_has_is_found(tmp_path: Path, more: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"extra": 1},
+        {"head": None},
+        {"head": 1},
+        {"head": "a" * 64},
+        {"entries": []},
+        {"entries": "none"},
+        {"entries": [{}]},
+        {"stage": "live"},
+        {"model": "../up"},
+    ],
+)
+def test_a_ref_with_more_or_less_than_one_has_is_found(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
     with pytest.raises(ArtifactDamaged):
         read_back(history(), tmp_path, more)
 
@@ -239,8 +350,12 @@ class Deaf(LocalObjects):
         raise StaleRef("moved", where=key)
 
 
-def test_a_write_whose_answer_was_lost_is_a_success_even_if_somebody_has_gone_on(tmp_path: Path) -> None:
+def test_a_write_whose_answer_was_lost_is_a_success_even_if_somebody_has_gone_on(
+    tmp_path: Path,
+) -> None:
     registry = Registry(Deaf(tmp_path))
-    written = registry.append(registry.read("m", "dev"), served(1), action="promote", who="me", why="first")
+    written = registry.append(
+        registry.read("m", "dev"), served(1), action="promote", who="me", why="first"
+    )
     assert [entry.who for entry in written.entries] == ["me"]
     assert [entry.who for entry in registry.read("m", "dev").ref.entries] == ["me", "other"]

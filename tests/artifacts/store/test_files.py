@@ -1,4 +1,5 @@
-"""Files appear whole or not at all, links name the same bytes, and a damaged safetensors file is found by its length."""
+"""Files appear whole or not at all, links name the same bytes, and a damaged safetensors file is
+found by its length."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ from configs.errors import DiskFull, SourceError
 from configs.paths import PROJECT
 
 TENSORS: dict[str, np.ndarray[Any, Any]] = {
-    "embed": np.arange(60, dtype=np.float32).reshape(3, 4, 5), "norm": np.ones(7, dtype=np.float16), "empty": np.zeros((0, 3), np.int64)}
+    "embed": np.arange(60, dtype=np.float32).reshape(3, 4, 5),
+    "norm": np.ones(7, dtype=np.float16),
+    "empty": np.zeros((0, 3), np.int64),
+}
 WHOLE = save(TENSORS, metadata={"format": "pt"})
 
 
@@ -38,7 +42,12 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     def mount(options: str) -> Path:
         folder = tmp_path / f"tmpfs-{len(mounts)}"
         folder.mkdir()
-        if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
+        if (
+            os.geteuid() != 0
+            or subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True
+            ).returncode
+        ):
             pytest.skip("only root with the right to mount can make a full disk")
         mounts.append(folder)
         return folder
@@ -65,7 +74,9 @@ def test_a_header_has_the_tensors_that_the_library_reads(tmp_path: Path) -> None
     path.write_bytes(WHOLE)
     with safe_open(path, framework="np") as library:
         slices = {name: library.get_slice(name) for name in library.keys()}  # noqa: SIM118 (no mapping)
-        expected = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+        expected = {
+            name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
+        }
     assert files.safetensors_header(path) == expected
 
 
@@ -87,12 +98,19 @@ def test_random_bytes_are_no_safetensors_file(data: bytes) -> None:
         header_of(data)
 
 
-@pytest.mark.parametrize("data", [
-    with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}, b"123"),
-    with_header({"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}, b"1234"),
-    with_header({"a": {"dtype": "F32", "shape": [1]}}, b"1234"), with_header({"a": None}), with_header([1]), with_header({"a": {}}),
-    struct.pack("<Q", 200_000) + b"[" * 200_000,
-], ids=["text offsets", "scalar shape", "no offsets", "null", "list", "nothing", "deep"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}, b"123"),
+        with_header({"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}, b"1234"),
+        with_header({"a": {"dtype": "F32", "shape": [1]}}, b"1234"),
+        with_header({"a": None}),
+        with_header([1]),
+        with_header({"a": {}}),
+        struct.pack("<Q", 200_000) + b"[" * 200_000,
+    ],
+    ids=["text offsets", "scalar shape", "no offsets", "null", "list", "nothing", "deep"],
+)
 def test_a_header_of_the_wrong_shape_is_a_source_error(data: bytes) -> None:
     with pytest.raises(SourceError):
         header_of(data)
@@ -110,7 +128,11 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
 def test_a_copy_is_hashed_on_the_way_and_never_overwrites(tmp_path: Path) -> None:
     source, target, data = tmp_path / "a", tmp_path / "b", os.urandom(files.CHUNK + 1)
     source.write_bytes(data)
-    assert files.copy_hashed(source, target) == files.sha256_file(target) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (
+        files.copy_hashed(source, target)
+        == files.sha256_file(target)
+        == (len(data), hashlib.sha256(data).hexdigest())
+    )
     source.write_bytes(b"other")
     with pytest.raises(FileExistsError):
         files.copy_hashed(source, target)
@@ -132,7 +154,9 @@ def test_a_reader_and_a_kill_see_old_content_or_new_never_a_part(tmp_path: Path)
     path, whole = tmp_path / "ref.json", {b"a" * 300_000, b"b" * 300_000}
     path.write_bytes(b"a" * 300_000)
     for _ in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, path], cwd=PROJECT, stdout=subprocess.PIPE)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, path], cwd=PROJECT, stdout=subprocess.PIPE
+        )
         assert writer.stdout is not None and writer.stdout.readline()
         seen: set[bytes] = set()
         deadline = time.monotonic() + 20
@@ -185,7 +209,9 @@ def test_a_link_on_one_device_is_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "target").stat().st_ino == (tmp_path / "source").stat().st_ino
 
 
-def test_a_link_across_devices_is_a_symlink_to_the_file_itself(tmp_path: Path, elsewhere: Path) -> None:
+def test_a_link_across_devices_is_a_symlink_to_the_file_itself(
+    tmp_path: Path, elsewhere: Path
+) -> None:
     (elsewhere / "source").write_bytes(b"data")
     (elsewhere / "alias").symlink_to("source")
     files.link_or_symlink(elsewhere / "alias", tmp_path / "target")

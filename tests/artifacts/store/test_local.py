@@ -1,4 +1,5 @@
-"""The local store: what is committed can be opened and verified, damage is found and healed, and a kill leaves nothing broken."""
+"""The local store: what is committed can be opened and verified, damage is found and healed, and a
+kill leaves nothing broken."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from artifacts.store.local import LocalStore, Problem
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull
 from configs.paths import PROJECT
 
-CONTENT = {"config.json": b"{}", "weights/a.safetensors": b"a" * 5000, "weights/b.safetensors": b"b" * 5000}
+CONTENT = {
+    "config.json": b"{}",
+    "weights/a.safetensors": b"a" * 5000,
+    "weights/b.safetensors": b"b" * 5000,
+}
 
 
 @pytest.fixture
@@ -63,12 +68,15 @@ def tmp_of(store: LocalStore) -> list[Path]:
     return list((store.root / "tmp").iterdir())
 
 
-# -- committing and reading --------------------------------------------------------------------------------------
+# -- committing and reading
 
 
 def test_what_is_committed_is_opened_and_verified(store: LocalStore) -> None:
     artifact = store.open(commit(store).digest)
-    assert {path.relative_to(artifact.path).as_posix(): path.read_bytes() for path in artifact.path.rglob("*.*")} == CONTENT
+    assert {
+        path.relative_to(artifact.path).as_posix(): path.read_bytes()
+        for path in artifact.path.rglob("*.*")
+    } == CONTENT
     assert store.verify(artifact.digest) == []
     assert store.digests() == [artifact.digest]
     assert tmp_of(store) == []
@@ -90,9 +98,15 @@ def test_parents_and_recipe_are_part_of_the_artifact(store: LocalStore) -> None:
     base = commit(store)
     with store.staging() as staging:
         staging.write("config.json", b"{}")
-        child = store.commit(staging, "w4a16", parents=[Parent(role="model", digest=base.digest)], recipe={"seed": 1})
+        child = store.commit(
+            staging, "w4a16", parents=[Parent(role="model", digest=base.digest)], recipe={"seed": 1}
+        )
     manifest = store.manifest(child.digest)
-    assert (manifest.kind, manifest.parent("model"), manifest.recipe) == ("w4a16", base.digest, {"seed": 1})
+    assert (manifest.kind, manifest.parent("model"), manifest.recipe) == (
+        "w4a16",
+        base.digest,
+        {"seed": 1},
+    )
 
 
 def test_files_in_an_artifact_are_read_only(store: LocalStore) -> None:
@@ -111,7 +125,12 @@ def test_a_failed_stage_leaves_nothing(store: LocalStore) -> None:
 def test_a_full_disk_leaves_no_artifact(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
+        ).returncode
+    ):
         pytest.skip("only root with the right to mount can make a full disk")
     try:
         store = LocalStore(folder / "store")
@@ -123,7 +142,9 @@ def test_a_full_disk_leaves_no_artifact(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_writing_a_name_twice_is_refused_and_cannot_reach_a_borrowed_file(store: LocalStore, tmp_path: Path) -> None:
+def test_writing_a_name_twice_is_refused_and_cannot_reach_a_borrowed_file(
+    store: LocalStore, tmp_path: Path
+) -> None:
     source = tmp_path / "config.json"
     source.write_bytes(b"theirs")
     with store.staging() as staging:
@@ -140,7 +161,9 @@ def test_a_gone_tree_is_rebuilt(store: LocalStore) -> None:
     assert (store.open(artifact.digest).path / "config.json").read_bytes() == b"{}"
 
 
-def test_a_tree_that_cannot_be_rebuilt_names_the_missing_file_and_leaves_nothing(store: LocalStore) -> None:
+def test_a_tree_that_cannot_be_rebuilt_names_the_missing_file_and_leaves_nothing(
+    store: LocalStore,
+) -> None:
     artifact = commit(store)
     shutil.rmtree(artifact.path)
     blob_of(store, "weights/a.safetensors").unlink()
@@ -150,10 +173,12 @@ def test_a_tree_that_cannot_be_rebuilt_names_the_missing_file_and_leaves_nothing
     assert tmp_of(store) == []
 
 
-# -- files of somebody else --------------------------------------------------------------------------------------
+# -- files of somebody else
 
 
-def test_a_borrowed_file_is_linked_and_its_mode_is_untouched(store: LocalStore, tmp_path: Path) -> None:
+def test_a_borrowed_file_is_linked_and_its_mode_is_untouched(
+    store: LocalStore, tmp_path: Path
+) -> None:
     source = tmp_path / "model" / "weights"
     source.parent.mkdir()
     source.write_bytes(b"data")
@@ -164,7 +189,9 @@ def test_a_borrowed_file_is_linked_and_its_mode_is_untouched(store: LocalStore, 
     assert store.verify(artifact.digest) == []
 
 
-def test_a_file_borrowed_from_another_device_is_not_copied(store: LocalStore, elsewhere: Path) -> None:
+def test_a_file_borrowed_from_another_device_is_not_copied(
+    store: LocalStore, elsewhere: Path
+) -> None:
     (elsewhere / "weights").write_bytes(b"data")
     artifact = borrow(store, elsewhere)
     assert (artifact.path / "weights").resolve() == elsewhere / "weights"
@@ -172,7 +199,9 @@ def test_a_file_borrowed_from_another_device_is_not_copied(store: LocalStore, el
 
 
 @pytest.mark.parametrize("device", ["tmp_path", "elsewhere"])
-def test_a_borrowed_file_that_its_owner_changes_is_found(store: LocalStore, device: str, request: pytest.FixtureRequest) -> None:
+def test_a_borrowed_file_that_its_owner_changes_is_found(
+    store: LocalStore, device: str, request: pytest.FixtureRequest
+) -> None:
     source = request.getfixturevalue(device) / "model" / "weights"
     source.parent.mkdir()
     source.write_bytes(b"data")
@@ -181,7 +210,7 @@ def test_a_borrowed_file_that_its_owner_changes_is_found(store: LocalStore, devi
     assert store.verify(artifact.digest) == [Problem("changed", "weights")]
 
 
-# -- damage ------------------------------------------------------------------------------------------------------
+# -- damage
 
 
 def test_a_flipped_byte_is_found(store: LocalStore) -> None:
@@ -231,7 +260,10 @@ def test_every_problem_is_named(store: LocalStore) -> None:
     flip_a_byte(artifact.path / "weights" / "a.safetensors")
     (artifact.path / "weights" / "b.safetensors").unlink()
     (artifact.path / "new").write_bytes(b"")
-    with pytest.raises(ArtifactDamaged, match=r"extra: new; changed: weights/a\.safetensors; missing: weights/b\.safetensors"):
+    with pytest.raises(
+        ArtifactDamaged,
+        match=r"extra: new; changed: weights/a\.safetensors; missing: weights/b\.safetensors",
+    ):
         store.require_whole(artifact.digest)
 
 
@@ -241,12 +273,21 @@ def test_committing_the_same_content_heals(store: LocalStore, place: str) -> Non
     if place == "both":  # one file under two names
         flip_a_byte(artifact.path / "weights" / "a.safetensors")
     else:
-        replace(artifact.path / "weights/a.safetensors" if place == "tree" else blob_of(store, "weights/a.safetensors"), b"other")
+        replace(
+            (
+                artifact.path / "weights/a.safetensors"
+                if place == "tree"
+                else blob_of(store, "weights/a.safetensors")
+            ),
+            b"other",
+        )
     assert store.verify(artifact.digest) == [Problem("changed", "weights/a.safetensors")]
     assert commit(store).digest == artifact.digest
     assert store.verify(artifact.digest) == []
     assert blob_of(store, "weights/a.safetensors").read_bytes() == CONTENT["weights/a.safetensors"]
-    assert (artifact.path / "weights" / "a.safetensors").read_bytes() == CONTENT["weights/a.safetensors"]
+    assert (artifact.path / "weights" / "a.safetensors").read_bytes() == CONTENT[
+        "weights/a.safetensors"
+    ]
 
 
 def test_a_healed_blob_does_not_hide_the_damage_in_another_tree(store: LocalStore) -> None:
@@ -270,7 +311,7 @@ def test_an_unknown_digest_is_missing(store: LocalStore) -> None:
         store.open("0" * 64)
 
 
-# -- pushing -----------------------------------------------------------------------------------------------------
+# -- pushing
 
 
 def test_a_push_is_verified_and_linked(store: LocalStore, tmp_path: Path) -> None:
@@ -279,7 +320,9 @@ def test_a_push_is_verified_and_linked(store: LocalStore, tmp_path: Path) -> Non
     assert target.manifest(artifact.digest) == store.manifest(artifact.digest)
     assert target.verify(artifact.digest) == []
     for name in CONTENT:
-        assert (target.open(artifact.digest).path / name).stat().st_ino == (artifact.path / name).stat().st_ino
+        assert (target.open(artifact.digest).path / name).stat().st_ino == (
+            artifact.path / name
+        ).stat().st_ino
     assert tmp_of(target) == []
 
 
@@ -299,7 +342,9 @@ def test_a_blob_that_is_there_is_not_sent_again(store: LocalStore, elsewhere: Pa
     assert {name: blob_of(target, name).stat().st_ino for name in CONTENT} == before
 
 
-def test_a_push_heals_a_blob_that_is_damaged_at_the_target(store: LocalStore, elsewhere: Path) -> None:
+def test_a_push_heals_a_blob_that_is_damaged_at_the_target(
+    store: LocalStore, elsewhere: Path
+) -> None:
     artifact, target = commit(store), LocalStore(elsewhere / "target")
     target.push(store, artifact.digest)
     flip_a_byte(blob_of(target, "config.json"))
@@ -309,7 +354,9 @@ def test_a_push_heals_a_blob_that_is_damaged_at_the_target(store: LocalStore, el
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 @pytest.mark.parametrize("device", ["tmp_path", "elsewhere"])
-def test_a_damaged_artifact_is_not_pushed(store: LocalStore, damage: str, device: str, request: pytest.FixtureRequest) -> None:
+def test_a_damaged_artifact_is_not_pushed(
+    store: LocalStore, damage: str, device: str, request: pytest.FixtureRequest
+) -> None:
     artifact, target = commit(store), LocalStore(request.getfixturevalue(device) / "target")
     blob = blob_of(store, "weights/b.safetensors")
     blob.unlink() if damage == "missing" else flip_a_byte(blob)
@@ -320,7 +367,7 @@ def test_a_damaged_artifact_is_not_pushed(store: LocalStore, damage: str, device
     assert tmp_of(target) == []
 
 
-# -- processes that die, and that meet ---------------------------------------------------------------------------
+# -- processes that die, and that meet
 
 WRITER = """
 import random, sys
@@ -340,7 +387,11 @@ while True:
 def test_a_kill_at_any_moment_leaves_only_whole_artifacts(store: LocalStore) -> None:
     moments, left_behind = random.Random(0), 0
     for number in range(20):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, store.root, str(number)], cwd=PROJECT, stdout=subprocess.PIPE)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, store.root, str(number)],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+        )
         assert writer.stdout is not None and writer.stdout.readline()
         time.sleep(moments.uniform(0, 0.1))
         writer.kill()
@@ -359,8 +410,19 @@ def test_a_kill_at_any_moment_leaves_only_whole_artifacts(store: LocalStore) -> 
 def test_sweeping_spares_the_living(store: LocalStore) -> None:
     with store.staging() as staging:
         staging.write("config.json", b"{}")
-        subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from artifacts.store.local import LocalStore\n"
-                        "LocalStore(Path(sys.argv[1])).sweep()", store.root], cwd=PROJECT, check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                (
+                    "import sys; from pathlib import Path; from artifacts.store.local import"
+                    " LocalStore\nLocalStore(Path(sys.argv[1])).sweep()"
+                ),
+                store.root,
+            ],
+            cwd=PROJECT,
+            check=True,
+        )
         assert staging.names() == ["config.json"]
 
 
@@ -380,8 +442,17 @@ for _ in range(60):
 
 
 def test_processes_that_commit_the_same_at_once_all_succeed(store: LocalStore) -> None:
-    writers = [subprocess.Popen([sys.executable, "-c", SAME, store.root], cwd=PROJECT, text=True, stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAME, store.root],
+            cwd=PROJECT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
     for writer in writers:
         assert writer.stdout is not None and writer.stdout.readline()
     answers = []

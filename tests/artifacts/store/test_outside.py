@@ -1,4 +1,5 @@
-"""A store from elsewhere: what lies in it may be a link to anything. Nothing of this machine gets in, and nothing points out."""
+"""A store from elsewhere: what lies in it may be a link to anything. Nothing of this machine gets
+in, and nothing points out."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Outside:
-    """A store whose maker has placed every file by hand, and a file of the user's own with known content."""
+    """A store whose maker has placed every file by hand, and a file of the user's own with known
+    content."""
 
     def __init__(self, folder: Path) -> None:
         self.store, self.own = LocalStore(folder / "outside"), folder / "home" / "own.txt"
@@ -30,7 +32,9 @@ class Outside:
         self.digest = self.manifest("weights")
 
     def manifest(self, path: str, sha256: str = SHA, size: int = len(CONTENT)) -> str:
-        made = Manifest.model_validate({"kind": "fp16", "files": [{"path": path, "size": size, "sha256": sha256}]})
+        made = Manifest.model_validate(
+            {"kind": "fp16", "files": [{"path": path, "size": size, "sha256": sha256}]}
+        )
         target = self.store.manifest_path(made.digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(made.to_bytes())
@@ -53,11 +57,23 @@ def nothing_points_out(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("take", [lambda ours, theirs, digest: ours.push(theirs, digest), lambda ours, theirs, digest: theirs.pull(digest, ours)],
-                         ids=["push", "pull"])
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda ours, theirs, digest: ours.push(theirs, digest),
+        lambda ours, theirs, digest: theirs.pull(digest, ours),
+    ],
+    ids=["push", "pull"],
+)
 def test_a_blob_that_is_a_link_is_copied_and_the_file_behind_it_stays_its_owners(
-        outside: Outside, store: LocalStore, relative: bool, take: Callable[[LocalStore, LocalStore, str], object]) -> None:
-    outside.blob.symlink_to(os.path.relpath(outside.own, outside.blob.parent) if relative else outside.own)
+    outside: Outside,
+    store: LocalStore,
+    relative: bool,
+    take: Callable[[LocalStore, LocalStore, str], object],
+) -> None:
+    outside.blob.symlink_to(
+        os.path.relpath(outside.own, outside.blob.parent) if relative else outside.own
+    )
     take(store, outside.store, outside.digest)
     nothing_points_out(store)
     assert store.verify(outside.digest) == [] and not store.blob(SHA).samefile(outside.own)
@@ -66,13 +82,19 @@ def test_a_blob_that_is_a_link_is_copied_and_the_file_behind_it_stays_its_owners
     assert store.verify(outside.digest) == []
 
 
-def test_a_blob_that_is_a_link_to_something_else_is_refused_and_nothing_of_it_is_kept(outside: Outside, store: LocalStore) -> None:
+def test_a_blob_that_is_a_link_to_something_else_is_refused_and_nothing_of_it_is_kept(
+    outside: Outside, store: LocalStore
+) -> None:
     outside.own.write_bytes(CONTENT[::-1])
     outside.blob.symlink_to(outside.own)
     with pytest.raises(ArtifactDamaged, match="changed: weights"):
         store.push(outside.store, outside.digest)
-    assert not store.has(outside.digest) and not [path for path in store.root.rglob("*") if path.is_file() and path.name != ".lock"]
-    assert [str(problem) for problem in outside.store.verify(outside.digest)] == [f"changed: {outside.blob}"]
+    assert not store.has(outside.digest) and not [
+        path for path in store.root.rglob("*") if path.is_file() and path.name != ".lock"
+    ]
+    assert [str(problem) for problem in outside.store.verify(outside.digest)] == [
+        f"changed: {outside.blob}"
+    ]
 
 
 def fifo(path: Path, outside: Outside) -> None:
@@ -80,13 +102,31 @@ def fifo(path: Path, outside: Outside) -> None:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("place", [lambda path, outside: path.symlink_to("/dev/zero"), lambda path, outside: path.symlink_to("/proc/version"), fifo,
-                                   lambda path, outside: path.symlink_to(outside.own.parent), lambda path, outside: path.mkdir(),
-                                   lambda path, outside: path.symlink_to(path.name), lambda path, outside: path.symlink_to("/nowhere")],
-                         ids=["endless", "of no size, with content", "fifo", "link to a folder", "folder", "link to itself", "dangling"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda path, outside: path.symlink_to("/dev/zero"),
+        lambda path, outside: path.symlink_to("/proc/version"),
+        fifo,
+        lambda path, outside: path.symlink_to(outside.own.parent),
+        lambda path, outside: path.mkdir(),
+        lambda path, outside: path.symlink_to(path.name),
+        lambda path, outside: path.symlink_to("/nowhere"),
+    ],
+    ids=[
+        "endless",
+        "of no size, with content",
+        "fifo",
+        "link to a folder",
+        "folder",
+        "link to itself",
+        "dangling",
+    ],
+)
 @pytest.mark.parametrize("empty", [False, True], ids=["", "of no bytes"])
 def test_a_blob_that_is_no_file_is_refused_and_never_waited_for(
-        outside: Outside, store: LocalStore, place: Callable[[Path, Outside], None], empty: bool) -> None:
+    outside: Outside, store: LocalStore, place: Callable[[Path, Outside], None], empty: bool
+) -> None:
     """Of no bytes: so large does every device say that it is."""
     sha256 = hashlib.sha256(b"" if empty else CONTENT).hexdigest()
     digest = outside.manifest("weights", sha256, 0 if empty else len(CONTENT))
@@ -107,7 +147,9 @@ def test_a_manifest_that_never_ends_is_refused(outside: Outside) -> None:
         outside.store.manifest("a" * 64)
 
 
-def test_a_manifest_larger_than_any_is_refused_even_if_its_name_is_its_hash(outside: Outside) -> None:
+def test_a_manifest_larger_than_any_is_refused_even_if_its_name_is_its_hash(
+    outside: Outside,
+) -> None:
     data = b" " * (MAX_BYTES + 1)
     path = outside.store.manifest_path(hashlib.sha256(data).hexdigest())
     path.write_bytes(data)
@@ -115,7 +157,9 @@ def test_a_manifest_larger_than_any_is_refused_even_if_its_name_is_its_hash(outs
         outside.store.manifest(path.stem)
 
 
-def test_a_tree_that_leads_out_is_found_and_its_pull_has_a_tree_of_its_own(outside: Outside, store: LocalStore) -> None:
+def test_a_tree_that_leads_out_is_found_and_its_pull_has_a_tree_of_its_own(
+    outside: Outside, store: LocalStore
+) -> None:
     outside.blob.write_bytes(CONTENT)
     tree = outside.store.tree(outside.digest)
     tree.mkdir(parents=True)
@@ -123,13 +167,20 @@ def test_a_tree_that_leads_out_is_found_and_its_pull_has_a_tree_of_its_own(outsi
     secret.write_bytes(b"secret")
     (tree / "weights").symlink_to(secret)
     (tree / "more").symlink_to(outside.own.parent)
-    assert sorted(map(str, outside.store.verify(outside.digest))) == ["changed: weights", "extra: more"]
+    assert sorted(map(str, outside.store.verify(outside.digest))) == [
+        "changed: weights",
+        "extra: more",
+    ]
     pulled = outside.store.pull(outside.digest, store)
-    assert (pulled.path / "weights").read_bytes() == CONTENT and sorted(path.name for path in pulled.path.iterdir()) == ["weights"]
+    assert (pulled.path / "weights").read_bytes() == CONTENT and sorted(
+        path.name for path in pulled.path.iterdir()
+    ) == ["weights"]
     nothing_points_out(store)
 
 
-def test_a_link_in_place_of_the_targets_tree_is_replaced_and_not_written_through(outside: Outside, store: LocalStore) -> None:
+def test_a_link_in_place_of_the_targets_tree_is_replaced_and_not_written_through(
+    outside: Outside, store: LocalStore
+) -> None:
     outside.blob.write_bytes(CONTENT)
     store.tree(outside.digest).parent.mkdir(parents=True)
     store.tree(outside.digest).symlink_to(outside.own.parent)

@@ -40,7 +40,13 @@ def test_a_prefix_of_two_artifacts_names_neither_and_the_same_one_twice_is_one()
 def commit(store: LocalStore, name: str, *parents: str) -> str:
     with store.staging() as staging:
         staging.write(name, name.encode())
-        return store.commit(staging, "fp16", parents=[Parent(role=f"p{number}", digest=digest) for number, digest in enumerate(parents)]).digest
+        return store.commit(
+            staging,
+            "fp16",
+            parents=[
+                Parent(role=f"p{number}", digest=digest) for number, digest in enumerate(parents)
+            ],
+        ).digest
 
 
 def test_lineage_has_ancestors_first_and_each_once(tmp_path: Path) -> None:

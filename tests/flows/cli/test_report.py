@@ -1,4 +1,5 @@
-"""`lmflows report` finds the page of a run or an artifact, opens or copies it, and says clearly why it cannot."""
+"""`lmflows report` finds the page of a run or an artifact, opens or copies it, and says clearly why
+it cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from tasks.runner.step import Context
 from tests.support import stories
 from tests.support.stories import Site
 
-IDS = ("0a1b2c3d-0000-4000-8000-000000000001", "0a1b2c3d-1111-4000-8000-000000000002", "ffeeddcc-2222-4000-8000-000000000003")
+IDS = (
+    "0a1b2c3d-0000-4000-8000-000000000001",
+    "0a1b2c3d-1111-4000-8000-000000000002",
+    "ffeeddcc-2222-4000-8000-000000000003",
+)
 
 
 @pytest.fixture
@@ -35,13 +40,23 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def ran(site: Site, number: int, *, name: str = "smollm2", outcome: str = "PASS") -> tuple[str, str]:
+def ran(
+    site: Site, number: int, *, name: str = "smollm2", outcome: str = "PASS"
+) -> tuple[str, str]:
     """The folder and the report's digest of a run that has finished, the n-th of this machine."""
     told = report(site.minimal(seed=number, **stories.OUTCOMES[outcome]), Context(site.store))
     folder = paths.runs() / f"20260101-00000{number}-{name}-{IDS[number][:8]}"
     folder.mkdir(parents=True)
-    (folder / cli_report.SUMMARY).write_text(json.dumps({
-        "name": name, "flow_run_id": IDS[number], "report": told.report.digest, "verdict": told.verdict.outcome}))
+    (folder / cli_report.SUMMARY).write_text(
+        json.dumps(
+            {
+                "name": name,
+                "flow_run_id": IDS[number],
+                "report": told.report.digest,
+                "verdict": told.verdict.outcome,
+            }
+        )
+    )
     return folder.name, told.report.digest
 
 
@@ -54,11 +69,20 @@ def call(*words: str) -> tuple[str, Exception | None]:
 
 
 def test_a_run_is_found_by_name_folder_and_id(site: Site) -> None:
-    (first, one), (_, two), (_, other) = ran(site, 0), ran(site, 1), ran(site, 2, name="internlm2", outcome="FAIL")
+    (first, one), (_, two), (_, other) = (
+        ran(site, 0),
+        ran(site, 1),
+        ran(site, 2, name="internlm2", outcome="FAIL"),
+    )
     tree = {digest: site.store.tree(digest) / "report.html" for digest in (one, two, other)}
     assert cli_report.find_page("smollm2") == tree[two]  # its latest
     assert cli_report.find_page(first) == tree[one]
-    assert cli_report.find_page(IDS[2]) == cli_report.find_page("FFEEDD") == cli_report.find_page("internlm2") == tree[other]
+    assert (
+        cli_report.find_page(IDS[2])
+        == cli_report.find_page("FFEEDD")
+        == cli_report.find_page("internlm2")
+        == tree[other]
+    )
 
 
 def test_a_report_is_found_by_its_digest(site: Site) -> None:
@@ -84,7 +108,8 @@ def test_the_page_is_opened_and_its_path_is_told(site: Site, opened: list[str]) 
 
 @pytest.mark.parametrize("options", [["--no-open"], []])
 def test_nothing_is_opened_if_not_wanted_or_where_nobody_would_see_it(
-        site: Site, opened: list[str], monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    site: Site, opened: list[str], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
     ran(site, 0)
     if not options:
         for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
@@ -114,12 +139,25 @@ def test_a_copy_to_nowhere_is_an_error(site: Site, tmp_path: Path) -> None:
 def test_several_matches_are_named(site: Site) -> None:
     folders = [ran(site, 0)[0], ran(site, 1)[0]]
     _, error = call("0a1b2c3d")
-    assert isinstance(error, ArtifactMissing) and "2 runs match '0a1b2c3d'" in str(error) and all(folder in str(error) for folder in folders)
+    assert (
+        isinstance(error, ArtifactMissing)
+        and "2 runs match '0a1b2c3d'" in str(error)
+        and all(folder in str(error) for folder in folders)
+    )
 
 
-@pytest.mark.parametrize(("word", "problem"), [
-    ("gpt-5", "no finished run and no artifact is called 'gpt-5' -> runs with a report: smollm2"), ("", "no finished run and no artifact"),
-    ("00c0ffee", "no artifact starts with '00c0ffee'"), ("../../etc", "no finished run and no artifact")])
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        (
+            "gpt-5",
+            "no finished run and no artifact is called 'gpt-5' -> runs with a report: smollm2",
+        ),
+        ("", "no finished run and no artifact"),
+        ("00c0ffee", "no artifact starts with '00c0ffee'"),
+        ("../../etc", "no finished run and no artifact"),
+    ],
+)
 def test_no_match_says_what_there_is(site: Site, word: str, problem: str) -> None:
     ran(site, 0)
     _, error = call(word)
@@ -134,7 +172,11 @@ def test_an_empty_machine_says_so(home: Path) -> None:
 def test_what_is_no_report_leads_to_the_one_about_it(site: Site) -> None:
     _, digest = ran(site, 0)
     _, error = call(site.candidate.digest)
-    assert isinstance(error, ConfigError) and "is not a report but of kind w4a16" in str(error) and f"`lmflows report {digest[:12]}`" in str(error)
+    assert (
+        isinstance(error, ConfigError)
+        and "is not a report but of kind w4a16" in str(error)
+        and f"`lmflows report {digest[:12]}`" in str(error)
+    )
     _, error = call(site.texts.short)
     assert isinstance(error, ConfigError) and f"`lmflows show {site.texts.short}`" in str(error)
 

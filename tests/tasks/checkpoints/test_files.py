@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
@@ -70,7 +77,9 @@ def test_a_truncated_weight_file_is_refused(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_missing_shard_is_named(folder: Path, tmp_path: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "model-00002-of-00002.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "model-00002-of-00002.safetensors"}})
+    )
     with pytest.raises(SourceError, match="model-00002-of-00002"):
         fetch(tmp_path, folder)
 
@@ -86,7 +95,9 @@ def test_a_pickle_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
 
 def test_a_pickle_can_be_left_out(folder: Path, tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    assert not (fetch(tmp_path, folder, exclude=["*.bin"]).model.path / "pytorch_model.bin").exists()
+    assert not (
+        fetch(tmp_path, folder, exclude=["*.bin"]).model.path / "pytorch_model.bin"
+    ).exists()
 
 
 def test_allowed_pickles_become_safetensors(folder: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -96,7 +107,9 @@ def test_allowed_pickles_become_safetensors(folder: Path, tmp_path: Path, tiny_m
     model = fetch(tmp_path, folder, allow_pickle=True).model
     assert not (model.path / "pytorch_model.bin").exists()
     saved = load_file(model.path / "model.safetensors")
-    assert tensors.keys() == saved.keys() and all(torch.equal(tensors[name], saved[name]) for name in tensors)
+    assert tensors.keys() == saved.keys() and all(
+        torch.equal(tensors[name], saved[name]) for name in tensors
+    )
 
 
 def test_a_pickle_that_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -112,7 +125,9 @@ def test_code_is_left_out_until_its_hash_is_trusted(folder: Path, tmp_path: Path
     result = fetch(tmp_path, folder)
     sha = result.untrusted_code["modeling_x.py"]
     assert not (result.model.path / "modeling_x.py").exists()
-    assert (fetch(tmp_path, folder, trusted_code={"modeling_x.py": sha}).model.path / "modeling_x.py").exists()
+    assert (
+        fetch(tmp_path, folder, trusted_code={"modeling_x.py": sha}).model.path / "modeling_x.py"
+    ).exists()
 
 
 def test_code_that_changed_since_it_was_reviewed_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -121,17 +136,36 @@ def test_code_that_changed_since_it_was_reviewed_is_refused(folder: Path, tmp_pa
         fetch(tmp_path, folder, trusted_code={"modeling_x.py": "0" * 64})
 
 
-@pytest.mark.parametrize(("kind", "config"), [
-    (LlamaForCausalLM, LlamaConfig(tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
-    (LlamaForCausalLM, LlamaConfig(tie_word_embeddings=False)),
-    (MistralForCausalLM, MistralConfig(head_dim=32, sliding_window=None)),
-])
-def test_padding_keeps_the_logits(tmp_path: Path, tiny_model: Path, kind: type, config: LlamaConfig) -> None:
-    """In float32, so that only the padding could make a difference: hidden 96 -> 128, MLP 200 -> 256, heads 3 -> 12
-    (in whole groups of 3, until heads times 32 divides)."""
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (
+            LlamaForCausalLM,
+            LlamaConfig(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+        ),
+        (LlamaForCausalLM, LlamaConfig(tie_word_embeddings=False)),
+        (MistralForCausalLM, MistralConfig(head_dim=32, sliding_window=None)),
+    ],
+)
+def test_padding_keeps_the_logits(
+    tmp_path: Path, tiny_model: Path, kind: type, config: LlamaConfig
+) -> None:
+    """In float32, so that only the padding could make a difference: hidden 96 -> 128, MLP 200 ->
+    256, heads 3 -> 12 (in whole groups of 3, until heads times 32 divides)."""
     torch.manual_seed(0)
-    config.update({"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1,
-                   "head_dim": 32, "vocab_size": 300, "rms_norm_eps": 1e-3, "max_position_embeddings": 64})
+    config.update(
+        {
+            "hidden_size": 96,
+            "intermediate_size": 200,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "vocab_size": 300,
+            "rms_norm_eps": 1e-3,
+            "max_position_embeddings": 64,
+        }
+    )
     model = kind(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name or "bias" in name:  # fresh ones are all 1 or 0 and would hide a mistake
@@ -142,12 +176,20 @@ def test_padding_keeps_the_logits(tmp_path: Path, tiny_model: Path, kind: type, 
     source = fetch(tmp_path, tmp_path / "model").model
     padded = pad(PadRequest(model=source, multiple=128), Context(store)).model
     wide = AutoModelForCausalLM.from_pretrained(padded.path).eval()
-    assert wide.config.hidden_size == 128 and wide.config.num_attention_heads == 12 and wide.config.intermediate_size == 256
+    assert (
+        wide.config.hidden_size == 128
+        and wide.config.num_attention_heads == 12
+        and wide.config.intermediate_size == 256
+    )
     ids = torch.randint(300, (2, 40))
     with torch.inference_mode():
         torch.testing.assert_close(wide(ids).logits, model(ids).logits, atol=2e-5, rtol=1e-4)
-    assert all(size % 128 == 0 for name, t in load_file(padded.path / "model.safetensors").items() if "proj" in name and t.dim() == 2
-               for size in t.shape[1:])
+    assert all(
+        size % 128 == 0
+        for name, t in load_file(padded.path / "model.safetensors").items()
+        if "proj" in name and t.dim() == 2
+        for size in t.shape[1:]
+    )
     assert store.manifest(padded.digest).parent("model") == source.digest
 
 
@@ -155,11 +197,16 @@ def test_padding_another_kind_of_model_is_refused(folder: Path, tmp_path: Path) 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(SourceError, match="cannot pad a model of type 'gpt2'"):
-        pad(PadRequest(model=fetch(tmp_path, folder).model, multiple=128), Context(LocalStore(tmp_path / "store")))
+        pad(
+            PadRequest(model=fetch(tmp_path, folder).model, multiple=128),
+            Context(LocalStore(tmp_path / "store")),
+        )
 
 
 @pytest.mark.parametrize("names", [("a:b.json",), ("readme.md", "README.md")])
-def test_a_name_that_not_every_store_can_hold_is_refused(folder: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_a_name_that_not_every_store_can_hold_is_refused(
+    folder: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
     for name in names:
         (folder / name).write_text("{}")
     with pytest.raises(SourceError, match=r"source\.exclude"):

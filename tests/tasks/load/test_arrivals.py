@@ -16,7 +16,8 @@ def test_gaps_are_exponential_and_counts_vary_as_much_as_they_are() -> None:
     assert gaps.mean() == pytest.approx(1 / 50, rel=0.03)
     assert stats.kstest(gaps, "expon", args=(0, 1 / 50)).pvalue > 0.01
     counts = np.histogram(times, np.arange(0, times[-1], 1.0))[0]
-    assert counts.var() / counts.mean() == pytest.approx(1, abs=0.2)  # 0 for a steady beat, more than 1 for bursts
+    # 0 for a steady beat, more than 1 for bursts
+    assert counts.var() / counts.mean() == pytest.approx(1, abs=0.2)
 
 
 def test_in_a_given_time_their_number_varies_too() -> None:

@@ -1,4 +1,5 @@
-"""The comparison of two servers: its interval and error rates by simulation, and real servers of which one is slower."""
+"""The comparison of two servers: its interval and error rates by simulation, and real servers of
+which one is slower."""
 
 from __future__ import annotations
 
@@ -16,8 +17,12 @@ from tests.support.slow_server import running
 TRIALS = 400
 
 
-def outcomes(rng: np.random.Generator, rounds: int, ratio: float, noise: npt.NDArray[np.float64]) -> list[Outcome]:
-    return [outcome_of(interval("e2e", (ratio * np.exp(row)).tolist())) for row in noise[:, :rounds]]
+def outcomes(
+    rng: np.random.Generator, rounds: int, ratio: float, noise: npt.NDArray[np.float64]
+) -> list[Outcome]:
+    return [
+        outcome_of(interval("e2e", (ratio * np.exp(row)).tolist())) for row in noise[:, :rounds]
+    ]
 
 
 @pytest.mark.parametrize(("count", "critical"), [(6, 0), (8, 3), (10, 8), (12, 13), (20, 52)])
@@ -30,17 +35,27 @@ def test_the_interval_is_what_the_exact_test_does_not_refuse() -> None:
     for _ in range(100):
         logs = rng.normal(0.02, 0.03, 9)
         found = interval("e2e", np.exp(logs).tolist())
-        assert (found.low > 1 or found.high < 1) == (stats.wilcoxon(logs, method="exact").pvalue <= 0.05)
+        assert (found.low > 1 or found.high < 1) == (
+            stats.wilcoxon(logs, method="exact").pvalue <= 0.05
+        )
         assert found.low <= found.median <= found.high
 
 
 @pytest.mark.parametrize("rounds", [8, 10])
 @pytest.mark.parametrize("tails", ["normal", "heavy"])
-def test_five_percent_is_found_nine_times_in_ten_and_nothing_once_in_twenty(rounds: int, tails: str) -> None:
+def test_five_percent_is_found_nine_times_in_ten_and_nothing_once_in_twenty(
+    rounds: int, tails: str
+) -> None:
     rng = np.random.default_rng(1)
-    noise = 0.025 * (rng.normal(size=(TRIALS, rounds)) if tails == "normal" else rng.standard_t(3, size=(TRIALS, rounds)) / np.sqrt(3))
+    noise = 0.025 * (
+        rng.normal(size=(TRIALS, rounds))
+        if tails == "normal"
+        else rng.standard_t(3, size=(TRIALS, rounds)) / np.sqrt(3)
+    )
     assert np.mean([one == "slower" for one in outcomes(rng, rounds, 1.05, noise)]) >= 0.9
-    assert np.mean([one != "no difference seen" for one in outcomes(rng, rounds, 1.0, noise)]) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / TRIALS)
+    assert np.mean(
+        [one != "no difference seen" for one in outcomes(rng, rounds, 1.0, noise)]
+    ) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / TRIALS)
 
 
 def test_the_bootstrap_of_the_median_would_cry_wolf() -> None:
@@ -54,18 +69,29 @@ def test_the_bootstrap_of_the_median_would_cry_wolf() -> None:
 def test_what_would_be_seen_is_seen_nine_times_in_ten() -> None:
     rng = np.random.default_rng(3)
     noise = rng.normal(0, 0.04, size=(TRIALS, 10))
-    promised = float(np.median([interval("e2e", np.exp(row).tolist()).smallest_seen for row in noise]))
-    assert 0.8 <= np.mean([one == "slower" for one in outcomes(rng, 10, 1 + promised, noise)]) <= 0.96
+    promised = float(
+        np.median([interval("e2e", np.exp(row).tolist()).smallest_seen for row in noise])
+    )
+    assert (
+        0.8 <= np.mean([one == "slower" for one in outcomes(rng, 10, 1 + promised, noise)]) <= 0.96
+    )
 
 
 def test_what_lies_within_the_tolerance_is_no_difference() -> None:
     found = interval("e2e", [1.005, 1.006, 1.004, 1.005, 1.006, 1.004, 1.005, 1.005])
-    assert found.low > 1 and outcome_of(found) == "no difference seen" and outcome_of(found, 0.001) == "slower"
+    assert (
+        found.low > 1
+        and outcome_of(found) == "no difference seen"
+        and outcome_of(found, 0.001) == "slower"
+    )
     assert interval("e2e", found.rounds, 0.05).smallest_seen > 0.05
 
 
 def test_more_tokens_a_second_are_faster() -> None:
-    assert outcome_of(interval("tokens_per_second", [1.1, 1.11, 1.09, 1.1, 1.12, 1.08, 1.1, 1.1])) == "faster"
+    assert (
+        outcome_of(interval("tokens_per_second", [1.1, 1.11, 1.09, 1.1, 1.12, 1.08, 1.1, 1.1]))
+        == "faster"
+    )
     assert outcome_of(interval("e2e", [1.1, 1.11, 1.09, 1.1, 1.12, 1.08, 1.1, 1.1])) == "slower"
 
 
@@ -79,13 +105,27 @@ def test_different_hardware_is_refused() -> None:
 
 
 def load(**more: float) -> Load:
-    return Load.model_validate({"concurrency": 4, "requests": 12, "prompt_tokens": 16, "new_tokens": 12, "max_lag_seconds": 0.5} | more)
+    return Load.model_validate(
+        {
+            "concurrency": 4,
+            "requests": 12,
+            "prompt_tokens": 16,
+            "new_tokens": 12,
+            "max_lag_seconds": 0.5,
+        }
+        | more
+    )
 
 
 def test_a_server_that_is_a_third_slower_is_found() -> None:
-    with running(ttft=0.02, tpot=0.004, jitter=0.03) as one, running(ttft=0.02, tpot=0.004, jitter=0.03, slowdown=1.35) as other:
+    with (
+        running(ttft=0.02, tpot=0.004, jitter=0.03) as one,
+        running(ttft=0.02, tpot=0.004, jitter=0.03, slowdown=1.35) as other,
+    ):
         found = compare_servers(at_url(one), at_url(other), load(), rounds=MIN_ROUNDS)
-        back = compare_servers(at_url(other), at_url(one), load(), rounds=MIN_ROUNDS, metric="tokens_per_second")
+        back = compare_servers(
+            at_url(other), at_url(one), load(), rounds=MIN_ROUNDS, metric="tokens_per_second"
+        )
     assert found.outcome == "slower", found
     assert 1.15 < found.ratio("e2e").median < 1.5 and found.ratio("tokens_per_second").median < 1
     assert len(found.ratio("tpot").rounds) == MIN_ROUNDS
@@ -94,9 +134,14 @@ def test_a_server_that_is_a_third_slower_is_found() -> None:
 
 
 def test_a_server_that_fails_is_not_compared() -> None:
-    with running(ttft=0.01, tpot=0.001) as one, running(ttft=0.01, tpot=0.001, fail=0.3, seed=5) as other:
+    with (
+        running(ttft=0.01, tpot=0.001) as one,
+        running(ttft=0.01, tpot=0.001, fail=0.3, seed=5) as other,
+    ):
         found = compare_servers(at_url(one), at_url(other), load(), rounds=MIN_ROUNDS)
-    assert found.outcome == "invalid" and any("second server" in problem and "http 500" in problem for problem in found.problems), found.problems
+    assert found.outcome == "invalid" and any(
+        "second server" in problem and "http 500" in problem for problem in found.problems
+    ), found.problems
 
 
 def test_other_machines_are_refused_before_anything_is_sent() -> None:

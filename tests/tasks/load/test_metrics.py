@@ -1,4 +1,5 @@
-"""Percentiles and their intervals, goodput and the client's lag, against figures worked out by hand or by simulation."""
+"""Percentiles and their intervals, goodput and the client's lag, against figures worked out by hand
+or by simulation."""
 
 from __future__ import annotations
 
@@ -32,18 +33,37 @@ def columns(rows: list[tuple[float, float, float, int, str]]) -> dict[str, npt.N
     """Columns from (start, ttft, e2e, tokens, status)."""
     start, ttft, e2e, tokens, status = (list(column) for column in zip(*rows, strict=True))
     count = len(rows)
-    return {"number": np.arange(count), "start": np.array(start), "lag": np.zeros(count), "ttft": np.array(ttft), "e2e": np.array(e2e),
-            "tokens": np.array(tokens), "prompt_tokens": np.full(count, 8), "chunks": np.array(tokens), "status": np.array(status, "U32"),
-            "gap_counts": np.zeros(count, np.int64)}
+    return {
+        "number": np.arange(count),
+        "start": np.array(start),
+        "lag": np.zeros(count),
+        "ttft": np.array(ttft),
+        "e2e": np.array(e2e),
+        "tokens": np.array(tokens),
+        "prompt_tokens": np.full(count, 8),
+        "chunks": np.array(tokens),
+        "status": np.array(status, "U32"),
+        "gap_counts": np.zeros(count, np.int64),
+    }
 
 
-def result_of(load: Load, data: dict[str, npt.NDArray[Any]], *, steady: bool = True, cpu: float = 0.1) -> LoadResult:
+def result_of(
+    load: Load, data: dict[str, npt.NDArray[Any]], *, steady: bool = True, cpu: float = 0.1
+) -> LoadResult:
     measured = Measured(data, np.empty(0, np.float32), np.full(100, 0.001), (cpu,), "")
-    return summarize(load, Target(url="http://x", model="m"), measured, Warmup(medians=(1.0, 1.0), steady=steady),
-                     Environment(fingerprint={"machine": "x"}), datetime.now(UTC))
+    return summarize(
+        load,
+        Target(url="http://x", model="m"),
+        measured,
+        Warmup(medians=(1.0, 1.0), steady=steady),
+        Environment(fingerprint={"machine": "x"}),
+        datetime.now(UTC),
+    )
 
 
-def autocorrelated(rng: np.random.Generator, count: int, persistence: float) -> npt.NDArray[np.float64]:
+def autocorrelated(
+    rng: np.random.Generator, count: int, persistence: float
+) -> npt.NDArray[np.float64]:
     """An AR(1) series of standard normal values."""
     values, noise = np.empty(count), rng.normal(size=count) * np.sqrt(1 - persistence**2)
     values[0] = rng.normal()
@@ -56,7 +76,11 @@ def autocorrelated(rng: np.random.Generator, count: int, persistence: float) -> 
 def test_an_interval_holds_the_true_percentile_19_times_in_20(percent: float, truth: float) -> None:
     rng = np.random.default_rng(1)
     points = [percentiles(rng.normal(size=800)).at(percent) for _ in range(400)]
-    held = [point.low <= truth <= point.high for point in points if point.low is not None and point.high is not None]
+    held = [
+        point.low <= truth <= point.high
+        for point in points
+        if point.low is not None and point.high is not None
+    ]
     assert len(held) > 380 and np.mean(held) >= 0.93
 
 
@@ -70,12 +94,15 @@ def test_requests_that_hang_together_count_for_less() -> None:
             assert point.low is not None and point.high is not None
             found.append(point.low <= 0 <= point.high)
     assert np.mean(honest) >= 0.9
-    assert np.mean(naive) < 0.7  # what an interval would be worth that takes the requests as independent
+    # what an interval would be worth that takes the requests as independent
+    assert np.mean(naive) < 0.7
 
 
 def test_independent_requests_count_in_full() -> None:
     rng = np.random.default_rng(3)
-    assert np.median([effective_count(rng.exponential(size=500)) for _ in range(50)]) == pytest.approx(500, rel=0.05)
+    assert np.median(
+        [effective_count(rng.exponential(size=500)) for _ in range(50)]
+    ) == pytest.approx(500, rel=0.05)
     assert effective_count(np.full(20, 0.5)) == 20
 
 
@@ -97,14 +124,16 @@ def test_too_few_requests_have_no_percentile(percent: float, needed: int) -> Non
 
 
 def test_goodput_by_hand() -> None:
-    data = columns([
-        (0.0, 0.10, 1.10, 11, "ok"),        # good: 100 ms, (1.1 - 0.1) / 10 = 100 ms a token
-        (1.0, 0.30, 1.30, 11, "ok"),        # first token too late
-        (2.0, 0.10, 2.10, 11, "ok"),        # 200 ms a token: too slow
-        (3.0, 0.10, 0.10, 1, "ok"),         # good: one token has no time per token
-        (4.0, np.nan, 0.01, -1, "http 500"),
-        (9.5, 0.10, 1.10, 11, "ok"),        # good, but after the end of the run
-    ])
+    data = columns(
+        [
+            (0.0, 0.10, 1.10, 11, "ok"),  # good: 100 ms, (1.1 - 0.1) / 10 = 100 ms a token
+            (1.0, 0.30, 1.30, 11, "ok"),  # first token too late
+            (2.0, 0.10, 2.10, 11, "ok"),  # 200 ms a token: too slow
+            (3.0, 0.10, 0.10, 1, "ok"),  # good: one token has no time per token
+            (4.0, np.nan, 0.01, -1, "http 500"),
+            (9.5, 0.10, 1.10, 11, "ok"),  # good, but after the end of the run
+        ]
+    )
     slo = Slo(ttft_ms=200, tpot_ms=150)
     assert tpot_of(data)[0] == pytest.approx(0.1) and np.isnan(tpot_of(data)[3])
     assert within(data, slo).tolist() == [True, False, False, True, False, True]
@@ -112,7 +141,8 @@ def test_goodput_by_hand() -> None:
     assert result.goodput_per_second == pytest.approx(2 / 10)
     assert result.within_slo is not None and result.within_slo.value == pytest.approx(3 / 6)
     assert result.requests_per_second == pytest.approx(4 / 10)
-    assert result.tokens_per_second == pytest.approx((11 + 11 + 11 + 1 + 11 * 0.4) / 10)  # 0.4 s of the last one's second lie within
+    # 0.4 s of the last one's second lie within
+    assert result.tokens_per_second == pytest.approx((11 + 11 + 11 + 1 + 11 * 0.4) / 10)
     assert result.errors == {"http 500": 1} and result.short == 1
     assert not result.valid and "1 of 6 requests failed" in result.problems[0]
     assert result_of(LOAD, data).goodput_per_second is None
@@ -129,7 +159,8 @@ def test_wilson_is_an_interval_even_of_all() -> None:
 
 
 def test_one_long_stall_weighs_as_much_as_it_lasted() -> None:
-    lags = np.concatenate([np.full(400, 0.0001), [1.0]])  # four seconds of beats, and one second of silence
+    # four seconds of beats, and one second of silence
+    lags = np.concatenate([np.full(400, 0.0001), [1.0]])
     assert weighted_lag(lags, 0.01).p99 == 1.0
     assert plain_lag(lags).p99 < 0.001
 
@@ -152,20 +183,42 @@ def test_a_run_in_which_nothing_arrived_is_no_result() -> None:
 
 def test_a_saturated_open_loop_is_told() -> None:
     load = Load(rate_per_second=2, duration_seconds=30, prompt_tokens=8, new_tokens=11)
-    queue = columns([(0.5 * number, 0.1 + 0.1 * number, 1.0 + 0.1 * number, 11, "ok") for number in range(60)])
-    steady = columns([(0.5 * number, 0.1, 1.0 + 0.01 * (number % 5), 11, "ok") for number in range(60)])
+    queue = columns(
+        [(0.5 * number, 0.1 + 0.1 * number, 1.0 + 0.1 * number, 11, "ok") for number in range(60)]
+    )
+    steady = columns(
+        [(0.5 * number, 0.1, 1.0 + 0.01 * (number % 5), 11, "ok") for number in range(60)]
+    )
     assert any("does not keep up" in note for note in result_of(load, queue).notes)
     assert not any("does not keep up" in note for note in result_of(load, steady).notes)
 
 
 def test_ten_thousand_requests_stay_small_and_come_back_the_same() -> None:
     rng = np.random.default_rng(6)
-    data = columns([(float(start), float(ttft), float(ttft + 1), 128, "ok")
-                    for start, ttft in zip(np.sort(rng.uniform(0, 10, 10_000)), rng.exponential(0.1, 10_000), strict=True)])
+    data = columns(
+        [
+            (float(start), float(ttft), float(ttft + 1), 128, "ok")
+            for start, ttft in zip(
+                np.sort(rng.uniform(0, 10, 10_000)), rng.exponential(0.1, 10_000), strict=True
+            )
+        ]
+    )
     counts = np.full(10_000, 127)
-    measured = Measured(data | {"gap_counts": counts}, rng.exponential(0.008, counts.sum()).astype(np.float32), np.zeros(10), (0.1,), "")
-    result = summarize(LOAD, Target(url="http://x", model="m"), measured, Warmup(medians=(1.0,), steady=True),
-                       Environment(fingerprint={"machine": "x"}), datetime.now(UTC))
+    measured = Measured(
+        data | {"gap_counts": counts},
+        rng.exponential(0.008, counts.sum()).astype(np.float32),
+        np.zeros(10),
+        (0.1,),
+        "",
+    )
+    result = summarize(
+        LOAD,
+        Target(url="http://x", model="m"),
+        measured,
+        Warmup(medians=(1.0,), steady=True),
+        Environment(fingerprint={"machine": "x"}),
+        datetime.now(UTC),
+    )
     text = result.model_dump_json()
     assert len(text) < 2e6
     assert LoadResult.model_validate_json(text) == result

@@ -7,7 +7,8 @@ from tasks.load.prompts import TYPICAL_TOKENS_PER_WORD, WordCount, fit, prompt, 
 
 def test_every_request_has_its_own_words() -> None:
     texts = [prompt(32, seed=seed, number=number) for seed in range(5) for number in range(200)]
-    assert len({text[:40] for text in texts}) == len(texts)  # another beginning: no prefix is in a cache
+    # another beginning: no prefix is in a cache
+    assert len({text[:40] for text in texts}) == len(texts)
     assert all(len(text.split()) == 32 for text in texts)
     assert prompt(32, seed=1, number=7) == prompt(32, seed=1, number=7)
     assert len(vocabulary()) > 2000

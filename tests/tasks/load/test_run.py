@@ -1,4 +1,5 @@
-"""The load generator against real servers whose delays are known: what it measures, what it counts, and when it refuses to say."""
+"""The load generator against real servers whose delays are known: what it measures, what it counts,
+and when it refuses to say."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ LENIENT = {"max_lag_seconds": 0.5}  # other tests run on the same cores
 def load(**more: Any) -> Load:
     given = {"concurrency": 4} if "rate_per_second" not in more else {}
     length = {"requests": 24} if "duration_seconds" not in more else {}
-    return Load.model_validate({"prompt_tokens": 40, "new_tokens": 11} | given | length | LENIENT | more)
+    return Load.model_validate(
+        {"prompt_tokens": 40, "new_tokens": 11} | given | length | LENIENT | more
+    )
 
 
 def run(url: str, **more: Any) -> LoadResult:
@@ -69,11 +72,13 @@ def test_known_delays_come_back(api: str) -> None:
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
-    with running(ttft=0.2, tpot=0.001, slots=2) as url:  # serves about 9 requests a second of the 30 that come
+    # serves about 9 requests a second of the 30 that come
+    with running(ttft=0.2, tpot=0.001, slots=2) as url:
         result = run(url, rate_per_second=30, duration_seconds=2, new_tokens=2, processes=2)
     late = [status for status in result.rows.status if status == "ok"]
     assert len(late) == len(result.rows.start) > 35
-    assert max(result.rows.start) > 1.5  # sent when they were due, though the answers to earlier ones were still to come
+    # sent when they were due, though the answers to earlier ones were still to come
+    assert max(result.rows.start) > 1.5
     assert result.requests_per_second < 15
     assert any("does not keep up" in note for note in result.notes), result.notes
     assert max(result.rows.e2e) > 1
@@ -83,17 +88,30 @@ def test_every_prompt_is_new_and_as_long_as_was_asked() -> None:
     with running(ttft=0.005, tpot=0.001, tokens_per_word=1.7) as url:
         result = run(url, prompt_tokens=200, processes=2)
         log = seen(url)
-    assert all(count is not None and abs(count - 200) <= 2 for count in result.rows.prompt_tokens), result.rows.prompt_tokens
+    assert all(
+        count is not None and abs(count - 200) <= 2 for count in result.rows.prompt_tokens
+    ), result.rows.prompt_tokens
     assert len({entry["prompt"] for entry in log}) == len(log) > 24
     assert all(entry["ignore_eos"] for entry in log)
 
 
 def test_a_sweep_sends_no_prompt_twice() -> None:
-    config = LoadTest(concurrencies=(1, 3), rates_per_second=(40,), requests=8, prompt_tokens=20, new_tokens=3, max_lag_ms=500)
+    config = LoadTest(
+        concurrencies=(1, 3),
+        rates_per_second=(40,),
+        requests=8,
+        prompt_tokens=20,
+        new_tokens=3,
+        max_lag_ms=500,
+    )
     with running(ttft=0.005, tpot=0.001) as url:
         results = run_loads(at_url(url), loads_of(config, 1))
         log = seen(url)
-    assert [result.load.name for result in results] == ["concurrency 1", "concurrency 3", "40 requests/s"]
+    assert [result.load.name for result in results] == [
+        "concurrency 1",
+        "concurrency 3",
+        "40 requests/s",
+    ]
     measured = [entry["prompt"] for entry in log]
     assert len(set(measured)) >= len(measured) - 6 * 10  # of warm-ups alone some can come again
 
@@ -110,7 +128,11 @@ def test_a_piece_of_several_tokens_is_told() -> None:
 def test_without_the_servers_count_pieces_are_counted_and_short_answers_too() -> None:
     with running(ttft=0.01, tpot=0.002, no_usage=True, most=7) as url:
         result = run(url)
-    assert not result.counted_by_server and set(result.rows.tokens) == {7} and set(result.rows.prompt_tokens) == {None}
+    assert (
+        not result.counted_by_server
+        and set(result.rows.tokens) == {7}
+        and set(result.rows.prompt_tokens) == {None}
+    )
     assert result.short == 24 and any("did not count" in note for note in result.notes)
 
 
@@ -119,7 +141,9 @@ def test_failures_are_counted_and_too_many_are_no_result() -> None:
         result = run(url, requests=60, slo=Slo(ttft_ms=10_000))
     assert result.errors.keys() == {"http 500", "cut"} and 10 < sum(result.errors.values()) < 45
     assert "planted failure" in result.error_example
-    assert result.within_slo is not None and result.within_slo.value == pytest.approx(1 - sum(result.errors.values()) / 60)
+    assert result.within_slo is not None and result.within_slo.value == pytest.approx(
+        1 - sum(result.errors.values()) / 60
+    )
     assert any("requests failed" in problem for problem in result.problems)
     with running(ttft=0.01, tpot=0.002, fail=0.1, seed=3) as url:
         assert run(url, requests=60, max_error_share=0.5).valid
@@ -152,7 +176,14 @@ def test_nobody_there_and_no_address() -> None:
 
 def test_a_client_that_cannot_keep_up_says_so() -> None:
     with running(ttft=0.001, tpot=0.0) as url:
-        result = run(url, rate_per_second=20_000, requests=2500, new_tokens=4, processes=1, max_lag_seconds=0.02)
+        result = run(
+            url,
+            rate_per_second=20_000,
+            requests=2500,
+            new_tokens=4,
+            processes=1,
+            max_lag_seconds=0.02,
+        )
     assert not result.valid
     assert any("sent late" in problem for problem in result.problems), result.problems
     assert result.client.send.p99 > 0.1
@@ -176,7 +207,10 @@ def test_a_killed_process_is_an_error_and_leaves_nothing() -> None:
         pool = Pool(2)
         pids, scratch = pool.pids, Path(pool._scratch.name)
         threading.Timer(1.0, os.kill, (pids[1], signal.SIGKILL)).start()
-        with pool, pytest.raises(LoadClientDied, match=r"process 1 of the load generator .* status -9"):
+        with (
+            pool,
+            pytest.raises(LoadClientDied, match=r"process 1 of the load generator .* status -9"),
+        ):
             one = load(duration_seconds=60, processes=2)
             pool.run(at_url(url).service(one), one, 10)
     assert not any(psutil.pid_exists(pid) for pid in pids) and not scratch.exists()
@@ -184,12 +218,20 @@ def test_a_killed_process_is_an_error_and_leaves_nothing() -> None:
 
 def test_a_process_that_fails_tells_why() -> None:
     with Pool(1) as pool, pytest.raises(LoadClientDied, match="KeyError"):
-        pool._all([{"do": "nothing", "service": asdict(at_url("http://x", model="m").service(load()))}], time.monotonic() + 30)
+        pool._all(
+            [{"do": "nothing", "service": asdict(at_url("http://x", model="m").service(load()))}],
+            time.monotonic() + 30,
+        )
 
 
 def test_no_process_outlives_its_parent() -> None:
-    code = "from tasks.load.pool import Pool; import time; pool = Pool(2); print(*pool.pids, flush=True); time.sleep(60)"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+    code = (
+        "from tasks.load.pool import Pool; import time; pool = Pool(2); print(*pool.pids,"
+        " flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=PROJECT
+    )
     assert parent.stdout is not None
     workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2

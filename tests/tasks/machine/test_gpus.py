@@ -1,4 +1,5 @@
-"""GPUs by NVML, without one: only `pynvml` itself is replaced, by a small machine whose GPUs and memory the test sets."""
+"""GPUs by NVML, without one: only `pynvml` itself is replaced, by a small machine whose GPUs and
+memory the test sets."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ import pytest
 
 from configs.errors import LmflowsError, PreflightError, from_dict
 from tasks.machine import gpus
-from tasks.machine.gpus import Gpu, GpuBusy, PeakMeter, choose, cuda_is_visible, fingerprint, free_bytes, require_free, visible
+from tasks.machine.gpus import (
+    Gpu,
+    GpuBusy,
+    PeakMeter,
+    choose,
+    cuda_is_visible,
+    fingerprint,
+    free_bytes,
+    require_free,
+    visible,
+)
 
 GB = 10**9
 
@@ -73,10 +84,18 @@ class Machine:
         return self._ask(board, "CudaComputeCapability", board.capability)
 
     def nvmlDeviceGetMemoryInfo(self, board: Board) -> SimpleNamespace:
-        return self._ask(board, "MemoryInfo", SimpleNamespace(total=board.total, used=board.used, free=board.total - board.used))
+        return self._ask(
+            board,
+            "MemoryInfo",
+            SimpleNamespace(total=board.total, used=board.used, free=board.total - board.used),
+        )
 
     def nvmlDeviceGetComputeRunningProcesses(self, board: Board) -> list[SimpleNamespace]:
-        return self._ask(board, "Processes", [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in board.processes])
+        return self._ask(
+            board,
+            "Processes",
+            [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in board.processes],
+        )
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, board: Board) -> list[SimpleNamespace]:
         raise NVMLError("Not Supported")
@@ -117,35 +136,74 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def three() -> list[Board]:
-    return [Board("GPU-aa11", used=70 * GB), Board("GPU-aa22", used=10 * GB), Board("GPU-bb33", used=10 * GB)]
+    return [
+        Board("GPU-aa11", used=70 * GB),
+        Board("GPU-aa22", used=10 * GB),
+        Board("GPU-bb33", used=10 * GB),
+    ]
 
 
 def test_a_gpu_is_told_whole(install: Install) -> None:
     machine = install(Board("GPU-aa11", used=30 * GB))
-    assert visible() == [Gpu(index=0, uuid="GPU-aa11", name="NVIDIA H200", architecture="sm_90", total_bytes=80 * GB, free_bytes=50 * GB,
-                             driver="580.65")]
+    assert visible() == [
+        Gpu(
+            index=0,
+            uuid="GPU-aa11",
+            name="NVIDIA H200",
+            architecture="sm_90",
+            total_bytes=80 * GB,
+            free_bytes=50 * GB,
+            driver="580.65",
+        )
+    ]
     assert free_bytes() == [50 * GB] and cuda_is_visible()
-    assert fingerprint(visible()[0]) == {"name": "NVIDIA H200", "driver": "580.65", "architecture": "sm_90", "memory": "80.0 GB"}
+    assert fingerprint(visible()[0]) == {
+        "name": "NVIDIA H200",
+        "driver": "580.65",
+        "architecture": "sm_90",
+        "memory": "80.0 GB",
+    }
     assert machine.sessions == 0
 
 
-@pytest.mark.parametrize(("mask", "indices"), [
-    (None, [0, 1, 2]), ("2,0", [2, 0]), (" 1 , 2 ", [1, 2]), ("GPU-bb,GPU-aa11", [2, 0]), ("GPU-bb33,1", [2, 1]),
-    ("", []), ("-1", []), ("NoDevFiles", []),
-    ("1,7,0", [1]), ("0,-1,1", [0]), ("0,MIG-1234,1", [0]), ("GPU-aa11,GPU-zz,GPU-bb33", [0]),
-    ("GPU-aa,2", []),  # two begin so
-    ("1,1", []), ("1,2,GPU-aa22", []),
-])
-def test_the_mask_means_what_it_means_to_cuda(install: Install, mask: str | None, indices: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("mask", "indices"),
+    [
+        (None, [0, 1, 2]),
+        ("2,0", [2, 0]),
+        (" 1 , 2 ", [1, 2]),
+        ("GPU-bb,GPU-aa11", [2, 0]),
+        ("GPU-bb33,1", [2, 1]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("1,7,0", [1]),
+        ("0,-1,1", [0]),
+        ("0,MIG-1234,1", [0]),
+        ("GPU-aa11,GPU-zz,GPU-bb33", [0]),
+        ("GPU-aa,2", []),  # two begin so
+        ("1,1", []),
+        ("1,2,GPU-aa22", []),
+    ],
+)
+def test_the_mask_means_what_it_means_to_cuda(
+    install: Install, mask: str | None, indices: list[int]
+) -> None:
     install(*three(), mask=mask)
     assert [gpu.index for gpu in visible()] == indices
 
 
-@pytest.mark.parametrize("words", ["NVML Shared Library Not Found", "Driver/library version mismatch"])
+@pytest.mark.parametrize(
+    "words", ["NVML Shared Library Not Found", "Driver/library version mismatch"]
+)
 def test_without_a_working_driver_there_is_no_gpu(install: Install, words: str) -> None:
     install(Board("GPU-aa11"), broken=words)
-    assert visible() == [] and free_bytes() == [] and not cuda_is_visible() and choose(None, 1) == []
-    with pytest.raises(PreflightError, match=f"GPU 0 is not here; visible: none .NVML says: {words}"):
+    assert (
+        visible() == [] and free_bytes() == [] and not cuda_is_visible() and choose(None, 1) == []
+    )
+    with pytest.raises(
+        PreflightError, match=f"GPU 0 is not here; visible: none .NVML says: {words}"
+    ):
         choose((0,), 1)
 
 
@@ -167,7 +225,9 @@ def test_what_a_board_does_not_tell_is_unknown(install: Install) -> None:
     assert (visible()[0].name, visible()[0].architecture) == ("unknown", "unknown")
 
 
-def test_the_gpus_with_the_most_free_memory_are_chosen_and_the_first_of_equals(install: Install) -> None:
+def test_the_gpus_with_the_most_free_memory_are_chosen_and_the_first_of_equals(
+    install: Install,
+) -> None:
     install(*three())
     assert [gpu.index for gpu in choose(None, 1)] == [1]
     assert [gpu.index for gpu in choose(None, 3)] == [1, 2, 0]
@@ -179,7 +239,9 @@ def test_positions_count_among_the_visible_gpus(install: Install) -> None:
     install(*three(), mask="2,0")
     assert [gpu.index for gpu in choose((0,), 1)] == [2]
     assert [gpu.index for gpu in choose((1,), 1)] == [0]
-    with pytest.raises(PreflightError, match="GPU 2 is not here; visible: 0: NVIDIA H200, 1: NVIDIA H200"):
+    with pytest.raises(
+        PreflightError, match="GPU 2 is not here; visible: 0: NVIDIA H200, 1: NVIDIA H200"
+    ):
         choose((0, 2), 1)
 
 
@@ -193,7 +255,10 @@ def test_too_few_gpus_are_an_error_that_counts(install: Install) -> None:
 
 def test_a_hidden_gpu_cannot_be_named(install: Install) -> None:
     install(*three(), mask="")
-    with pytest.raises(PreflightError, match=r"GPU 0 is not here; visible: none .NVML knows 3, CUDA_VISIBLE_DEVICES="):
+    with pytest.raises(
+        PreflightError,
+        match=r"GPU 0 is not here; visible: none .NVML knows 3, CUDA_VISIBLE_DEVICES=",
+    ):
         choose((0,), 1)
 
 
@@ -205,15 +270,19 @@ def test_memory_is_asked_again_before_a_step(install: Install) -> None:
     machine.boards[0].processes = [(4242, 5 * GB), (9999, None), (77, 70 * GB)]
     with pytest.raises(GpuBusy) as caught:
         require_free(chosen, 60 * GB, what="quantize")
-    assert str(caught.value).startswith("quantize: GPU 0 (NVIDIA H200) has 5.0 GB of 80.0 GB free, 60.0 GB are needed; "
-                                        "held by pid 77 (python) with 70.0 GB, pid 4242 (python) with 5.0 GB, pid 9999 -> stop what uses it")
+    assert str(caught.value).startswith(
+        "quantize: GPU 0 (NVIDIA H200) has 5.0 GB of 80.0 GB free, 60.0 GB are needed; held by pid"
+        " 77 (python) with 70.0 GB, pid 4242 (python) with 5.0 GB, pid 9999 -> stop what uses it"
+    )
     assert caught.value.retryable and machine.sessions == 0
     assert isinstance(from_dict(caught.value.to_dict()), GpuBusy)
 
 
 def test_where_nvml_does_not_tell_who_holds_memory_the_error_says_so(install: Install) -> None:
     install(Board("GPU-aa11", used=79 * GB, deaf={"Processes"}), Board("GPU-bb22", used=79 * GB))
-    with pytest.raises(GpuBusy, match=r"GPU 0 .* NVML does not tell who holds it; GPU 1 .* NVML does not tell"):
+    with pytest.raises(
+        GpuBusy, match=r"GPU 0 .* NVML does not tell who holds it; GPU 1 .* NVML does not tell"
+    ):
         require_free(visible(), 2 * GB, what="serve")
 
 
@@ -221,7 +290,9 @@ def test_a_gpu_that_went_away_is_no_matter_of_waiting(install: Install) -> None:
     machine = install(Board("GPU-aa11"))
     chosen = choose(None, 1)
     machine.boards.clear()
-    with pytest.raises(LmflowsError, match=r"NVML no longer tells of GPU 0 \(NVIDIA H200\): Not Found") as caught:
+    with pytest.raises(
+        LmflowsError, match=r"NVML no longer tells of GPU 0 \(NVIDIA H200\): Not Found"
+    ) as caught:
         require_free(chosen, 1, what="quantize")
     assert not caught.value.retryable and machine.sessions == 0
 

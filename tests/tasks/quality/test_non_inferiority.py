@@ -1,4 +1,5 @@
-"""The interval of the verdict: known answers, error rates under simulated models, and the power that it states."""
+"""The interval of the verdict: known answers, error rates under simulated models, and the power
+that it states."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from tasks.quality.non_inferiority import POWER, Estimate, looks_levels, paired_difference, smallest_detectable
+from tasks.quality.non_inferiority import (
+    POWER,
+    Estimate,
+    looks_levels,
+    paired_difference,
+    smallest_detectable,
+)
 
 MARGIN = 0.1  # nats a token
 SIMULATIONS = 2000
@@ -32,20 +39,36 @@ def few_are_hurt_much(rng: np.random.Generator, tokens: Array) -> Array:
     return (rng.exponential(1, len(tokens)) - 1) * 0.05
 
 
-def sample(rng: np.random.Generator, effects: Effects, documents: int, loss: float) -> tuple[Array, Array]:
-    """Sums of differences, and tokens, of documents whose true mean difference per token is `loss`."""
+def sample(
+    rng: np.random.Generator, effects: Effects, documents: int, loss: float
+) -> tuple[Array, Array]:
+    """Sums of differences, and tokens, of documents whose true mean difference per token is
+    `loss`."""
     tokens = np.clip(rng.lognormal(5.5, 0.8, documents), 20, 512).round()
     noise = rng.normal(0, 0.5, documents) / np.sqrt(tokens)
     return (loss + effects(rng, tokens) + noise) * tokens, tokens
 
 
-def share(looks: tuple[int, ...], effects: Effects, loss: float, decided: Callable[[Estimate], bool | None]) -> float:
+def share(
+    looks: tuple[int, ...],
+    effects: Effects,
+    loss: float,
+    decided: Callable[[Estimate], bool | None],
+) -> float:
     """How often `decided` says True at the first look at which it says anything."""
     levels, rng, hits = looks_levels(looks, 0.95), np.random.default_rng(7), 0
     for number in range(SIMULATIONS):
         sums, tokens = sample(rng, effects, looks[-1], loss)
         for documents, level in zip(looks, levels, strict=True):
-            answer = decided(paired_difference(sums[:documents], tokens[:documents], level=level, seed=number, resamples=RESAMPLES))  # type: ignore[arg-type]
+            answer = decided(
+                paired_difference(
+                    sums[:documents],
+                    tokens[:documents],
+                    level=level,
+                    seed=number,
+                    resamples=RESAMPLES,
+                )
+            )  # type: ignore[arg-type]
             if answer is not None:
                 hits += answer
                 break
@@ -59,7 +82,9 @@ def passes(found: Estimate) -> bool | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("effects", [normal, short_ones_vary_more, few_are_hurt_much])
 @pytest.mark.parametrize("looks", [(24,), (24, 48)], ids=["one_look", "two_looks"])
-def test_a_model_that_is_worse_by_just_the_margin_passes_at_most_one_time_in_twenty(looks: tuple[int, ...], effects: Effects) -> None:
+def test_a_model_that_is_worse_by_just_the_margin_passes_at_most_one_time_in_twenty(
+    looks: tuple[int, ...], effects: Effects
+) -> None:
     assert share(looks, effects, MARGIN, passes) <= 0.05
 
 
@@ -67,8 +92,14 @@ def test_a_model_that_is_worse_by_just_the_margin_passes_at_most_one_time_in_twe
 @pytest.mark.parametrize("documents", [24, 48])
 def test_the_stated_smallest_loss_is_seen_as_often_as_stated(documents: int) -> None:
     rng = np.random.default_rng(1)
-    stated = [smallest_detectable(paired_difference(*sample(rng, normal, documents, 0.0), level=0.95, seed=seed, resamples=RESAMPLES))  # type: ignore[arg-type]
-              for seed in range(1000)]
+    stated = [
+        smallest_detectable(
+            paired_difference(
+                *sample(rng, normal, documents, 0.0), level=0.95, seed=seed, resamples=RESAMPLES
+            )
+        )  # type: ignore[arg-type]
+        for seed in range(1000)
+    ]
     seen = share((documents,), normal, float(np.mean(stated)), lambda found: found.low > 0)
     assert seen == pytest.approx(POWER, abs=0.05)
 
@@ -88,7 +119,9 @@ def test_documents_of_equal_length_have_the_standard_error_of_a_mean() -> None:
 
 
 def test_equal_differences_have_no_interval() -> None:
-    assert paired_difference([0.5, 1.0, 2.0], [1, 2, 4], level=0.95) == pytest.approx((0.5, 0.5, 0.5, 0.0, 49 / 21))
+    assert paired_difference([0.5, 1.0, 2.0], [1, 2, 4], level=0.95) == pytest.approx(
+        (0.5, 0.5, 0.5, 0.0, 49 / 21)
+    )
 
 
 def test_the_interval_is_the_same_each_time_and_wider_with_more_confidence() -> None:
@@ -108,10 +141,19 @@ def test_one_document_has_no_interval() -> None:
         paired_difference([1.0], [10], level=0.95)
 
 
-@pytest.mark.parametrize(("planned", "bounds"), [
-    ((1, 2), (2.797, 1.977)), ((1, 2, 3), (3.471, 2.454, 2.004)), ((1, 2, 3, 4, 5), (4.562, 3.226, 2.634, 2.281, 2.040))])
-def test_the_looks_are_those_of_the_published_tables(planned: tuple[int, ...], bounds: tuple[float, ...]) -> None:
-    """O'Brien and Fleming's bounds at two-sided 5 %, as in Jennison and Turnbull, Group Sequential Methods, 2000, table 2.3."""
+@pytest.mark.parametrize(
+    ("planned", "bounds"),
+    [
+        ((1, 2), (2.797, 1.977)),
+        ((1, 2, 3), (3.471, 2.454, 2.004)),
+        ((1, 2, 3, 4, 5), (4.562, 3.226, 2.634, 2.281, 2.040)),
+    ],
+)
+def test_the_looks_are_those_of_the_published_tables(
+    planned: tuple[int, ...], bounds: tuple[float, ...]
+) -> None:
+    """O'Brien and Fleming's bounds at two-sided 5 %, as in Jennison and Turnbull, Group Sequential
+    Methods, 2000, table 2.3."""
     levels = looks_levels(planned, 0.95)
     assert [stats.norm.ppf((1 + level) / 2) for level in levels] == pytest.approx(bounds, abs=0.005)
 

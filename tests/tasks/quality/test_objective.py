@@ -1,4 +1,5 @@
-"""The choice among variants: the best by the objective of those that passed, fp16 included, with the reason."""
+"""The choice among variants: the best by the objective of those that passed, fp16 included, with
+the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from tasks.report import VariantOutcome
 from tests.support.stories import SPEEDS, Site
 
 CONFIG = Evaluate(max_perplexity_ratio=1.1)
-SHAPE = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512}
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "hidden_size": 512,
+}
 
 
 @pytest.fixture
@@ -30,19 +37,27 @@ def shaped(item: VariantOutcome, folder: Path) -> VariantOutcome:
     folder.mkdir(exist_ok=True)
     save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(SHAPE))
-    return item.model_copy(update={"model": ModelArtifact(digest=item.model.digest, kind=item.model.kind, path=folder)})
+    return item.model_copy(
+        update={"model": ModelArtifact(digest=item.model.digest, kind=item.model.kind, path=folder)}
+    )
 
 
 def outcomes(site: Site, *names: Variant, **evidence: object) -> list[VariantOutcome]:
     return [site.baseline(), *(site.variant(name, **evidence) for name in names)]
 
 
-@pytest.mark.parametrize(("objective", "winner"), [("latency", "w4a16"), ("throughput", "w4a16-kv4")])
-def test_the_fastest_of_those_that_passed_wins(site: Site, objective: Objective, winner: str) -> None:
+@pytest.mark.parametrize(
+    ("objective", "winner"), [("latency", "w4a16"), ("throughput", "w4a16-kv4")]
+)
+def test_the_fastest_of_those_that_passed_wins(
+    site: Site, objective: Objective, winner: str
+) -> None:
     """Alone 4 bits decode fastest, in large batches the small cache does."""
     found = choose(outcomes(site, "w4a16", "w4a16-kv8", "w4a16-kv4"), objective, CONFIG)
     assert found is not None and found.figures[0][0] == winner
-    assert [figure for _, figure in found.figures] == sorted((figure for _, figure in found.figures), reverse=True)
+    assert [figure for _, figure in found.figures] == sorted(
+        (figure for _, figure in found.figures), reverse=True
+    )
     assert len(found.figures) == 4 and found.why.startswith(f"{winner}: ") and "fp16" in found.why
 
 
@@ -54,7 +69,9 @@ def test_fp16_may_win_and_the_reason_has_the_figures(site: Site) -> None:
 
 def test_what_did_not_pass_is_not_chosen_however_fast(site: Site) -> None:
     found = choose(outcomes(site, "w4a16", loss=0.5), "latency", CONFIG)
-    assert found is not None and found.figures[0][0] == "fp16" and "Not eligible: w4a16" in found.why
+    assert (
+        found is not None and found.figures[0][0] == "fp16" and "Not eligible: w4a16" in found.why
+    )
 
 
 def test_a_variant_without_figures_is_not_chosen(site: Site) -> None:
@@ -68,14 +85,32 @@ def test_nothing_is_chosen_if_nothing_passed(site: Site) -> None:
 
 
 def test_memory_counts_weights_and_cache(site: Site, tmp_path: Path) -> None:
-    found = choose([shaped(item, tmp_path / item.variant) for item in outcomes(site, "w4a16", "w4a16-kv8")], "memory", CONFIG)
-    assert found is not None and [name for name, _ in found.figures] == ["w4a16-kv8", "w4a16", "fp16"]
+    found = choose(
+        [shaped(item, tmp_path / item.variant) for item in outcomes(site, "w4a16", "w4a16-kv8")],
+        "memory",
+        CONFIG,
+    )
+    assert found is not None and [name for name, _ in found.figures] == [
+        "w4a16-kv8",
+        "w4a16",
+        "fp16",
+    ]
     fp16 = dict(found.figures)["fp16"]
-    assert fp16 == pytest.approx((site.baseline().model_bytes + CACHED_TOKENS * 2 * 4 * 2 * 64 * 2) / 1e9)
+    assert fp16 == pytest.approx(
+        (site.baseline().model_bytes + CACHED_TOKENS * 2 * 4 * 2 * 64 * 2) / 1e9
+    )
 
 
-@pytest.mark.parametrize(("variant", "expected"), [
-    ("w4a16", 2 * 4 * 2 * 64 * 2), ("w4a16-kv8", 2 * 4 * 2 * (64 + 4)), ("w4a16-kv4", 2 * 4 * 2 * (32 + 4))])
-def test_the_cache_of_a_token_by_hand(site: Site, tmp_path: Path, variant: Variant, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("w4a16", 2 * 4 * 2 * 64 * 2),
+        ("w4a16-kv8", 2 * 4 * 2 * (64 + 4)),
+        ("w4a16-kv4", 2 * 4 * 2 * (32 + 4)),
+    ],
+)
+def test_the_cache_of_a_token_by_hand(
+    site: Site, tmp_path: Path, variant: Variant, expected: float
+) -> None:
     """4 layers, keys and values, 2 heads of 64."""
     assert kv_bytes_per_token(shaped(site.variant(variant), tmp_path / "model")) == expected

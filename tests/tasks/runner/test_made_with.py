@@ -1,4 +1,5 @@
-"""Every artifact that a library has made names its version; what came as it is names none. (Quantized ones: test_card, test_repack.)"""
+"""Every artifact that a library has made names its version; what came as it is names none.
+(Quantized ones: test_card, test_repack.)"""
 
 from __future__ import annotations
 
@@ -27,28 +28,47 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-def test_files_that_came_as_they_are_were_made_by_no_library(store: LocalStore, tiny_model: Path) -> None:
+def test_files_that_came_as_they_are_were_made_by_no_library(
+    store: LocalStore, tiny_model: Path
+) -> None:
     """So the same files are the same artifact under any version."""
-    model = download(DownloadRequest(source=LocalSource(type="local", path=tiny_model)), Context(store)).model
+    model = download(
+        DownloadRequest(source=LocalSource(type="local", path=tiny_model)), Context(store)
+    ).model
     assert store.manifest(model.digest).recipe == {"source": {"type": "local"}, "trusted_code": {}}
 
 
-def test_what_was_converted_or_padded_names_what_did_it(store: LocalStore, tiny_model: Path, tmp_path: Path) -> None:
+def test_what_was_converted_or_padded_names_what_did_it(
+    store: LocalStore, tiny_model: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "pickled")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    model = download(DownloadRequest(source=LocalSource(type="local", path=folder, allow_pickle=True)), Context(store)).model
-    assert store.manifest(model.digest).recipe["versions"]["transformers"] == version("transformers")
+    model = download(
+        DownloadRequest(source=LocalSource(type="local", path=folder, allow_pickle=True)),
+        Context(store),
+    ).model
+    assert store.manifest(model.digest).recipe["versions"]["transformers"] == version(
+        "transformers"
+    )
     padded = pad(PadRequest(model=model, multiple=256), Context(store)).model
     assert tree(store, padded.digest).facts.versions == {
-        "python": tree(store, model.digest).facts.versions["python"], "torch": version("torch"), "safetensors": version("safetensors")}
+        "python": tree(store, model.digest).facts.versions["python"],
+        "torch": version("torch"),
+        "safetensors": version("safetensors"),
+    }
 
 
 def test_texts_name_their_source_but_not_its_place(store: LocalStore, tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text("\n\n".join(f"document {number} about {number * 7919}" for number in range(9)))
-    for source, kind in ((TextFile(type="file", path=file), "file"), (PythonDocs(type="python_docs"), "python_docs")):
-        made = texts(TextsRequest(config=Texts(source=source, held_out_documents=2)), Context(store)).texts
+    for source, kind in (
+        (TextFile(type="file", path=file), "file"),
+        (PythonDocs(type="python_docs"), "python_docs"),
+    ):
+        made = texts(
+            TextsRequest(config=Texts(source=source, held_out_documents=2)), Context(store)
+        ).texts
         recipe = store.manifest(made.digest).recipe
         assert recipe["source"] == {"type": kind} and recipe["versions"].keys() == {"python"}
 

@@ -39,9 +39,17 @@ class Heard:
         self.events.append((fraction, text))
 
 
-def run(step: planted.step, tmp_path: Path, timeout_s: float = 60, heard: Heard | None = None) -> planted.Answer:  # type: ignore[valid-type]
-    return run_child(step, Planted(folder=tmp_path), folder=tmp_path / "runs" / "run" / step.name, store=LocalStore(tmp_path / "store"),
-                     timeout_s=timeout_s, listener=heard or Heard())[0]
+def run(
+    step: planted.step, tmp_path: Path, timeout_s: float = 60, heard: Heard | None = None
+) -> planted.Answer:  # type: ignore[valid-type]
+    return run_child(
+        step,
+        Planted(folder=tmp_path),
+        folder=tmp_path / "runs" / "run" / step.name,
+        store=LocalStore(tmp_path / "store"),
+        timeout_s=timeout_s,
+        listener=heard or Heard(),
+    )[0]
 
 
 def wait_for(path: Path) -> list[int]:
@@ -57,7 +65,10 @@ def wait_for(path: Path) -> list[int]:
 def all_gone(pids: list[int], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        if not any(
+            psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+            for pid in pids
+        ):
             return True
         time.sleep(0.05)
     return False
@@ -65,22 +76,47 @@ def all_gone(pids: list[int], seconds: float) -> bool:
 
 def test_log_progress_answer_and_usage_arrive(tmp_path: Path) -> None:
     heard = Heard()
-    answer, usage = run_child(planted.well, Planted(folder=tmp_path), folder=tmp_path / "step", store=LocalStore(tmp_path / "store"),
-                              timeout_s=60, listener=heard)
+    answer, usage = run_child(
+        planted.well,
+        Planted(folder=tmp_path),
+        folder=tmp_path / "step",
+        store=LocalStore(tmp_path / "store"),
+        timeout_s=60,
+        listener=heard,
+    )
     assert answer.pid != os.getpid()
     assert heard.lines == ["a line", " 90%"]
     assert heard.events == [(0.5, "half way")]
     assert usage.seconds > 0 and usage.peak_rss_bytes > 1_000_000 and usage.peak_gpu_bytes is None
 
 
-@pytest.mark.parametrize(("gpus", "seen"), [
-    ((), "GPUs '7'"), ((Gpu(1, "GPU-b", "Test", "sm_90", 1, 1, "1"), Gpu(0, "GPU-a", "Test", "sm_90", 1, 1, "1")), "GPUs 'GPU-b,GPU-a'")])
-def test_a_child_sees_the_gpus_that_it_is_given_or_else_those_of_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...],
-                                                                          seen: str) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "seen"),
+    [
+        ((), "GPUs '7'"),
+        (
+            (
+                Gpu(1, "GPU-b", "Test", "sm_90", 1, 1, "1"),
+                Gpu(0, "GPU-a", "Test", "sm_90", 1, 1, "1"),
+            ),
+            "GPUs 'GPU-b,GPU-a'",
+        ),
+    ],
+)
+def test_a_child_sees_the_gpus_that_it_is_given_or_else_those_of_the_flow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...], seen: str
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     heard = Heard()
-    run_child(planted.sees, Planted(folder=tmp_path), folder=tmp_path / "step", store=LocalStore(tmp_path / "store"), timeout_s=60, listener=heard,
-              gpus=gpus)
+    run_child(
+        planted.sees,
+        Planted(folder=tmp_path),
+        folder=tmp_path / "step",
+        store=LocalStore(tmp_path / "store"),
+        timeout_s=60,
+        listener=heard,
+        gpus=gpus,
+    )
     assert heard.lines == [seen]
 
 
@@ -102,7 +138,10 @@ def test_an_abort_from_c_is_reported_with_its_last_lines(tmp_path: Path) -> None
     with pytest.raises(StepCrashed) as caught:
         run(planted.aborts, tmp_path)
     assert "SIGABRT" in caught.value.message
-    assert "terminate called after throwing" in caught.value.message and "loading the engine" in caught.value.message
+    assert (
+        "terminate called after throwing" in caught.value.message
+        and "loading the engine" in caught.value.message
+    )
 
 
 def test_a_segmentation_fault_is_named(tmp_path: Path) -> None:
@@ -125,7 +164,11 @@ def test_an_unforeseen_exception_points_to_its_traceback(tmp_path: Path) -> None
 def test_an_error_of_the_step_comes_back_as_itself(tmp_path: Path) -> None:
     with pytest.raises(LmflowsError) as caught:
         run(planted.breaks_off, tmp_path)
-    assert (type(caught.value).__name__, caught.value.retryable, caught.value.where) == ("TransferError", True, "the network")
+    assert (type(caught.value).__name__, caught.value.retryable, caught.value.where) == (
+        "TransferError",
+        True,
+        "the network",
+    )
 
 
 def test_an_exception_in_the_parent_ends_the_child(tmp_path: Path) -> None:
@@ -144,16 +187,19 @@ import sys
 from pathlib import Path
 from artifacts.store.local import LocalStore
 from tasks.runner.parent import run_child
-from tests.tasks import planted
+from tests.support import planted
 from tests.tasks.runner.test_parent import Heard
 folder = Path(sys.argv[1])
-run_child(planted.sleeps, planted.Planted(folder=folder), folder=folder / "runs" / "run" / "sleeps", store=LocalStore(folder / "store"),
-          timeout_s=600, listener=Heard())
+run_child(
+    planted.sleeps, planted.Planted(folder=folder), folder=folder / "runs" / "run" / "sleeps",
+    store=LocalStore(folder / "store"), timeout_s=600, listener=Heard())
 """
 
 
 def start_flow(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", FLOW, str(folder)], env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    return subprocess.Popen(
+        [sys.executable, "-c", FLOW, str(folder)], env=os.environ | {"PYTHONPATH": str(PROJECT)}
+    )
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -178,8 +224,35 @@ def test_the_next_run_reaps_what_a_killed_guard_left(tmp_path: Path) -> None:
 
 
 def test_declaring_steps_loads_neither_prefect_nor_torch() -> None:
-    """A child may run in an environment without Prefect, and the flow's own process shall stay small."""
-    names = ("download", "pad", "texts", "preflight", "capacity", "smoke_test", "quantize", "repack", "measure", "evaluate", "report", "upload",
-             "promote", "deploy", "compare_runtimes", "memory", "once")
-    code = "import sys; " + "; ".join(f"import tasks.{name}" for name in names) + "; sys.exit(str({'prefect', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True).stderr.strip() == "set()"
+    """A child may run in an environment without Prefect, and the flow's own process shall stay
+    small."""
+    names = (
+        "download",
+        "pad",
+        "texts",
+        "preflight",
+        "capacity",
+        "smoke_test",
+        "quantize",
+        "repack",
+        "measure",
+        "evaluate",
+        "report",
+        "upload",
+        "promote",
+        "deploy",
+        "compare_runtimes",
+        "memory",
+        "once",
+    )
+    code = (
+        "import sys; "
+        + "; ".join(f"import tasks.{name}" for name in names)
+        + "; sys.exit(str({'prefect', 'torch'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True
+        ).stderr.strip()
+        == "set()"
+    )

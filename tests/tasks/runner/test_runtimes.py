@@ -1,4 +1,5 @@
-"""Engine runtimes: made whole from their lock or not at all, by whoever comes first, and kept by the lock's digest.
+"""Engine runtimes: made whole from their lock or not at all, by whoever comes first, and kept by
+the lock's digest.
 
 The real uv installs small wheels that are built here; nothing needs the network.
 """
@@ -29,7 +30,10 @@ from tests.artifacts.store.test_files import tmpfs as tmpfs
 
 NAME = "tiny"
 WHEEL = "lmdeploy-0.0.1-py3-none-any.whl"
-WAITS = "import os, time\nopen(os.environ['AT'], 'w').close()\nwhile not os.path.exists(os.environ['GATE']):\n    time.sleep(0.02)\n"
+WAITS = (
+    "import os, time\nopen(os.environ['AT'], 'w').close()\nwhile not"
+    " os.path.exists(os.environ['GATE']):\n    time.sleep(0.02)\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -52,17 +56,30 @@ def folder(home: Path) -> Path:
     return home / "runtimes"
 
 
-def wheel(wheels: Path, version: str = "0.0.1", *, code: str = "", tag: str = "py3-none-any", padding: int = 0) -> str:
+def wheel(
+    wheels: Path,
+    version: str = "0.0.1",
+    *,
+    code: str = "",
+    tag: str = "py3-none-any",
+    padding: int = 0,
+) -> str:
     """Build a wheel called lmdeploy; its hex sha256."""
     path, info = wheels / f"lmdeploy-{version}-{tag}.whl", f"lmdeploy-{version}.dist-info"
     files: dict[str, str | bytes] = {
-        "lmdeploy/__init__.py": code, "lmdeploy/data.bin": os.urandom(padding),
+        "lmdeploy/__init__.py": code,
+        "lmdeploy/data.bin": os.urandom(padding),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: lmdeploy\nVersion: {version}\n",
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n"}
+        f"{info}/WHEEL": (
+            f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n"
+        ),
+    }
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"]))
+        archive.writestr(
+            f"{info}/RECORD", "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+        )
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -82,15 +99,22 @@ import sys
 from pathlib import Path
 from tasks import runtimes
 runtimes.NEEDS = ("lmdeploy", "tasks.runner.child")
-print(runtimes.prepare("tiny", say=lambda text: print(text, flush=True), wheels=Path(sys.argv[1])).python, flush=True)
+say = lambda text: print(text, flush=True)
+print(runtimes.prepare("tiny", say=say, wheels=Path(sys.argv[1])).python, flush=True)
 """
 
 
 def start(wheels: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", PREPARE, str(wheels)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment,
-                            # tests that run in the background of a script inherit an ignored SIGINT; a person's terminal does not
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE, str(wheels)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment,
+        # tests that run in the background of a script inherit an ignored
+        # SIGINT; a person's terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -102,32 +126,58 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 def living(word: str) -> list[int]:
     """The processes other than this one that have the word in their command line."""
-    return [process.pid for process in psutil.process_iter(["cmdline", "status"])
-            if process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid()
-            and any(word in part for part in process.info["cmdline"] or [])]
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and process.pid != os.getpid()
+        and any(word in part for part in process.info["cmdline"] or [])
+    ]
 
 
 def test_a_lock_becomes_an_environment_of_its_own(wheels: Path, folder: Path) -> None:
-    digest = hashlib.sha256(lock(folder, wheel(wheels, code="ANSWER = 42\n")).read_bytes()).hexdigest()
+    digest = hashlib.sha256(
+        lock(folder, wheel(wheels, code="ANSWER = 42\n")).read_bytes()
+    ).hexdigest()
     before, heard = runtimes.get(NAME), list[str]()
     assert (before.ready, before.versions, before.digest) == (False, {}, digest)
     after = runtimes.prepare(NAME, say=heard.append, wheels=wheels)
     assert after.ready and made(folder) == [f"tiny-{digest[:12]}"]
-    ran = subprocess.run([after.python, "-P", "-c", "import lmdeploy, sys; print(lmdeploy.ANSWER, sys.prefix, lmdeploy.__cached__)"],
-                         capture_output=True, text=True)
+    ran = subprocess.run(
+        [
+            after.python,
+            "-P",
+            "-c",
+            "import lmdeploy, sys; print(lmdeploy.ANSWER, sys.prefix, lmdeploy.__cached__)",
+        ],
+        capture_output=True,
+        text=True,
+    )
     answer, prefix, cached = ran.stdout.split()
     assert (answer, prefix) == ("42", str(folder / f"tiny-{digest[:12]}"))
     assert Path(cached).exists(), "compiled when it was made"
-    assert subprocess.run([after.python, "-P", "-c", "import torch"], capture_output=True).returncode == 1, "nothing comes from this environment"
+    assert (
+        subprocess.run([after.python, "-P", "-c", "import torch"], capture_output=True).returncode
+        == 1
+    ), "nothing comes from this environment"
     assert after.versions["lmdeploy"] == "0.0.1" and "lmdeploy 0.0.1" in heard[-1]
-    assert runtimes.fingerprint(NAME) == {"python": ".".join(map(str, sys.version_info[:3])), "lmdeploy": "0.0.1", "lock": digest}
+    assert runtimes.fingerprint(NAME) == {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "lmdeploy": "0.0.1",
+        "lock": digest,
+    }
 
 
 def test_a_step_runs_there_as_a_child_would(wheels: Path, folder: Path) -> None:
     lock(folder, wheel(wheels))
     python = runtimes.prepare(NAME, wheels=wheels).python
-    ran = subprocess.run([python, "-P", "-m", "tasks.runner.child", "--help"], capture_output=True, text=True, cwd="/",
-                         env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    ran = subprocess.run(
+        [python, "-P", "-m", "tasks.runner.child", "--help"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )
     assert ran.returncode == 0 and "MODULE:NAME" in ran.stdout
 
 
@@ -145,7 +195,11 @@ def test_a_file_that_is_not_what_the_lock_says_is_refused(wheels: Path, folder: 
     lock(folder, "0" * 64)
     with pytest.raises(ConfigError, match="not what the lock says") as caught:
         runtimes.prepare(NAME, wheels=wheels)
-    assert "0" * 64 in caught.value.message and "tiny.lock" in caught.value.hint and caught.value.where == "runtime tiny"
+    assert (
+        "0" * 64 in caught.value.message
+        and "tiny.lock" in caught.value.hint
+        and caught.value.where == "runtime tiny"
+    )
     assert made(folder) == [] and not runtimes.get(NAME).ready
 
 
@@ -159,15 +213,22 @@ def test_a_lock_without_hashes_is_refused(wheels: Path, folder: Path) -> None:
 
 def test_no_wheel_for_this_python_is_named(wheels: Path, folder: Path) -> None:
     lock(folder, wheel(wheels, tag="cp39-cp39-manylinux2014_x86_64"))
-    with pytest.raises(ConfigError, match=rf"no wheel for Python 3\.{sys.version_info.minor} on this machine"):
+    with pytest.raises(
+        ConfigError, match=rf"no wheel for Python 3\.{sys.version_info.minor} on this machine"
+    ):
         runtimes.prepare(NAME, wheels=wheels)
     assert made(folder) == []
 
 
 def test_nothing_is_built_from_source(wheels: Path, folder: Path, tmp_path: Path) -> None:
     ran, source = tmp_path / "ran", wheels / "lmdeploy-0.0.1.tar.gz"
-    scripts = {"setup.py": f"open({str(ran)!r}, 'w').close()\n", "PKG-INFO": "Metadata-Version: 2.1\nName: lmdeploy\nVersion: 0.0.1\n",
-               "pyproject.toml": "[build-system]\nrequires = []\nbackend-path = ['.']\nbuild-backend = 'setup'\n"}
+    scripts = {
+        "setup.py": f"open({str(ran)!r}, 'w').close()\n",
+        "PKG-INFO": "Metadata-Version: 2.1\nName: lmdeploy\nVersion: 0.0.1\n",
+        "pyproject.toml": (
+            "[build-system]\nrequires = []\nbackend-path = ['.']\nbuild-backend = 'setup'\n"
+        ),
+    }
     with tarfile.open(source, "w:gz") as archive:
         for name, text in scripts.items():
             (tmp_path / name).write_text(text)
@@ -185,7 +246,9 @@ def test_a_wheel_that_is_missing_from_the_folder_is_named(wheels: Path, folder: 
     assert "folder of wheels" in caught.value.hint
 
 
-def test_without_a_network_the_way_out_is_named(wheels: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_way_out_is_named(
+    wheels: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock(folder, wheel(wheels))
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")  # nobody listens there
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
@@ -197,7 +260,9 @@ def test_without_a_network_the_way_out_is_named(wheels: Path, folder: Path, monk
     assert made(folder) == []
 
 
-def test_a_full_disk_leaves_nothing(wheels: Path, tmpfs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(
+    wheels: Path, tmpfs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmpfs("size=1m")
     monkeypatch.setenv("LMFLOWS_HOME", str(home))
     (home / "runtimes").mkdir()
@@ -207,15 +272,26 @@ def test_a_full_disk_leaves_nothing(wheels: Path, tmpfs: Callable[[str], Path], 
     assert made(home / "runtimes") == []
 
 
-@pytest.mark.parametrize(("code", "needs", "message"), [
-    ("raise ImportError('libcuda.so.1 is broken')\n", ("lmdeploy",), "libcuda.so.1 is broken"),
-    ("", ("artifacts.store.local",), "No module named 'pydantic'"),
-])
+@pytest.mark.parametrize(
+    ("code", "needs", "message"),
+    [
+        ("raise ImportError('libcuda.so.1 is broken')\n", ("lmdeploy",), "libcuda.so.1 is broken"),
+        ("", ("artifacts.store.local",), "No module named 'pydantic'"),
+    ],
+)
 def test_an_environment_that_cannot_import_what_a_child_needs_is_not_ready(
-        wheels: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, needs: tuple[str, ...], message: str) -> None:
+    wheels: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    needs: tuple[str, ...],
+    message: str,
+) -> None:
     monkeypatch.setattr(runtimes, "NEEDS", needs)
     lock(folder, wheel(wheels, code=code))
-    with pytest.raises(ConfigError, match=f"cannot import what a child process needs: .*{re.escape(message)}"):
+    with pytest.raises(
+        ConfigError, match=f"cannot import what a child process needs: .*{re.escape(message)}"
+    ):
         runtimes.prepare(NAME, wheels=wheels)
     assert made(folder) == []
 
@@ -233,7 +309,8 @@ def opened_by_uv(fifo: Path) -> int:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_while_it_installs_nothing_looks_ready_and_nothing_goes_on(
-        wheels: Path, folder: Path, tmp_path: Path, how: signal.Signals) -> None:
+    wheels: Path, folder: Path, tmp_path: Path, how: signal.Signals
+) -> None:
     lock(folder, wheel(wheels))
     (wheels / WHEEL).rename(tmp_path / WHEEL)
     os.mkfifo(wheels / WHEEL)
@@ -253,7 +330,9 @@ def test_killed_while_it_installs_nothing_looks_ready_and_nothing_goes_on(
     assert made(folder) == [environment.name]
 
 
-def test_killed_just_before_the_end_nothing_looks_ready(wheels: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_just_before_the_end_nothing_looks_ready(
+    wheels: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock(folder, wheel(wheels, code=WAITS))
     at, gate = tmp_path / "at", tmp_path / "gate"
     process = start(wheels, AT=str(at), GATE=str(gate))
@@ -279,23 +358,33 @@ def test_two_processes_make_one_environment(wheels: Path, folder: Path, tmp_path
     answers = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
     assert [answer.count("making runtime") for answer in answers] == [1, 0]
-    assert answers[0].splitlines()[-1] == answers[1].splitlines()[-1] == str(runtimes.get(NAME).python)
+    assert (
+        answers[0].splitlines()[-1] == answers[1].splitlines()[-1] == str(runtimes.get(NAME).python)
+    )
     assert len(made(folder)) == 1
 
 
-def test_a_changed_lock_makes_a_new_environment_and_the_old_one_stays(wheels: Path, folder: Path) -> None:
+def test_a_changed_lock_makes_a_new_environment_and_the_old_one_stays(
+    wheels: Path, folder: Path
+) -> None:
     path = lock(folder, wheel(wheels))
     old, text = runtimes.prepare(NAME, wheels=wheels), path.read_text()
     lock(folder, wheel(wheels, "0.0.2"), "0.0.2")
     assert not runtimes.get(NAME).ready
     new = runtimes.prepare(NAME, wheels=wheels)
-    assert (old.versions["lmdeploy"], new.versions["lmdeploy"]) == ("0.0.1", "0.0.2") and old.python.exists() and len(made(folder)) == 2
+    assert (
+        (old.versions["lmdeploy"], new.versions["lmdeploy"]) == ("0.0.1", "0.0.2")
+        and old.python.exists()
+        and len(made(folder)) == 2
+    )
     assert runtimes.fingerprint(NAME)["lock"] == new.digest != old.digest
     path.write_text(text)
     assert runtimes.get(NAME) == old, "back to the old lock is back to the old environment"
 
 
-def test_removing_takes_all_environments_of_the_name_and_leaves_others(wheels: Path, folder: Path) -> None:
+def test_removing_takes_all_environments_of_the_name_and_leaves_others(
+    wheels: Path, folder: Path
+) -> None:
     digest = wheel(wheels)
     lock(folder, digest, name="tiny-other")
     other = runtimes.prepare("tiny-other", wheels=wheels)
@@ -311,7 +400,10 @@ def test_removing_takes_all_environments_of_the_name_and_leaves_others(wheels: P
 def test_a_runtime_in_use_is_not_removed(wheels: Path, folder: Path) -> None:
     lock(folder, wheel(wheels))
     python = runtimes.prepare(NAME, wheels=wheels).python
-    process = subprocess.Popen([python, "-P", "-c", "print('up', flush=True); import time; time.sleep(600)"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [python, "-P", "-c", "print('up', flush=True); import time; time.sleep(600)"],
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None and process.stdout.readline()
     try:
         with pytest.raises(EngineError, match=f"process {process.pid} runs in"):
@@ -335,7 +427,13 @@ def test_an_environment_whose_python_is_gone_is_made_again(wheels: Path, folder:
 
 def test_the_project_s_own_environment_is_the_default() -> None:
     own = runtimes.get("default")
-    assert (own.python, own.ready, own.lock, own.digest, own.adopted) == (Path(sys.executable), True, None, None, False)
+    assert (own.python, own.ready, own.lock, own.digest, own.adopted) == (
+        Path(sys.executable),
+        True,
+        None,
+        None,
+        False,
+    )
     found = runtimes.fingerprint("default")
     assert found.keys() == {"python", "lmdeploy", "torch", "transformers"}
     assert runtimes.prepare("default") == own
@@ -344,8 +442,17 @@ def test_the_project_s_own_environment_is_the_default() -> None:
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    for call in (runtimes.one, runtimes.python, runtimes.prepare, runtimes.fingerprint, runtimes.remove):
-        with pytest.raises(ConfigError, match=r"no runtime 'lmdeploy-9'; known: default, lmdeploy-0\.12\.3, lmdeploy-0\.18\.0"):
+    for call in (
+        runtimes.one,
+        runtimes.python,
+        runtimes.prepare,
+        runtimes.fingerprint,
+        runtimes.remove,
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=r"no runtime 'lmdeploy-9'; known: default, lmdeploy-0\.12\.3, lmdeploy-0\.18\.0",
+        ):
             call("lmdeploy-9")
 
 
@@ -356,26 +463,45 @@ def test_two_locks_of_one_name_are_refused(folder: Path) -> None:
 
 
 def interpreter(folder: Path, version: str | None) -> Path:
-    """A virtual environment, as a container would bring it, with a distribution called lmdeploy of that version."""
+    """A virtual environment, as a container would bring it, with a distribution called lmdeploy of
+    that version."""
     venv.create(folder, symlinks=True)
     if version:
         info = next(folder.glob("lib/python3*/site-packages")) / f"lmdeploy-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lmdeploy\nVersion: {version}\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: lmdeploy\nVersion: {version}\n"
+        )
     return folder / "bin" / "python"
 
 
 def test_an_interpreter_is_adopted_under_a_name_and_says_that_it_is_unlocked(
-        folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runtimes, "NEEDS", ("tasks.runner.child",))
     python = interpreter(tmp_path / "env", "0.11.0")
     adopted = runtimes.adopt("container", python)
-    assert (adopted.python, adopted.lock, adopted.digest, adopted.ready, adopted.adopted) == (python, None, None, True, True)
+    assert (adopted.python, adopted.lock, adopted.digest, adopted.ready, adopted.adopted) == (
+        python,
+        None,
+        None,
+        True,
+        True,
+    )
     assert runtimes.python("container") == python and adopted in runtimes.list_all()
-    assert runtimes.fingerprint("container") == adopted.versions == {"python": ".".join(map(str, sys.version_info[:3])), "lmdeploy": "0.11.0"}
+    assert (
+        runtimes.fingerprint("container")
+        == adopted.versions
+        == {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "lmdeploy": "0.11.0",
+        }
+    )
     info = next((tmp_path / "env").glob("lib/python3*/site-packages/lmdeploy-0.11.0.dist-info"))
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lmdeploy\nVersion: 0.11.1\n")
-    assert runtimes.fingerprint("container")["lmdeploy"] == "0.11.1", "nobody locks it, so it is asked again"
+    assert runtimes.fingerprint("container")["lmdeploy"] == "0.11.1", (
+        "nobody locks it, so it is asked again"
+    )
     shutil.rmtree(tmp_path / "env")
     with pytest.raises(ConfigError, match="is gone"):
         runtimes.python("container")
@@ -384,7 +510,9 @@ def test_an_interpreter_is_adopted_under_a_name_and_says_that_it_is_unlocked(
         runtimes.get("container")
 
 
-def test_an_interpreter_that_cannot_do_the_work_is_not_adopted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpreter_that_cannot_do_the_work_is_not_adopted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match="has no lmdeploy"):
         runtimes.adopt("container", interpreter(tmp_path / "bare", None))
     monkeypatch.setattr(runtimes, "NEEDS", ("artifacts.store.local",))
@@ -403,4 +531,9 @@ def test_an_interpreter_that_cannot_do_the_work_is_not_adopted(folder: Path, tmp
 @pytest.mark.slow
 def test_this_environment_has_what_a_child_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert runtimes._probe("default", Path(sys.executable)).keys() == {"python", "lmdeploy", "torch", "transformers"}
+    assert runtimes._probe("default", Path(sys.executable)).keys() == {
+        "python",
+        "lmdeploy",
+        "torch",
+        "transformers",
+    }

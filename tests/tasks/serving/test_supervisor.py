@@ -1,6 +1,8 @@
-"""Servers under supervisord: they come back after a crash, outlive whoever started them, and end when told to.
+"""Servers under supervisord: they come back after a crash, outlive whoever started them, and end
+when told to.
 
-Real servers over the small model. Where a test only asks which processes run, it does not wait for the model.
+Real servers over the small model. Where a test only asks which processes run, it does not wait for
+the model.
 """
 
 from __future__ import annotations
@@ -31,8 +33,14 @@ HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "t
 
 
 def new_endpoint(folder: Path, port: int, name: str = "tiny") -> Endpoint:
-    endpoint = Endpoint(name=name, model_name="tiny", artifact=ModelArtifact(digest="0" * 64, kind="fp16", path=folder),
-                        engine=EngineTransformers(name="transformers"), options=Deploy(port=port), since=datetime.now(UTC))
+    endpoint = Endpoint(
+        name=name,
+        model_name="tiny",
+        artifact=ModelArtifact(digest="0" * 64, kind="fp16", path=folder),
+        engine=EngineTransformers(name="transformers"),
+        options=Deploy(port=port),
+        since=datetime.now(UTC),
+    )
     endpoint.save([])
     return endpoint
 
@@ -46,13 +54,19 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def answers(endpoint: Endpoint) -> bool:
     try:
-        return "Hello!" in endpoint.call("/v1/chat/completions", HELLO, timeout_s=20)["choices"][0]["message"]["content"]
+        return (
+            "Hello!"
+            in endpoint.call("/v1/chat/completions", HELLO, timeout_s=20)["choices"][0]["message"][
+                "content"
+            ]
+        )
     except EndpointError:
         return False
 
 
 def is_server(pid: int) -> bool:
-    """Whether a process has become the server: until then it is the launcher that reads the endpoint's record."""
+    """Whether a process has become the server: until then it is the launcher that reads the
+    endpoint's record."""
     return pid != 0 and "tasks.serving.reference_server" in psutil.Process(pid).cmdline()
 
 
@@ -61,8 +75,14 @@ def processes_with(home: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE and (
-                    process.environ().get("LMFLOWS_HOME") == str(home) or str(home) in " ".join(process.cmdline())):
+            if (
+                process.pid != os.getpid()
+                and process.status() != psutil.STATUS_ZOMBIE
+                and (
+                    process.environ().get("LMFLOWS_HOME") == str(home)
+                    or str(home) in " ".join(process.cmdline())
+                )
+            ):
                 found.append(process)
         except psutil.Error:
             continue
@@ -78,8 +98,15 @@ def outliving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         endpoint = new_endpoint(tiny_model, port)
-        subprocess.run([sys.executable, "-c", "from tasks import endpoints, supervisor; supervisor.start(endpoints.get('tiny'))"],
-                       check=True, cwd=paths.PROJECT)
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from tasks import endpoints, supervisor; supervisor.start(endpoints.get('tiny'))",
+            ],
+            check=True,
+            cwd=paths.PROJECT,
+        )
         wait_for(lambda: answers(endpoint))
         yield endpoint
         supervisor.stop(endpoint)
@@ -97,16 +124,26 @@ def test_a_killed_server_is_restarted_and_answers_again(outliving: Endpoint) -> 
     wait_for(lambda: supervisor.state(outliving)[1] not in (0, before) and answers(outliving))
 
 
-def test_two_endpoints_run_under_one_supervisord(outliving: Endpoint, tiny_model: Path, free_port: int) -> None:
+def test_two_endpoints_run_under_one_supervisord(
+    outliving: Endpoint, tiny_model: Path, free_port: int
+) -> None:
     first, supervisord = supervisor.state(outliving)[1], supervisor.pid()
     second = new_endpoint(tiny_model, free_port, "second.model_2-x")
     supervisor.start(second)
     try:
-        assert psutil.Process(supervisor.state(second)[1]).ppid() == psutil.Process(first).ppid() == supervisord
+        assert (
+            psutil.Process(supervisor.state(second)[1]).ppid()
+            == psutil.Process(first).ppid()
+            == supervisord
+        )
     finally:
         supervisor.stop(second)
         second.forget()
-    assert (supervisor.state(outliving)[1], supervisor.pid(), supervisor.state(second)) == (first, supervisord, ("STOPPED", 0))
+    assert (supervisor.state(outliving)[1], supervisor.pid(), supervisor.state(second)) == (
+        first,
+        supervisord,
+        ("STOPPED", 0),
+    )
 
 
 def test_stop_frees_the_port_and_leaves_no_process(outliving: Endpoint) -> None:
@@ -116,7 +153,9 @@ def test_stop_frees_the_port_and_leaves_no_process(outliving: Endpoint) -> None:
     assert processes_with(paths.home()) == []
 
 
-def test_what_a_killed_supervisord_leaves_behind_is_stopped_too(tiny_model: Path, home: Path, free_port: int) -> None:
+def test_what_a_killed_supervisord_leaves_behind_is_stopped_too(
+    tiny_model: Path, home: Path, free_port: int
+) -> None:
     endpoint = new_endpoint(tiny_model, free_port)
     supervisor.start(endpoint)
     wait_for(lambda: is_server(supervisor.state(endpoint)[1]), 20)
@@ -127,8 +166,14 @@ def test_what_a_killed_supervisord_leaves_behind_is_stopped_too(tiny_model: Path
     assert processes_with(home) == []
 
 
-@pytest.mark.parametrize("name", ["long " + "x" * 120, "100% of %(x)s, ${HOME} and %s"], ids=["longer_than_a_socket_path", "percent_and_spaces"])
-def test_any_home_folder_will_do(tiny_model: Path, home: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["long " + "x" * 120, "100% of %(x)s, ${HOME} and %s"],
+    ids=["longer_than_a_socket_path", "percent_and_spaces"],
+)
+def test_any_home_folder_will_do(
+    tiny_model: Path, home: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv("LMFLOWS_HOME", str(home / name))
     endpoint = new_endpoint(tiny_model, free_port)
     supervisor.start(endpoint)
@@ -140,24 +185,36 @@ def test_any_home_folder_will_do(tiny_model: Path, home: Path, free_port: int, m
     assert processes_with(home / name) == []
 
 
-def test_a_server_runs_in_its_engines_runtime_and_sees_its_own_gpus(tiny_model: Path, home: Path, tmp_path: Path, free_port: int) -> None:
+def test_a_server_runs_in_its_engines_runtime_and_sees_its_own_gpus(
+    tiny_model: Path, home: Path, tmp_path: Path, free_port: int
+) -> None:
     planted_runtime.adopt("side", tmp_path / "side")
-    changes = {"engine": EngineTransformers(name="transformers", runtime="side"), "gpus": ("GPU-a", "GPU-b")}
+    changes = {
+        "engine": EngineTransformers(name="transformers", runtime="side"),
+        "gpus": ("GPU-a", "GPU-b"),
+    }
     endpoint = new_endpoint(tiny_model, free_port).model_copy(update=changes)
     endpoint.save([])
     supervisor.start(endpoint)
     wait_for(lambda: is_server(supervisor.state(endpoint)[1]), 20)
     environment = psutil.Process(supervisor.state(endpoint)[1]).environ()
-    assert (environment[planted_runtime.MARK], environment["CUDA_VISIBLE_DEVICES"]) == ("side", "GPU-a,GPU-b")
+    assert (environment[planted_runtime.MARK], environment["CUDA_VISIBLE_DEVICES"]) == (
+        "side",
+        "GPU-a,GPU-b",
+    )
 
 
-def test_stopping_what_does_not_run_is_no_error(tiny_model: Path, home: Path, free_port: int) -> None:
+def test_stopping_what_does_not_run_is_no_error(
+    tiny_model: Path, home: Path, free_port: int
+) -> None:
     endpoint = new_endpoint(tiny_model, free_port)
     supervisor.stop(endpoint)
     assert (supervisor.state(endpoint), supervisor.pid()) == (("STOPPED", 0), None)
 
 
-def test_a_supervisord_that_cannot_start_is_an_error_with_its_words(tiny_model: Path, home: Path, free_port: int) -> None:
+def test_a_supervisord_that_cannot_start_is_an_error_with_its_words(
+    tiny_model: Path, home: Path, free_port: int
+) -> None:
     endpoint = new_endpoint(tiny_model, free_port)
     (home / "supervisor" / "supervisord.log").mkdir(parents=True)
     with pytest.raises(EndpointError, match=r"(?s)supervisord did not start: .*Is a directory"):

@@ -1,4 +1,5 @@
-"""kill -9 in the middle of pushes and pulls: afterwards what is there is whole, and the operation can be repeated."""
+"""kill -9 in the middle of pushes and pulls: afterwards what is there is whole, and the operation
+can be repeated."""
 
 from __future__ import annotations
 
@@ -20,14 +21,18 @@ from tests.support.s3_server import SMALL, Server
 
 KILLS = 50  # of each, push and pull
 DICE = random.Random(0)
-CONTENT = {"config.json": b"{}", "weights/large": DICE.randbytes(12 * SMALL.part_bytes + 5),
-           **{f"weights/{number}": DICE.randbytes(60_000 + number) for number in range(8)}}
+CONTENT = {
+    "config.json": b"{}",
+    "weights/large": DICE.randbytes(12 * SMALL.part_bytes + 5),
+    **{f"weights/{number}": DICE.randbytes(60_000 + number) for number in range(8)},
+}
 
 BEGUN = FORK.Event()
 
 
 def work(what: str, folder: Path, store: Store, digest: str) -> None:
-    """It says when it begins, so that the moments fall into the transfer and not into the first connection."""
+    """It says when it begins, so that the moments fall into the transfer and not into the first
+    connection."""
     local = LocalStore(folder)
     store.has(digest)
     BEGUN.set()
@@ -61,15 +66,21 @@ def artifact(source: LocalStore) -> ModelArtifact:
 
 
 @pytest.mark.slow
-def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(server: Server, source: LocalStore, artifact: ModelArtifact) -> None:
+def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(
+    server: Server, source: LocalStore, artifact: ModelArtifact
+) -> None:
     moments, place = random.Random(1), 0
-    duration = duration_of("push", source.root, unused(server.location("measured"), SMALL), artifact.digest)
+    duration = duration_of(
+        "push", source.root, unused(server.location("measured"), SMALL), artifact.digest
+    )
     interrupted = finished = 0
     doomed, store = (unused(server.location("kill-0"), SMALL) for _ in range(2))
     while interrupted < KILLS:
         if killed(moments.uniform(0, duration), "push", source.root, doomed, artifact.digest):
             interrupted += 1
-        else:  # it was faster than the one that was measured, or went on where another was killed: it is no kill
+        else:
+            # it was faster than the one that was measured, or went on where another was killed: it
+            # is no kill
             finished, duration = finished + 1, 0.9 * duration
             assert finished < 2 * KILLS
         for digest in store.digests():
@@ -84,7 +95,9 @@ def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(server: Server,
 
 
 @pytest.mark.slow
-def test_a_pull_that_is_killed_shows_nothing_and_can_be_repeated(server: Server, source: LocalStore, artifact: ModelArtifact, tmp_path: Path) -> None:
+def test_a_pull_that_is_killed_shows_nothing_and_can_be_repeated(
+    server: Server, source: LocalStore, artifact: ModelArtifact, tmp_path: Path
+) -> None:
     moments, place = random.Random(2), 0
     store = S3Store(parse_s3(server.location("pulled")), SMALL)
     store.push(source, artifact.digest)

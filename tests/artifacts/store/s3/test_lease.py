@@ -20,13 +20,19 @@ from tests.support.s3_parts import at, commit
 
 def test_one_collector_at_a_time(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     other = at(s3.location)
-    with s3.collecting(), pytest.raises(StoreBusy, match="is collecting garbage"), other.collecting():
+    with (
+        s3.collecting(),
+        pytest.raises(StoreBusy, match="is collecting garbage"),
+        other.collecting(),
+    ):
         pass
     with other.collecting():
         pass
 
 
-def test_the_lease_of_a_dead_collector_expires_and_that_of_a_living_one_is_renewed(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_of_a_dead_collector_expires_and_that_of_a_living_one_is_renewed(
+    s3: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(s3_lease, "LEASE_SECONDS", 0.9)
     elsewhere = s3_lease.Lease(s3.objects, "")
     elsewhere.owner = f"another-machine/1:{os.getpid()}:1"
@@ -50,8 +56,11 @@ def test_the_lease_of_a_collector_that_died_here_ends_at_once(s3: S3Store) -> No
         pass
 
 
-def test_what_a_collection_takes_while_it_is_pushed_is_sent_again(s3: S3Store, source: LocalStore) -> None:
-    """The collection has made its plan before the manifest is there, and takes a young blob: an age limit does not help."""
+def test_what_a_collection_takes_while_it_is_pushed_is_sent_again(
+    s3: S3Store, source: LocalStore
+) -> None:
+    """The collection has made its plan before the manifest is there, and takes a young blob: an age
+    limit does not help."""
     artifact = commit(source)
     s3.push(source, artifact.digest)
     blob = source.manifest(artifact.digest).files[0].sha256

@@ -1,4 +1,5 @@
-"""The small mutable files of an S3 store: one writer wins, a lost answer is no loss, and a server without conditional writes is found out."""
+"""The small mutable files of an S3 store: one writer wins, a lost answer is no loss, and a server
+without conditional writes is found out."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def test_what_is_written_is_read_listed_and_removed(objects: S3Objects) -> None:
 
 def test_what_consoles_and_mounts_put_for_folders_is_none(objects: S3Objects) -> None:
     for marker in ("refs/", "refs/qwen/", "serving/"):
-        objects.bucket.client.put_object(Bucket=objects.bucket.name, Key=objects.bucket.key(marker), Body=b"")
+        objects.bucket.client.put_object(
+            Bucket=objects.bucket.name, Key=objects.bucket.key(marker), Body=b""
+        )
     objects.swap(KEY, b"one", seen=None)
     assert objects.keys("refs/") == [KEY] and objects.keys("serving/") == []
 
@@ -88,7 +91,12 @@ def test_of_many_who_swap_at_once_one_succeeds(objects: S3Objects) -> None:
         now = objects.get(KEY)
         barrier = threading.Barrier(8)
 
-        def swap(who: int, number: int = number, now: tuple[bytes, str] | None = now, barrier: threading.Barrier = barrier) -> bytes | None:
+        def swap(
+            who: int,
+            number: int = number,
+            now: tuple[bytes, str] | None = now,
+            barrier: threading.Barrier = barrier,
+        ) -> bytes | None:
             data = b"%d by %d" % (number, who)
             barrier.wait()
             try:
@@ -117,7 +125,9 @@ def test_a_swap_whose_first_attempt_breaks_is_one_swap(server: Server, kind: str
 
 
 @pytest.mark.parametrize("ignored", ["If-Match", "If-None-Match"])
-def test_a_server_that_ignores_a_condition_is_refused_before_anything_is_written(ignored: str) -> None:
+def test_a_server_that_ignores_a_condition_is_refused_before_anything_is_written(
+    ignored: str,
+) -> None:
     with credentials(), running(ignores=[ignored]) as server:
         objects = at(server.location("prefix"))
         with pytest.raises(ConditionalWritesIgnored, match=f"ignores {ignored}.*->") as error:

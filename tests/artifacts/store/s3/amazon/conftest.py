@@ -1,4 +1,5 @@
-"""Amazon as a machine on the internet sees it, and a store at the end of a URL that names no endpoint."""
+"""Amazon as a machine on the internet sees it, and a store at the end of a URL that names no
+endpoint."""
 
 from __future__ import annotations
 
@@ -16,16 +17,34 @@ from tests.support.s3_amazon import HOME, Amazon, Key, in_front_of
 from tests.support.s3_parts import at
 from tests.support.s3_server import BUCKET, SECRET, Server
 
-# what the machine that runs the tests may have set, and what `credentials` has set and some tests do without
-FOREIGN = ("https_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY", "REQUESTS_CA_BUNDLE", "AWS_REGION", "AWS_DEFAULT_REGION",
-           "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-           "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_USE_FIPS_ENDPOINT",
-           "AWS_USE_DUALSTACK_ENDPOINT", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "AWS_DEFAULT_PROFILE")
+# what the machine that runs the tests may have set, and what `credentials` has set and some tests
+# do without
+FOREIGN = (
+    "https_proxy",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "REQUESTS_CA_BUNDLE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_USE_FIPS_ENDPOINT",
+    "AWS_USE_DUALSTACK_ENDPOINT",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_DEFAULT_PROFILE",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_clients() -> Iterator[None]:
-    """Each store here has a client of its own, and each would parse botocore's descriptions of S3 and of all hosts anew."""
+    """Each store here has a client of its own, and each would parse botocore's descriptions of S3
+    and of all hosts anew."""
     load = functools.cache(JSONFileLoader().load_file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JSONFileLoader, "load_file", lambda _self, path: load(path))
@@ -41,7 +60,8 @@ def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def amazon(front: Amazon, monkeypatch: pytest.MonkeyPatch) -> Amazon:
-    """Amazon as a machine on the internet sees it that has an access key and nothing else: no endpoint, no region."""
+    """Amazon as a machine on the internet sees it that has an access key and nothing else: no
+    endpoint, no region."""
     front.reset()
     for name in FOREIGN:
         monkeypatch.delenv(name, raising=False)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from configs.units import mb
 from flows.run.run import artifact_key, begin_run
 from tasks.compare_runtimes import (
     CompareRuntimesRequest,
@@ -16,7 +17,6 @@ from tasks.compare_runtimes import (
 )
 from tasks.kv_memory import MemoryRequest, MemoryResult, memory
 from tasks.machine.gpus import choose
-from tasks.reporting.markdown import mb
 from tasks.runner import runtimes
 
 

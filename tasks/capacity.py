@@ -22,6 +22,7 @@ from configs.errors import PreflightError
 from configs.location import Location
 from configs.policy import Policy
 from configs.schema import Deploy, Engine, EngineTransformers, Evaluate, Quantize
+from configs.units import gb
 from tasks.machine.gpus import choose, free_bytes
 from tasks.preflight import PreflightResult, raise_all
 from tasks.runner import runtimes
@@ -137,10 +138,6 @@ def estimate(request: CapacityRequest) -> CapacityResult:
         gpu_bytes=gpu,
         time_class=time_class,
     )
-
-
-def gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
 
 
 def _writable(folders: tuple[Path, ...]) -> Iterator[str]:

@@ -18,7 +18,8 @@ from graphlib import TopologicalSorter
 from artifacts.manifest import Manifest
 from artifacts.registry import serving
 from artifacts.registry.refs import Ref, Registry, Served
-from artifacts.store.protocol import SIGNATURES, Held, Progress, Store, quiet
+from artifacts.store.protocol import SIGNATURES, Held, Store
+from configs.callbacks import Progress, no_progress
 from configs.errors import (
     ArtifactDamaged,
     ArtifactMissing,
@@ -102,7 +103,7 @@ def collect(
     min_age_hours: float,
     forget: Sequence[str] = (),
     now: float | None = None,
-    progress: Progress = quiet,
+    progress: Progress = no_progress,
 ) -> Collected:
     """Remove what nothing needs; the plan is made anew under the store's lock. Arguments and errors
     as for `plan`.

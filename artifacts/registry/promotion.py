@@ -19,7 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from artifacts.registry.refs import STAGES, ModelName, Ref, RefEntry, Registry, Seen, Served, Stage
 from artifacts.registry.signing import require_signed
 from artifacts.registry.verdict_of_report import Case, newest_pass, read_case
-from artifacts.store.protocol import Progress, Store, lineage, match, quiet
+from artifacts.store.protocol import Store, lineage, match
+from configs.callbacks import Progress, no_progress
 from configs.errors import (
     ArtifactDamaged,
     ArtifactMissing,
@@ -88,7 +89,7 @@ def promote(
     expect: str | None = None,
     force: str | None = None,
     approved_by: str | None = None,
-    progress: Progress = quiet,
+    progress: Progress = no_progress,
 ) -> Promotion:
     """Point a stage of a model at an artifact, if everything that has to speak for it does.
 
@@ -143,7 +144,7 @@ def examine(
     report: str | None = None,
     expect: str | None = None,
     force: str | None = None,
-    progress: Progress = quiet,
+    progress: Progress = no_progress,
 ) -> Proposal:
     """Check whether an artifact may be promoted to a stage; writes nothing, except that the
     artifact is young again.

@@ -31,8 +31,9 @@ from typing import Any
 from artifacts.manifest import MAX_BYTES, FileEntry, Kind, Manifest, ModelArtifact, Parent
 from artifacts.store import files
 from artifacts.store.objects import LocalObjects
-from artifacts.store.protocol import Held, Problem, Progress, What, quiet
+from artifacts.store.protocol import Held, Problem, What
 from artifacts.store.staging import Staging
+from configs.callbacks import Progress, no_progress
 from configs.errors import ArtifactDamaged, ArtifactMissing, StoreBusy
 
 GATE_SECONDS = 600.0  # hashing a large artifact takes minutes
@@ -242,7 +243,7 @@ class LocalStore:
             self.keep_manifest(manifest)
         return ModelArtifact(digest=manifest.digest, kind=kind, path=self.tree(manifest.digest))
 
-    def push(self, source: LocalStore, digest: str, progress: Progress = quiet) -> int:
+    def push(self, source: LocalStore, digest: str, progress: Progress = no_progress) -> int:
         """Take an artifact over from another store, linked where the file system allows. Returns
         the bytes that were not there.
 
@@ -268,7 +269,9 @@ class LocalStore:
             self.keep_manifest(manifest)
         return new
 
-    def pull(self, digest: str, target: LocalStore, progress: Progress = quiet) -> ModelArtifact:
+    def pull(
+        self, digest: str, target: LocalStore, progress: Progress = no_progress
+    ) -> ModelArtifact:
         """Bring an artifact into another folder."""
         target.push(self, digest, progress)
         return target.open(digest)

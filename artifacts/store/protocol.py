@@ -7,7 +7,7 @@ half sent artifact is never visible; collecting garbage removes the manifest fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from artifacts.manifest import Manifest, ModelArtifact
 from artifacts.store.objects import Objects
+from configs.callbacks import Progress, no_progress
 from configs.errors import ArtifactMissing
 from configs.location import S3, parse_s3
 
 if TYPE_CHECKING:
     from artifacts.store.local import LocalStore
 
-Progress = Callable[[float, str], None]  # a fraction in [0, 1] and a few words
 SIGNATURES = "signatures/"
 What = Literal["manifests", "blobs"]
-
-
-def quiet(_fraction: float, _text: str) -> None:
-    """The progress of something that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Store(Protocol):
         """
         ...
 
-    def push(self, source: LocalStore, digest: str, progress: Progress = quiet) -> int:
+    def push(self, source: LocalStore, digest: str, progress: Progress = no_progress) -> int:
         """Take an artifact over from a folder; returns the bytes that were sent. What is there
         already is not sent again.
 
@@ -111,7 +107,9 @@ class Store(Protocol):
         """
         ...
 
-    def pull(self, digest: str, target: LocalStore, progress: Progress = quiet) -> ModelArtifact:
+    def pull(
+        self, digest: str, target: LocalStore, progress: Progress = no_progress
+    ) -> ModelArtifact:
         """Bring an artifact into a folder, every byte hashed on the way; the manifest comes last
         there, too.
 
@@ -201,7 +199,7 @@ def lineage(store: Store, digests: Iterable[str]) -> list[str]:
 
 
 def push_lineage(
-    source: LocalStore, target: Store, digests: Iterable[str], progress: Progress = quiet
+    source: LocalStore, target: Store, digests: Iterable[str], progress: Progress = no_progress
 ) -> tuple[list[str], int]:
     """Push artifacts and all their ancestors, these first, with their signatures: nothing in the
     target ever names what is not there.

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from artifacts.registry.refs import STAGES
+from configs.units import gb, mb
 from flows.cli.terminal import show_rows
 from flows.quantize_and_deploy import Summary
 from flows.run.run import DISPLAY
-from tasks.capacity import gb
-from tasks.reporting.markdown import mb, one_line
+from tasks.reporting.markdown import one_line
 
 PLAIN_SECONDS = 10.0  # between two progress lines where nothing can move, in a log file for example
 

@@ -23,6 +23,7 @@ import typer
 
 from configs.errors import ConfigError, EndpointError, LmflowsError, VerdictFailed
 from configs.reader import load, overrides_of
+from configs.units import mb
 from flows.cli import bench, compare, engines, harness, registry, report
 from flows.cli.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
 
@@ -286,7 +287,6 @@ def logs(name: EndpointName = None, lines: Annotated[int, typer.Option("-n", min
 def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the artifacts on this machine, oldest first, and the stages that point to them."""
     from artifacts.registry.refs import Registry
-    from tasks.reporting.markdown import mb
 
     stages: dict[str, list[str]] = {}
     for store in stores():

@@ -16,15 +16,14 @@ from rich.markup import escape
 from artifacts.registry.refs import STAGES, Ref, RefEntry, Registry, Stage
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import (
-    Progress,
     Store,
     carry_signatures,
     lineage,
     open_store,
     push_lineage,
-    quiet,
 )
 from configs import paths
+from configs.callbacks import Progress, no_progress
 from configs.errors import (
     ArtifactDamaged,
     ArtifactMissing,
@@ -35,6 +34,7 @@ from configs.errors import (
 )
 from configs.location import S3, normal
 from configs.policy import load_policy
+from configs.units import mb
 from flows.cli.terminal import err, out, resolve, show_rows, whoami
 
 app = typer.Typer(
@@ -302,8 +302,6 @@ def push(
 ) -> None:
     """Send an artifact with all that it comes from to the store; what is there already is not sent
     again."""
-    from tasks.reporting.markdown import mb
-
     place = opened(store, new=True)
     source, full = resolve(digest)
     with progress_of(f"pushing {full[:12]}") as tell:
@@ -565,7 +563,7 @@ def problems_of(store: Store, digest: str) -> list[str]:
 def progress_of(what: str) -> Iterator[Progress]:
     """A line that moves, where somebody watches."""
     if not err.is_terminal:
-        yield quiet
+        yield no_progress
         return
     with err.status(escape(what)) as status:
         yield lambda fraction, text: status.update(f"{escape(what)}: {fraction:.0%} {escape(text)}")

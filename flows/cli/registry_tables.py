@@ -19,8 +19,8 @@ from artifacts.registry.lineage import VERDICT, about, tree
 from artifacts.registry.refs import Ref
 from artifacts.store.protocol import Store
 from configs.errors import LmflowsError
+from configs.units import mb
 from flows.cli.terminal import err, out, show_rows
-from tasks.reporting.markdown import mb
 
 MENTIONS = 12  # of those that name an artifact as their parent, in a printed answer
 

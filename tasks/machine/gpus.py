@@ -23,6 +23,7 @@ from typing import Any
 import pynvml
 
 from configs.errors import LmflowsError, PreflightError
+from configs.units import gb
 
 SAMPLE_SECONDS = 0.05
 UNKNOWN = "unknown"
@@ -168,7 +169,7 @@ def fingerprint(gpu: Gpu) -> dict[str, str]:
         "name": gpu.name,
         "driver": gpu.driver,
         "architecture": gpu.architecture,
-        "memory": _gb(gpu.total_bytes),
+        "memory": gb(gpu.total_bytes),
     }
 
 
@@ -323,7 +324,7 @@ def _shortage(gpu: Gpu, needed: int) -> str | None:
     if free >= needed:
         return None
     return (
-        f"{gpu} has {_gb(free)} of {_gb(gpu.total_bytes)} free, {_gb(needed)} are needed;"
+        f"{gpu} has {gb(free)} of {gb(gpu.total_bytes)} free, {gb(needed)} are needed;"
         f" {_holders(handle)}"
     )
 
@@ -342,7 +343,7 @@ def _holders(handle: Any) -> str:
     if not sizes:
         return "NVML does not tell who holds it"
     return "held by " + ", ".join(
-        f"pid {pid}{_name(pid)}" + (f" with {_gb(size)}" if size else "")
+        f"pid {pid}{_name(pid)}" + (f" with {gb(size)}" if size else "")
         for pid, size in sizes.most_common()
     )
 
@@ -350,7 +351,3 @@ def _holders(handle: Any) -> str:
 def _name(pid: int) -> str:
     words = str(_asked(pynvml.nvmlSystemGetProcessName, pid)).split()
     return f" ({PurePath(words[0]).name})" if words and words[0] != UNKNOWN else ""
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from configs.units import size
+
 if TYPE_CHECKING:
     from artifacts.records.evidence import Measurement, Speed
     from tasks.report import ReportRequest
@@ -308,12 +310,3 @@ def one_line(text: str) -> str:
 def percent(share: float) -> str:
     """A confidence: 0.95 is 95%, and 0.9875 is not 99%."""
     return f"{share * 100:.4g}%"
-
-
-def size(count: int) -> str:
-    """Bytes in MB, or in GB from a thousand on."""
-    return mb(count) if count < 1e9 else f"{count / 1e9:.2f} GB"
-
-
-def mb(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -24,11 +24,12 @@ from artifacts.records.evidence import Evidence, Measurement, Verdict
 from artifacts.records.load_results import LoadReport
 from artifacts.store.local import LocalStore
 from configs.errors import ArtifactMissing
+from configs.units import size
 from tasks.evaluate import read_evidence
 from tasks.load_test import read_load
 from tasks.measure import read_measurement
 from tasks.quality.verdict import judge
-from tasks.reporting.markdown import percent, size, step_rows, task_rows, variant_rows
+from tasks.reporting.markdown import percent, step_rows, task_rows, variant_rows
 
 if TYPE_CHECKING:
     from tasks.report import ReportRequest, VariantOutcome

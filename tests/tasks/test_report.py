@@ -9,8 +9,9 @@ import pytest
 
 from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
+from configs.units import size
 from tasks.report import ReportRequest, report
-from tasks.reporting.markdown import quoted, size, table
+from tasks.reporting.markdown import quoted, table
 from tasks.runner.step import Context
 from tests.support import stories
 from tests.support.stories import Site

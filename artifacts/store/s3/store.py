@@ -20,13 +20,14 @@ from botocore import exceptions as aws
 
 from artifacts.manifest import MAX_BYTES, FileEntry, Manifest, ModelArtifact
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import Held, Problem, Progress, What, quiet
+from artifacts.store.protocol import Held, Problem, What
 from artifacts.store.s3 import lease as s3_lease
 from artifacts.store.s3.client import Bucket, Tuning, status_of
 from artifacts.store.s3.download import Download, require_space
 from artifacts.store.s3.objects import S3Objects
 from artifacts.store.s3.transfer import Differs, Team, differs
 from artifacts.store.s3.upload import Upload, blob_key, fits
+from configs.callbacks import Progress, no_progress
 from configs.errors import ArtifactDamaged, ArtifactMissing, StoreBusy, TransferError
 from configs.location import S3Location
 
@@ -123,7 +124,7 @@ class S3Store:
 
     # -- writing
 
-    def push(self, source: LocalStore, digest: str, progress: Progress = quiet) -> int:
+    def push(self, source: LocalStore, digest: str, progress: Progress = no_progress) -> int:
         manifest = source.manifest(digest)
         entries, sent = _distinct(manifest), 0
         with Team(self.bucket).working() as team:
@@ -200,7 +201,9 @@ class S3Store:
                 hint="run again",
             )
 
-    def pull(self, digest: str, target: LocalStore, progress: Progress = quiet) -> ModelArtifact:
+    def pull(
+        self, digest: str, target: LocalStore, progress: Progress = no_progress
+    ) -> ModelArtifact:
         manifest = self.manifest(digest)
         entries = sorted(_distinct(manifest), key=lambda entry: -entry.size)
         with target.staging() as staging, target.writing():

@@ -145,6 +145,16 @@ class EndpointError(LmflowsError):
     """A server that did not start, did not answer, or did not answer like the evidence says."""
 
 
+class LoadClientDied(LmflowsError):
+    """A process of the load generator ended in the middle: what it measured is lost."""
+
+
+class DifferentHardware(LmflowsError):
+    """Two results that nobody may compare: they hold on different hardware or drivers."""
+
+    exit_status = 2
+
+
 def from_dict(data: dict[str, str]) -> LmflowsError:
     """Rebuild an error from `to_dict()`; an unknown type becomes StepFailed."""
     known = {cls.__name__: cls for cls in LmflowsError.__subclasses__()}

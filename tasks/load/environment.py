@@ -20,7 +20,7 @@ import psutil
 import pynvml
 
 from artifacts.records.load_results import Environment, GpuState, Spread
-from configs.errors import LmflowsError
+from configs.errors import DifferentHardware
 from tasks.machine import gpus
 
 SAMPLE_SECONDS = 0.25
@@ -36,12 +36,6 @@ REASONS = {
     0x80: "power brake",
     0x100: "display clocks",
 }
-
-
-class DifferentHardware(LmflowsError):
-    """Two results that nobody may compare: they hold on different hardware or drivers."""
-
-    exit_status = 2
 
 
 def fingerprint(url: str, gpu_uuids: Sequence[str] = ()) -> dict[str, str]:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from artifacts.records.load_results import OK, Load, Warmup
-from configs.errors import EndpointError, LmflowsError
+from configs.errors import EndpointError, LoadClientDied
 from configs.paths import process_environment
 from tasks.load.arrivals import deal, poisson, shares, workers_for
 from tasks.load.prompts import WordCount, fit
@@ -36,10 +36,6 @@ MAX_STREAM_SECONDS = 24 * 3600.0
 LAST_LINES = 8
 
 Columns = dict[str, npt.NDArray[Any]]
-
-
-class LoadClientDied(LmflowsError):
-    """A process of the load generator ended in the middle: what it measured is lost."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from artifacts.records.load_results import Load, Outcome, SpeedComparison
+from configs.errors import DifferentHardware
 from tasks.load.compare import MIN_ROUNDS, compare_servers, interval, outcome_of, signed_rank_place
-from tasks.load.environment import DifferentHardware, require_same
+from tasks.load.environment import require_same
 from tasks.load.target import at_url
 from tests.support.slow_server import running
 

@@ -19,11 +19,11 @@ import psutil
 import pytest
 
 from artifacts.records.load_results import Load, LoadResult, loads_of
-from configs.errors import ConfigError, EndpointError
+from configs.errors import ConfigError, EndpointError, LoadClientDied
 from configs.load_testing import LoadTest, Slo
 from configs.paths import PROJECT
 from tasks.load.metrics import client_problems, health
-from tasks.load.pool import LoadClientDied, Pool
+from tasks.load.pool import Pool
 from tasks.load.prompts import WordCount
 from tasks.load.run import run_loads
 from tasks.load.target import at_url

@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 
 from configs.schema import weights_and_kv
-from flows.cli.engines import engine_of, variant_of
-from flows.cli.terminal import find_model
+from flows.run.lookup import engine_of, find_model, variant_of
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 

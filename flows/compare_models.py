@@ -15,9 +15,9 @@ from artifacts.store.local import LocalStore
 from configs.errors import ConfigError
 from configs.reader import load
 from configs.schema import LocalSource, Pipeline
-from flows.cli.terminal import resolve, variant_of
 from flows.evaluation import Evaluation, baseline_request
 from flows.quantize_and_deploy import find_config, summarize, tell, times
+from flows.run.lookup import resolve, variant_of
 from flows.run.run import Done, Run, begin_run
 from tasks.download import DownloadRequest, download
 from tasks.machine.gpus import choose, cuda_is_visible

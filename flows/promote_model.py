@@ -21,8 +21,8 @@ from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, PromotionRefused
 from configs.location import LocationOrNothing
 from configs.policy import load_policy
-from flows.cli.terminal import whoami
 from flows.run import events
+from flows.run.lookup import whoami
 from flows.run.publish import link_artifacts
 from flows.run.run import artifact_key, begin_run
 from tasks.promote import (

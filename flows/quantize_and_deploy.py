@@ -25,10 +25,10 @@ from configs.location import S3, Location
 from configs.policy import Policy, load_policy
 from configs.reader import load
 from configs.schema import Pipeline, Variant
-from flows.cli.terminal import whoami
 from flows.evaluation import Evaluation, baseline_request
 from flows.repair import Recipes, climb
 from flows.run import events
+from flows.run.lookup import whoami
 from flows.run.run import Done, Run, artifact_key, begin_run
 from flows.run.summary import RunSummary
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine

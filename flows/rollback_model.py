@@ -12,8 +12,8 @@ from artifacts.registry.refs import ModelName, Stage
 from artifacts.store.local import LocalStore
 from configs.location import LocationOrNothing
 from configs.policy import load_policy
-from flows.cli.terminal import whoami
 from flows.run import events
+from flows.run.lookup import whoami
 from flows.run.publish import link_artifacts
 from flows.run.run import artifact_key, begin_run
 from tasks.promote import PromoteResult, RollbackRequest, roll_back

@@ -10,7 +10,7 @@ import typer
 from artifacts.records.load_results import Load
 from configs.errors import ConfigError, LmflowsError, VerdictFailed
 from configs.load_testing import LoadTest, Slo
-from flows.cli.engines import Json, check_place, checked, numbers, prepare_prefect, write_figures
+from flows.cli.options import Json, check_place, checked, numbers, prepare_prefect, write_figures
 from flows.cli.terminal import err, out, show_rows
 from flows.run.environment import unreachable_is_an_error
 

@@ -9,7 +9,7 @@ import typer
 
 from configs.errors import VerdictFailed
 from configs.reader import load, overrides_of
-from flows.cli.engines import prepare_prefect
+from flows.cli.options import prepare_prefect
 from flows.cli.terminal import out, show_rows
 from flows.run.environment import unreachable_is_an_error
 

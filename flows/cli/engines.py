@@ -3,47 +3,39 @@ themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
 from configs.schema import (
     Benchmark,
-    Engine,
-    EnginePytorch,
     EngineTransformers,
-    EngineTurbomind,
     PythonDocs,
     TextFile,
     weights_and_kv,
 )
-from flows.cli.terminal import err, find_model, out, show_rows, variant_of
+from flows.cli.options import (
+    EngineName,
+    Json,
+    Model,
+    Trust,
+    VariantName,
+    check_place,
+    checked,
+    numbers,
+    prepare_prefect,
+    write_figures,
+)
+from flows.cli.terminal import err, out, show_rows
 from flows.run.environment import unreachable_is_an_error
+from flows.run.lookup import engine_of, find_model, variant_of
 
-M = TypeVar("M", bound=BaseModel)
 app = typer.Typer(
     no_args_is_help=True, help="Engine runtimes: locked environments of their own, side by side."
 )
-
-Model = Annotated[
-    str, typer.Argument(help="an artifact's digest or its first digits, or a model folder")
-]
-Json = Annotated[Path | None, typer.Option("--json", help="write the raw figures to this file")]
-EngineName = Annotated[str, typer.Option("--engine", help="turbomind, pytorch or transformers")]
-VariantName = Annotated[
-    str, typer.Option("--variant", help="only its KV cache counts here: -kv8, -kv4 or none")
-]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="run the folder's Python files; an artifact holds only reviewed ones",
-    ),
-]
 
 
 @app.command("ls")
@@ -147,7 +139,7 @@ def compare(
     from tasks.runner.runtimes import get
 
     folder, digest = find_model(model)
-    options = engine_of(engine)
+    options = checked(engine_of, name=engine)
     for name in runtimes:
         get(name)
     check_place(json_file)
@@ -204,7 +196,7 @@ def memory(
     from tasks.runner.runtimes import get
 
     folder, digest = find_model(model)
-    options = engine_of(engine, runtime=get(runtime).name)
+    options = checked(engine_of, name=engine, runtime=get(runtime).name)
     check_place(json_file)
     if isinstance(options, EngineTransformers):
         raise ConfigError(
@@ -241,68 +233,3 @@ def _make_ready(names: Sequence[str]) -> None:
         runtimes.prepare(
             name, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
         )
-
-
-def prepare_prefect() -> None:
-    """Make Prefect ready for a flow in this process, quietly, and see to it that its server ends
-    with us."""
-    from flows.run import environment, server_guard
-
-    environment.prepare(quiet=True)
-    server_guard.watch_this_process()
-
-
-def engine_of(name: str, **options: Any) -> Engine:
-    """The engine of that name; of the options those that it has."""
-    known: dict[str, type[EngineTransformers | EngineTurbomind | EnginePytorch]] = {
-        "transformers": EngineTransformers,
-        "turbomind": EngineTurbomind,
-        "pytorch": EnginePytorch,
-    }
-    if name not in known:
-        raise ConfigError(
-            f"no engine {name!r}", where="--engine", hint=f"one of {', '.join(known)}"
-        )
-    return checked(
-        known[name],
-        name=name,
-        **{key: value for key, value in options.items() if key in known[name].model_fields},
-    )
-
-
-def checked(kind: type[M], **values: Any) -> M:
-    """A section or a request, from what was given on the command line; ConfigError if that cannot
-    be."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        name = f"--{detail['loc'][0]}".replace("_", "-") if detail["loc"] else "options"
-        raise ConfigError(
-            f"{detail['input']!r} is not allowed: {detail['msg'].removeprefix('Value error, ')}",
-            where=name,
-        ) from None
-
-
-def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """The values of an option with several; ConfigError if one of them is no number."""
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"{text!r} is not a list of numbers separated by commas",
-            where="option",
-            hint="for example 1,16,64",
-        ) from None
-
-
-def check_place(path: Path | None) -> None:
-    """Refuse a file that could not be written, before hours of measuring and not after them."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path.parent} is not a folder", where="--json", hint="make it first")
-
-
-def write_figures(path: Path | None, figures: BaseModel) -> None:
-    """Write the raw figures, if a file for them was named."""
-    if path is not None:
-        path.write_text(figures.model_dump_json(indent=2) + "\n")

@@ -25,7 +25,9 @@ from configs.errors import ConfigError, EndpointError, LmflowsError, VerdictFail
 from configs.reader import load, overrides_of
 from configs.units import mb
 from flows.cli import bench, compare, engines, harness, registry, report
-from flows.cli.terminal import err, find, find_model, out, resolve, show_rows, stores, variant_of
+from flows.cli.options import checked
+from flows.cli.terminal import err, out, show_rows
+from flows.run.lookup import engine_of, find, find_model, resolve, stores, variant_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -191,8 +193,9 @@ def chat(
 
     folder, digest = find_model(name)
     kind = "w4a16" if "quantization_config" in read_config(folder) else "fp16"
-    options = engines.engine_of(
-        engine,
+    options = checked(
+        engine_of,
+        name=engine,
         cache_max_entry_count=cache_max_entry_count,
         # as the tutorial does; float32 runs out of memory
         dtype="float16" if cuda_is_visible() else "float32",

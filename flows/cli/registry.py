@@ -35,7 +35,8 @@ from configs.errors import (
 from configs.location import S3, normal
 from configs.policy import load_policy
 from configs.units import mb
-from flows.cli.terminal import err, out, resolve, show_rows, whoami
+from flows.cli.terminal import err, out, show_rows
+from flows.run.lookup import resolve, whoami
 
 app = typer.Typer(
     no_args_is_help=True,

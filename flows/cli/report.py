@@ -19,7 +19,8 @@ from artifacts.records.evidence import PAGE
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
-from flows.cli.terminal import find, out, resolve, stores
+from flows.cli.terminal import out
+from flows.run.lookup import find, resolve, stores
 from flows.run.summary import SUMMARY, RunSummary
 
 SHORTEST_ID = 6  # characters of a flow run's id, as of a digest

@@ -1,0 +1,116 @@
+"""What people name by few characters, found: artifacts by the first digits of their digest, models,
+engines and variants by their names; and who asks.
+
+Plain functions over this machine's stores; they know neither Prefect nor a terminal.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any, get_args
+
+import psutil
+from pydantic import TypeAdapter, ValidationError
+
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import match
+from configs import paths
+from configs.errors import ArtifactMissing, ConfigError
+from configs.location import S3
+from configs.schema import (
+    Engine,
+    EnginePytorch,
+    EngineTransformers,
+    EngineTurbomind,
+    Variant,
+    weights_and_kv,
+)
+from tasks.checkpoints.files import read_config
+
+
+def whoami() -> str:
+    """Who does something here, for the history: user@machine."""
+    return f"{psutil.Process().username()}@{socket.gethostname()}"
+
+
+def stores() -> list[LocalStore]:
+    """The workspace, and every folder that a run on this machine has uploaded to (S3 is `lmflows
+    registry`'s business)."""
+    folders = (Path(location) for location in paths.known_stores() if not location.startswith(S3))
+    return [LocalStore(paths.workspace()), *map(LocalStore, folders)]
+
+
+def find(digest: str) -> LocalStore:
+    """The first store that has an artifact."""
+    for store in stores():
+        if store.manifest_path(digest).exists():
+            return store
+    raise ArtifactMissing(
+        f"no artifact {digest}", where=str(paths.home()), hint="`lmflows ls` shows what there is"
+    )
+
+
+def resolve(prefix: str) -> tuple[LocalStore, str]:
+    """The store that has the one artifact whose digest starts with `prefix`, and the digest."""
+    found = match(
+        prefix,
+        (digest for store in stores() for digest in store.digests()),
+        where=str(paths.home()),
+    )
+    return find(found), found
+
+
+def find_model(model: str) -> tuple[Path, str | None]:
+    """A model's folder, and its digest if it is an artifact: `model` is a folder, or the first
+    digits of a digest.
+
+    Raises:
+        ArtifactMissing: it is neither.
+        SourceError: the folder, or the artifact, is no model.
+    """
+    if Path(model).is_dir():
+        folder, digest = Path(model).absolute(), None
+    else:
+        store, digest = resolve(model)
+        folder = store.open(digest).path
+    read_config(folder)
+    return folder, digest
+
+
+def engine_of(name: str, **options: Any) -> Engine:
+    """The engine of that name; of the options those that it has.
+
+    Raises:
+        ConfigError: there is no such engine.
+        ValidationError: an option has a value that the engine does not allow.
+    """
+    known: dict[str, type[EngineTransformers | EngineTurbomind | EnginePytorch]] = {
+        "transformers": EngineTransformers,
+        "turbomind": EngineTurbomind,
+        "pytorch": EnginePytorch,
+    }
+    if name not in known:
+        raise ConfigError(
+            f"no engine {name!r}", where="--engine", hint=f"one of {', '.join(known)}"
+        )
+    kind = known[name]
+    fields = {key: value for key, value in options.items() if key in kind.model_fields}
+    return kind.model_validate({"name": name, **fields})
+
+
+def variant_of(name: str, engine: Engine) -> Variant:
+    """The variant of that name, for an engine that can run it."""
+    try:
+        variant: Variant = TypeAdapter(Variant).validate_python(name)
+    except ValidationError:
+        raise ConfigError(
+            f"no variant {name!r}", where="--variant", hint=f"one of {', '.join(get_args(Variant))}"
+        ) from None
+    if isinstance(engine, EngineTransformers) and weights_and_kv(variant)[1]:
+        raise ConfigError(
+            f"{name}: transformers has no quantized KV cache",
+            where="--variant",
+            hint="use engine turbomind or pytorch",
+        )
+    return variant

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
+from configs.engines import EngineTransformers
 from configs.paths import PROJECT
 from configs.reader import load
-from configs.schema import EngineTransformers
 from tasks.compare_runtimes import ratio
 from tasks.download import DownloadRequest, download
 from tasks.engines.process import EngineProcess

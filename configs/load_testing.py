@@ -1,28 +1,20 @@
 """The `load` section of a pipeline config: how each variant is put under load, and what counts as
-good service.
-
-Apart from `configs.schema`, which imports it: the stored results (`artifacts.records.load_results`)
-use the limits too.
-"""
+good service. The stored results (`artifacts.records.load_results`) use the limits, too."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import Field, model_validator
 
-T = TypeVar("T")
-Lax = Annotated[T, Strict(False)]  # YAML has no tuples
+from configs.section import Lax, Section
+
 Api = Literal["completions", "chat"]
 Concurrency = Annotated[int, Field(ge=1, le=65_536)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Slo(_Section):
+class Slo(Section):
     """Limits of good service, each for one request. One that is left out limits nothing."""
 
     ttft_ms: float | None = Field(default=None, gt=0, description="time to the first token")
@@ -36,7 +28,7 @@ class Slo(_Section):
         return any(limit is not None for limit in (self.ttft_ms, self.tpot_ms, self.e2e_ms))
 
 
-class LoadTest(_Section):
+class LoadTest(Section):
     """A sweep of loads against a server: each concurrency as a closed loop, then each rate as an
     open loop of Poisson arrivals."""
 

@@ -17,7 +17,7 @@ from configs import paths
 from configs.errors import ConfigError
 from configs.location import Location, absolute
 from configs.reader import checked, read
-from configs.schema import Lax, Section
+from configs.section import Lax, Section
 
 VARIABLE = "LMFLOWS_POLICY"
 

@@ -20,7 +20,9 @@ from pydantic_core import ErrorDetails
 
 from configs.errors import ConfigError
 from configs.location import absolute
-from configs.schema import LocalSource, Pipeline, TextFile
+from configs.schema import Pipeline
+from configs.sources import LocalSource
+from configs.texts import TextFile
 
 Schema = TypeVar("Schema", bound=BaseModel)
 # an unknown key of such a name may hold one, and messages go to logs

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from configs.schema import weights_and_kv
+from configs.variants import weights_and_kv
 from flows.run.lookup import engine_of, find_model, variant_of
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec

@@ -14,7 +14,8 @@ from artifacts.records.evidence import Verdict
 from artifacts.store.local import LocalStore
 from configs.errors import ConfigError
 from configs.reader import load
-from configs.schema import LocalSource, Pipeline
+from configs.schema import Pipeline
+from configs.sources import LocalSource
 from flows.evaluation import Evaluation, baseline_request
 from flows.quantize_and_deploy import find_config, summarize, tell, times
 from flows.run.lookup import resolve, variant_of

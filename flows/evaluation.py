@@ -10,7 +10,9 @@ from typing import Any
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Verdict
 from configs.errors import LmflowsError
-from configs.schema import Evaluate, Pipeline, Variant, weights_and_kv
+from configs.evaluation import Evaluate
+from configs.schema import Pipeline
+from configs.variants import Variant, weights_and_kv
 from flows.run.run import Done, Run
 from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
 from tasks.load_test import LoadTestRequest, load_test

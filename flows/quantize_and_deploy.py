@@ -24,7 +24,8 @@ from configs.errors import VerdictFailed
 from configs.location import S3, Location
 from configs.policy import Policy, load_policy
 from configs.reader import load
-from configs.schema import Pipeline, Variant
+from configs.schema import Pipeline
+from configs.variants import Variant
 from flows.evaluation import Evaluation, baseline_request
 from flows.repair import Recipes, climb
 from flows.run import events

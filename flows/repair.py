@@ -11,7 +11,8 @@ from prefect import get_run_logger
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Verdict
 from configs.errors import SourceError
-from configs.schema import Pipeline, Quantize
+from configs.quantization import Quantize
+from configs.schema import Pipeline
 from flows.evaluation import Evaluation, Ladder
 from flows.run.run import DISPLAY, Done, NoDisplay, Run
 from tasks.keep_layers import KeepLayersRequest, keep_layers

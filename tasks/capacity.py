@@ -18,10 +18,13 @@ import psutil
 
 from artifacts.registry.signing import require_keys
 from artifacts.store.protocol import open_store
+from configs.deployment import Deploy
+from configs.engines import Engine, EngineTransformers
 from configs.errors import PreflightError
+from configs.evaluation import Evaluate
 from configs.location import Location
 from configs.policy import Policy
-from configs.schema import Deploy, Engine, EngineTransformers, Evaluate, Quantize
+from configs.quantization import Quantize
 from configs.units import gb
 from tasks.machine.gpus import choose, free_bytes
 from tasks.preflight import PreflightResult, raise_all

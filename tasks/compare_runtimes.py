@@ -22,8 +22,11 @@ import pydantic
 from pydantic import Field, field_validator
 
 from artifacts.records.evidence import DocumentScore, Speed
+from configs.engines import Engine, EngineTransformers
 from configs.errors import EngineError, LmflowsError, SourceError
-from configs.schema import Benchmark, Engine, EngineTransformers, KvBits, PythonDocs, TextFile
+from configs.evaluation import Benchmark
+from configs.texts import PythonDocs, TextFile
+from configs.variants import KvBits
 from tasks.checkpoints import files
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec, Scores

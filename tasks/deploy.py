@@ -21,10 +21,11 @@ from artifacts.registry.signing import require_signed
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from configs import paths
+from configs.deployment import Deploy
+from configs.engines import Engine
 from configs.errors import ConfigError, EndpointError
 from configs.location import Location
 from configs.policy import Policy
-from configs.schema import Deploy, Engine
 from tasks.capacity import port_problem
 from tasks.evaluate import PROBES, Probe
 from tasks.runner.step import Context, Request, Result, step

@@ -21,7 +21,7 @@ from artifacts.manifest import ModelArtifact, check_path, check_together
 from artifacts.store.files import is_disk_full, sha256_file
 from artifacts.store.staging import Staging
 from configs.errors import SourceError, TransferError
-from configs.schema import HubSource, LocalSource, PypiGgufSource
+from configs.sources import HubSource, LocalSource, PypiGgufSource
 from tasks.checkpoints import files
 from tasks.runner.step import Context, Request, Result, step, versions
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
-from configs.schema import Quantize
+from configs.quantization import Quantize
 from tasks.checkpoints import card, files
 from tasks.checkpoints.rewrite import rewrite
 from tasks.quantize import calibration_rows

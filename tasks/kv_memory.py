@@ -9,8 +9,9 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
+from configs.engines import EnginePytorch, EngineTurbomind
 from configs.errors import EngineError, LmflowsError
-from configs.schema import EnginePytorch, EngineTurbomind, KvBits
+from configs.variants import KvBits
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus

@@ -14,8 +14,9 @@ from artifacts.records.load_results import (
     SpeedComparison,
     loads_of,
 )
+from configs.engines import Engine
 from configs.load_testing import LoadTest
-from configs.schema import Engine, Variant
+from configs.variants import Variant
 from tasks.load.compare import MIN_ROUNDS, TOLERANCE, compare_servers
 from tasks.load.run import default_processes, run_loads
 from tasks.load.target import Server, named, of_endpoint

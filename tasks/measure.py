@@ -24,8 +24,10 @@ from artifacts.records.evidence import Answer, Measurement, Speed
 from artifacts.records.items import ItemOutcome
 from artifacts.records.load_results import Environment
 from artifacts.store.files import sha256_file
+from configs.engines import Engine
 from configs.errors import SourceError
-from configs.schema import Benchmark, Engine, Evaluate, Variant, weights_and_kv
+from configs.evaluation import Benchmark, Evaluate
+from configs.variants import Variant, weights_and_kv
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec, Scores
 from tasks.engines.speed import speeds

@@ -15,15 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.manifest import ModelArtifact
+from configs.engines import Engine, EngineTransformers, EngineTurbomind
 from configs.errors import PreflightError, SourceError
-from configs.schema import (
-    Engine,
-    EngineTransformers,
-    EngineTurbomind,
-    Quantize,
-    Variant,
-    weights_and_kv,
-)
+from configs.quantization import Quantize
+from configs.variants import Variant, weights_and_kv
 from tasks.checkpoints import files
 from tasks.checkpoints.files import ModelFacts
 from tasks.engines import turbomind

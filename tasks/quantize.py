@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
 from configs.errors import SourceError
-from configs.schema import Quantize
+from configs.quantization import Quantize
 from tasks.checkpoints import card
 from tasks.checkpoints import files as model_files
 from tasks.machine.gpus import cuda_is_visible

@@ -7,7 +7,8 @@ import pydantic
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.evidence import PAGE, Verdict
-from configs.schema import Evaluate, Variant
+from configs.evaluation import Evaluate
+from configs.variants import Variant
 from tasks.preflight import PreflightResult
 from tasks.reporting.markdown import markdown, variant_rows
 from tasks.runner.step import Context, Request, Result, step, versions

@@ -14,7 +14,7 @@ import pydantic
 
 from artifacts.manifest import ModelArtifact
 from configs.errors import SmokeTestFailed
-from configs.schema import SmokeTest
+from configs.evaluation import SmokeTest
 from tasks.machine.gpus import cuda_is_visible
 from tasks.runner.step import Context, Request, Result, step
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from artifacts.manifest import ModelArtifact
 from configs.errors import SourceError
-from configs.schema import HubDataset, PythonDocs, TextFile, Texts
+from configs.texts import HubDataset, PythonDocs, TextFile, Texts
 from tasks.runner.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:

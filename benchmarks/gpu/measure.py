@@ -254,7 +254,7 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
     """The quantize step as a run executes it: a child process, and its result an artifact."""
     from artifacts.manifest import ModelArtifact
     from artifacts.store.local import LocalStore
-    from configs.schema import Quantize
+    from configs.quantization import Quantize
     from tasks.quantize import QuantizeRequest, quantize
     from tasks.runner.parent import run_child
 
@@ -286,7 +286,8 @@ def start_up(place: Path) -> dict[str, Any]:
     """From nothing to the first completion: our deploy step beside bare `lmdeploy serve
     api_server`, A B B A; ours with and without the GEMM tuning of an earlier start."""
     from artifacts.store.local import LocalStore
-    from configs.schema import Deploy, EngineTurbomind
+    from configs.deployment import Deploy
+    from configs.engines import EngineTurbomind
     from tasks.deploy import DeployRequest, deploy
     from tasks.evaluate import read_evidence
     from tasks.runner.step import Context
@@ -337,7 +338,7 @@ def start_up(place: Path) -> dict[str, Any]:
 def scoring(place: Path) -> dict[str, Any]:
     """Tokens per second of scoring through TurboMind and through the transformers engine, by turns,
     in the same batches."""
-    from configs.schema import EngineTransformers, EngineTurbomind
+    from configs.engines import EngineTransformers, EngineTurbomind
     from tasks.engines.process import EngineProcess
     from tasks.engines.protocol import EngineSpec
     from tasks.measure import score_all
@@ -375,7 +376,7 @@ def scoring(place: Path) -> dict[str, Any]:
 
 def tune(folder: Path) -> None:
     """Load the model once, as the measure step does, so that its tuning is kept."""
-    from configs.schema import EngineTurbomind
+    from configs.engines import EngineTurbomind
     from tasks.engines.process import EngineProcess
     from tasks.engines.protocol import EngineSpec
 

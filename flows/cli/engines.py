@@ -9,14 +9,11 @@ from typing import Annotated
 
 import typer
 
+from configs.engines import EngineTransformers
 from configs.errors import ConfigError
-from configs.schema import (
-    Benchmark,
-    EngineTransformers,
-    PythonDocs,
-    TextFile,
-    weights_and_kv,
-)
+from configs.evaluation import Benchmark
+from configs.texts import PythonDocs, TextFile
+from configs.variants import weights_and_kv
 from flows.cli.options import (
     EngineName,
     Json,

@@ -16,16 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import match
 from configs import paths
+from configs.engines import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.errors import ArtifactMissing, ConfigError
 from configs.location import S3
-from configs.schema import (
-    Engine,
-    EnginePytorch,
-    EngineTransformers,
-    EngineTurbomind,
-    Variant,
-    weights_and_kv,
-)
+from configs.variants import Variant, weights_and_kv
 from tasks.checkpoints.files import read_config
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from configs.engines import EngineTransformers
 from configs.errors import EngineError, LmflowsError
-from configs.schema import EngineTransformers
 from tasks.engines import wire
 from tasks.engines.protocol import Engine, EngineSpec
 from tasks.runner.child import die_with

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from configs.engines import EnginePytorch, EngineTurbomind
 from configs.errors import EngineError
-from configs.schema import EnginePytorch, EngineTurbomind
 from tasks.checkpoints import files
 from tasks.engines import pytorch, turbomind
 from tasks.engines.protocol import EngineSpec, Generation, Scores, Tokenized

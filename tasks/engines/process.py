@@ -19,9 +19,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from configs.engines import Engine as EngineOptions
 from configs.errors import EngineCrashed, LmflowsError, from_dict
 from configs.paths import process_environment
-from configs.schema import Engine as EngineOptions
 from tasks.engines import wire
 from tasks.engines.protocol import EngineSpec, Generation, Scores
 from tasks.runner import runtimes

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from configs.schema import Engine as EngineOptions
-from configs.schema import KvBits
+from configs.engines import Engine as EngineOptions
+from configs.variants import KvBits
 from tasks.texts import token_ids
 
 

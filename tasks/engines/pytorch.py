@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from configs.engines import EnginePytorch
 from configs.errors import EngineError
-from configs.schema import EnginePytorch
 from tasks.engines.protocol import EngineSpec
 
 if TYPE_CHECKING:

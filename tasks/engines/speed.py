@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from artifacts.records.evidence import Speed
 from configs.errors import EngineError
-from configs.schema import Benchmark
+from configs.evaluation import Benchmark
 from tasks.engines.protocol import Engine
 
 DECODE_PROMPT = 16  # tokens: so short that reading them takes about as long as one more new token

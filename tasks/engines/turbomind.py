@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import canonical_json
 from configs import paths
+from configs.engines import EngineTurbomind
 from configs.errors import EngineError
-from configs.schema import EngineTurbomind
 from tasks.checkpoints import files
 from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus

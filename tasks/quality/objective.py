@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from configs.schema import Evaluate, weights_and_kv
+from configs.evaluation import Evaluate
+from configs.variants import weights_and_kv
 from tasks.checkpoints import files
 from tasks.evaluate import read_evidence
 from tasks.measure import read_measurement

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 
 from artifacts.records.evidence import Difference, Evidence, Verdict
-from configs.schema import Evaluate
+from configs.evaluation import Evaluate
 from tasks.quality.non_inferiority import looks_levels, paired_difference, smallest_detectable
 
 # with fewer, the interval of skewed differences misses too often (docs/verdict.md)

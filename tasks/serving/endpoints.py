@@ -24,9 +24,10 @@ from artifacts.registry.refs import ModelName
 from artifacts.store.files import write_atomic
 from artifacts.store.protocol import open_store
 from configs import paths
+from configs.deployment import Deploy
+from configs.engines import Engine
 from configs.errors import EndpointError, LmflowsError
 from configs.location import Location
-from configs.schema import Deploy, Engine
 
 RECORD, KEYS, LOG, PROGRAM = "endpoint.json", "api_keys", "server.log", "program.conf"
 # an endpoint is on this machine, where the proxy that the environment may name does not find it

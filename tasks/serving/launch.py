@@ -8,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+from configs.engines import EngineTransformers, EngineTurbomind
 from configs.errors import EngineError
-from configs.schema import EngineTransformers, EngineTurbomind, weights_and_kv
+from configs.variants import weights_and_kv
 from tasks.serving import endpoints
 
 

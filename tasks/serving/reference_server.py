@@ -36,7 +36,7 @@ from starlette.exceptions import HTTPException
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from configs.schema import EngineTransformers
+from configs.engines import EngineTransformers
 from tasks.engines.reference import ReferenceEngine
 from tasks.serving import endpoints
 

@@ -16,9 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from artifacts.manifest import ModelArtifact
+from configs.deployment import Deploy
+from configs.engines import Engine
 from configs.errors import EndpointError
 from configs.paths import process_environment
-from configs.schema import Deploy, Engine, Variant
+from configs.variants import Variant
 from tasks.engines.process import interpreter
 from tasks.runner.child import die_with
 from tasks.runner.parent import kill_group

@@ -14,17 +14,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from configs.engines import EngineTransformers
 from configs.errors import ConfigError
+from configs.evaluation import Evaluate
 from configs.paths import PROJECT
 from configs.reader import load
-from configs.schema import (
-    EngineTransformers,
-    Evaluate,
-    LocalSource,
-    TextFile,
-    Variant,
-    weights_and_kv,
-)
+from configs.sources import LocalSource
+from configs.texts import TextFile
+from configs.variants import Variant, weights_and_kv
 
 # that is no pipeline
 SHIPPED = sorted(

@@ -22,7 +22,9 @@ from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
-from configs.schema import LocalSource, Pipeline, PythonDocs, Texts
+from configs.schema import Pipeline
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
 from tasks.download import DownloadRequest, download
 from tasks.measure import MeasureRequest, read_scores
 from tasks.preflight import PreflightResult

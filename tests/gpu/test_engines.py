@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.engines import EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.errors import EngineCrashed, EngineError
-from configs.schema import Benchmark, EnginePytorch, EngineTransformers, EngineTurbomind, KvBits
+from configs.evaluation import Benchmark
+from configs.variants import KvBits
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.engines.speed import speeds

@@ -10,7 +10,9 @@ import pytest
 
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
-from configs.schema import EngineTransformers, EngineTurbomind, PythonDocs, Quantize, Texts
+from configs.engines import EngineTransformers, EngineTurbomind
+from configs.quantization import Quantize
+from configs.texts import PythonDocs, Texts
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.quantize import QuantizeRequest, quantize

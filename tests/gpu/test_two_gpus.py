@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import EngineTurbomind
+from configs.engines import EngineTurbomind
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus

@@ -25,7 +25,8 @@ from artifacts.records.evidence import (
 from artifacts.records.items import TaskComparison
 from artifacts.records.load_results import Environment, Load, LoadReport, LoadResult, Target, Warmup
 from artifacts.store.local import LocalStore
-from configs.schema import Evaluate, Variant
+from configs.evaluation import Evaluate
+from configs.variants import Variant
 from tasks import load_test as load_steps
 from tasks.load.metrics import summarize
 from tasks.load.pool import Measured

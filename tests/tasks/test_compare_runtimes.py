@@ -22,8 +22,10 @@ import pydantic
 import pytest
 
 from artifacts.store.local import LocalStore
+from configs.engines import EngineTransformers
 from configs.errors import EngineError
-from configs.schema import Benchmark, EngineTransformers, TextFile
+from configs.evaluation import Benchmark
+from configs.texts import TextFile
 from tasks.compare_runtimes import (
     CompareRuntimesRequest,
     CompareRuntimesResult,

@@ -34,9 +34,10 @@ from artifacts.registry import serving
 from artifacts.registry.signing import sign
 from artifacts.store.local import LocalStore
 from configs import paths
+from configs.deployment import Deploy
+from configs.engines import EngineTransformers, EngineTurbomind
 from configs.errors import ArtifactDamaged, ConfigError, EndpointError, SignatureRefused
 from configs.policy import Policy, SigningKey, TrustedKey
-from configs.schema import Deploy, EngineTransformers, EngineTurbomind
 from tasks.capacity import port_problem
 from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deploy
 from tasks.engines.reference import ReferenceEngine

@@ -14,7 +14,8 @@ import pytest
 
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError, TransferError
-from configs.schema import HubDataset, HubSource
+from configs.sources import HubSource
+from configs.texts import HubDataset
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.runner.parent import run_child
 from tasks.texts import read

@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Answer, Measurement, SampleAnswer
 from artifacts.store.local import LocalStore
+from configs.engines import EngineTransformers
 from configs.errors import SmokeTestFailed, SourceError
-from configs.schema import EngineTransformers, Evaluate, LocalSource, PythonDocs, SmokeTest, Texts
+from configs.evaluation import Evaluate, SmokeTest
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
 from tasks.download import DownloadRequest, download
 from tasks.engines.protocol import Generation, Scores
 from tasks.engines.reference import ReferenceEngine

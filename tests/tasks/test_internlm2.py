@@ -25,17 +25,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from artifacts.manifest import ModelArtifact
 from artifacts.store.files import safetensors_header, sha256_file
 from artifacts.store.local import LocalStore
+from configs.engines import EngineTransformers
 from configs.errors import PreflightError, SourceError, TransferError
+from configs.evaluation import SmokeTest
 from configs.paths import PROJECT
-from configs.schema import (
-    EngineTransformers,
-    LocalSource,
-    PypiGgufSource,
-    PythonDocs,
-    Quantize,
-    SmokeTest,
-    Texts,
-)
+from configs.quantization import Quantize
+from configs.sources import LocalSource, PypiGgufSource
+from configs.texts import PythonDocs, Texts
 from tasks.checkpoints import files
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.engines.reference import ReferenceEngine

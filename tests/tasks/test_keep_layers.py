@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
-from configs.schema import LocalSource, PythonDocs, Quantize, Texts
+from configs.quantization import Quantize
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
 from tasks.checkpoints.files import read_config
 from tasks.checkpoints.int4 import Tensors
 from tasks.download import DownloadRequest, download

@@ -12,8 +12,8 @@ import pytest
 from artifacts.manifest import ModelArtifact
 from artifacts.records.load_results import Load
 from artifacts.store.local import LocalStore
+from configs.engines import EngineTransformers
 from configs.load_testing import LoadTest, Slo
-from configs.schema import EngineTransformers
 from tasks.load.compare import MIN_ROUNDS
 from tasks.load_test import (
     BenchRequest,

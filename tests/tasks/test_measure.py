@@ -18,16 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from artifacts.manifest import ModelArtifact, canonical_json
 from artifacts.records.evidence import Measurement
 from artifacts.store.local import LocalStore
+from configs.engines import EngineTransformers
 from configs.errors import SourceError
-from configs.schema import (
-    Benchmark,
-    EngineTransformers,
-    Evaluate,
-    LocalSource,
-    PythonDocs,
-    Texts,
-    Variant,
-)
+from configs.evaluation import Benchmark, Evaluate
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
+from configs.variants import Variant
 from tasks.download import DownloadRequest, download
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import KEPT, scores

@@ -14,21 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
+from configs.deployment import Deploy
+from configs.engines import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.errors import ConditionalWritesIgnored, ConfigError, PreflightError
+from configs.evaluation import Evaluate
 from configs.policy import Policy, SigningKey
-from configs.schema import (
-    Deploy,
-    Engine,
-    EnginePytorch,
-    EngineTransformers,
-    EngineTurbomind,
-    Evaluate,
-    LocalSource,
-    PythonDocs,
-    Quantize,
-    Texts,
-    Variant,
-)
+from configs.quantization import Quantize
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
+from configs.variants import Variant
 from tasks.capacity import (
     CapacityRequest,
     MachineRequest,

@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
-from configs.schema import LocalSource, PythonDocs, Quantize, Texts
+from configs.quantization import Quantize
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
 from tasks.checkpoints.int4 import ORDER, Int4Weight
 from tasks.download import DownloadRequest, download
 from tasks.engines.reference import ReferenceEngine

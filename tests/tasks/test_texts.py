@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
-from configs.schema import PythonDocs, TextFile, Texts
+from configs.texts import PythonDocs, TextFile, Texts
 from tasks.runner.step import Context
 from tasks.texts import (
     CALIBRATION,

@@ -20,7 +20,8 @@ import pytest
 
 from artifacts.manifest import ModelArtifact
 from configs import paths
-from configs.schema import Deploy, EngineTransformers
+from configs.deployment import Deploy
+from configs.engines import EngineTransformers
 from tasks.engines.reference import ReferenceEngine
 from tasks.serving.endpoints import Endpoint
 from tests.tasks.serving.test_reference_server import serving

@@ -16,9 +16,9 @@ import pytest
 
 from artifacts.records.evidence import DocumentScore, Speed
 from artifacts.store.local import LocalStore
+from configs.engines import EngineTurbomind
 from configs.errors import EngineError
 from configs.paths import PROJECT
-from configs.schema import EngineTurbomind
 from flows.cli import engines, main
 from flows.compare_engines import comparison_rows, memory_rows
 from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures

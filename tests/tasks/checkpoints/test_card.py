@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from artifacts.manifest import Manifest, ModelArtifact
 from artifacts.store.local import LocalStore
-from configs.schema import LocalSource, PythonDocs, Quantize, Texts
+from configs.quantization import Quantize
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
 from tasks.checkpoints import card
 from tasks.checkpoints.files import write_config
 from tasks.download import DownloadRequest, download

@@ -20,7 +20,7 @@ from transformers import (
 
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError
-from configs.schema import LocalSource
+from configs.sources import LocalSource
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.pad import PadRequest, pad
 from tasks.runner.step import Context

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from artifacts.store.local import LocalStore
 from configs.errors import SourceError, TransferError
-from configs.schema import PypiGgufSource
+from configs.sources import PypiGgufSource
 from tasks.download import DownloadRequest, download
 from tasks.runner.step import Context
 

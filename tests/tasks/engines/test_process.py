@@ -27,9 +27,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from configs.engines import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.errors import ConfigError, EngineCrashed, EngineError
 from configs.paths import PROJECT
-from configs.schema import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
 from tasks.engines import process, wire
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
@@ -295,7 +295,7 @@ def test_an_interrupted_start_ends_it(tiny_model: Path, tmp_path: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from configs.schema import EngineTransformers
+from configs.engines import EngineTransformers
 from tasks.engines.protocol import EngineSpec
 from tasks.engines.process import EngineProcess
 spec = EngineSpec(folder=sys.argv[1], engine=EngineTransformers(name="transformers"))

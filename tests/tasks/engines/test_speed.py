@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from configs.errors import EngineError
-from configs.schema import Benchmark
+from configs.evaluation import Benchmark
 from tasks.engines.protocol import Engine, Generation, Scores
 from tasks.engines.speed import DECODE_PROMPT, one_round, speeds
 

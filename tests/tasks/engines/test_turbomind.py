@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from artifacts.manifest import ModelArtifact
+from configs.deployment import Deploy
+from configs.engines import EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.paths import PROJECT
-from configs.schema import Deploy, EnginePytorch, EngineTransformers, EngineTurbomind
 from tasks.serving.endpoints import RECORD, Endpoint
 from tasks.serving.launch import api_server, command
 

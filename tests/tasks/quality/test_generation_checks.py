@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from artifacts.records.checks import CheckResult, ProbeAnswer, ProbeAnswers, Rendering
-from configs.schema import EngineTransformers
+from configs.engines import EngineTransformers
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine

@@ -15,8 +15,9 @@ import yaml
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.items import HarnessResult
+from configs.deployment import Deploy
+from configs.engines import EngineTransformers
 from configs.errors import ConfigError, EndpointError
-from configs.schema import Deploy, EngineTransformers
 from flows.cli.harness import harness
 from tasks.engines.reference import ReferenceEngine
 from tasks.quality.harness import RUNTIME, run_harness

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from artifacts.manifest import ModelArtifact
 from artifacts.store.local import LocalStore
-from configs.schema import Evaluate, Variant
+from configs.evaluation import Evaluate
+from configs.variants import Variant
 from tasks.quality.objective import CACHED_TOKENS, Objective, choose, kv_bytes_per_token
 from tasks.report import VariantOutcome
 from tests.support.stories import SPEEDS, Site

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
-from configs.schema import Evaluate
+from configs.evaluation import Evaluate
 from tasks.quality.verdict import judge, wants_more
 
 PARENT, CANDIDATE, DIGEST = "a" * 64, "b" * 64, "c" * 64

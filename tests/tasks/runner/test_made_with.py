@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from artifacts.registry.lineage import tree
 from artifacts.store.local import LocalStore
-from configs.schema import LocalSource, PythonDocs, TextFile, Texts
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, TextFile, Texts
 from tasks.download import DownloadRequest, download
 from tasks.pad import PadRequest, pad
 from tasks.report import report

@@ -22,8 +22,9 @@ import pytest
 
 from artifacts.manifest import ModelArtifact
 from configs import paths
+from configs.deployment import Deploy
+from configs.engines import EngineTransformers
 from configs.errors import EndpointError
-from configs.schema import Deploy, EngineTransformers
 from tasks.capacity import port_problem
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import Endpoint

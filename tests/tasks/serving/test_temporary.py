@@ -18,8 +18,8 @@ import pytest
 
 from artifacts.store.local import LocalStore
 from configs import paths
+from configs.engines import EngineTransformers
 from configs.errors import EndpointError
-from configs.schema import EngineTransformers
 from flows.cli import main
 from tasks.runner import runtimes
 from tasks.serving.temporary import served

@@ -155,6 +155,16 @@ class DifferentHardware(LmflowsError):
     exit_status = 2
 
 
+def require_ready(problems: list[str]) -> None:
+    """Raise one PreflightError that lists all problems, if there are any."""
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise PreflightError(
+            "\n".join(f"{number}. {problem}" for number, problem in enumerate(problems, 1)),
+            where=f"{count} before any long work was started",
+        )
+
+
 def from_dict(data: dict[str, str]) -> LmflowsError:
     """Rebuild an error from `to_dict()`; an unknown type becomes StepFailed."""
     known = {cls.__name__: cls for cls in LmflowsError.__subclasses__()}

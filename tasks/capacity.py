@@ -7,10 +7,8 @@ memory and GPU memory with what there is.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +18,15 @@ from artifacts.registry.signing import require_keys
 from artifacts.store.protocol import open_store
 from configs.deployment import Deploy
 from configs.engines import Engine, EngineTransformers
-from configs.errors import PreflightError
+from configs.errors import PreflightError, require_ready
 from configs.evaluation import Evaluate
 from configs.location import Location
 from configs.policy import Policy
 from configs.quantization import Quantize
 from configs.units import gb
 from tasks.machine.gpus import choose, free_bytes
-from tasks.preflight import PreflightResult, raise_all
+from tasks.machine.ports import port_problem
+from tasks.preflight import PreflightResult
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving.endpoints import given_keys
@@ -62,7 +61,7 @@ def machine(request: MachineRequest, context: Context) -> MachineResult:
     """Ask this machine for what needs no model: folders, GPUs, the port, API keys, the store, the
     engine's runtime."""
     gpus = free_bytes()
-    raise_all(
+    require_ready(
         [*_writable(request.folders), *_gpus(len(gpus), request), *_port(request), *_keys(request)]
     )
     require_keys(request.policy)
@@ -102,7 +101,9 @@ def capacity(request: CapacityRequest, context: Context) -> CapacityResult:
         f" {gb(needs.gpu_bytes)} of GPU memory, {needs.time_class}"
     )
     if not request.reused:
-        raise_all([*_disk(needs, request.folders), *_memory(needs), *_gpu_memory(needs, request)])
+        require_ready(
+            [*_disk(needs, request.folders), *_memory(needs), *_gpu_memory(needs, request)]
+        )
     return needs
 
 
@@ -227,24 +228,3 @@ def _port(request: MachineRequest) -> Iterator[str]:
             f"{problem} -> set deploy.port to a free one, or stop what uses it (`ss -ltnp 'sport ="
             f" :{deploy.port}'` names it)"
         )
-
-
-def port_problem(host: str, port: int) -> str | None:
-    """Why a server could not listen on host and port, or None."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror as error:
-        return f"deploy.host {host!r} is no address: {error.strerror}"
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        return (
-            f"port {port} on {host} is taken"
-            if taken
-            else f"cannot listen on {host}:{port}: {error.strerror}"
-        )
-    return None

@@ -34,8 +34,8 @@ from tasks.engines.speed import one_round
 from tasks.evaluate import compare
 from tasks.machine import gpus
 from tasks.measure import score_all
+from tasks.quality.documents import read_source
 from tasks.runner.step import Context, Request, Result, step
-from tasks.texts import read
 
 T = TypeVar("T")
 RESAMPLES = 10_000
@@ -265,7 +265,7 @@ def find_subject(engine: EngineProcess, request: CompareRuntimesRequest) -> Subj
     """The first documents that have something to score, and the prompts, as token ids."""
     records = (
         engine.encode(record)[: request.longest]
-        for record in islice(read(request.texts), 4 * request.documents)
+        for record in islice(read_source(request.texts), 4 * request.documents)
     )
     sequences = list(islice((ids for ids in records if len(ids) >= 2), request.documents))
     if not sequences:

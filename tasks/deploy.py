@@ -26,8 +26,8 @@ from configs.engines import Engine
 from configs.errors import ConfigError, EndpointError
 from configs.location import Location
 from configs.policy import Policy
-from tasks.capacity import port_problem
 from tasks.evaluate import PROBES, Probe
+from tasks.machine.ports import port_problem
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import LOG, Endpoint

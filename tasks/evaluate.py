@@ -16,13 +16,14 @@ from pydantic import Field
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
+from artifacts.records.texts import CALIBRATION, HELD_OUT, read_documents
 from configs.errors import SourceError
 from tasks.engines.protocol import Scores
 from tasks.measure import read_measurement, read_scores
 from tasks.quality.generation_checks import check
 from tasks.quality.items import compare_items
+from tasks.quality.passages import overlap
 from tasks.runner.step import Context, Request, Result, step, versions
-from tasks.texts import CALIBRATION, HELD_OUT, load_records, passages
 
 PROBES = "probes.json"
 LIBRARIES = ("numpy",)
@@ -78,7 +79,10 @@ def evaluate(request: EvaluateRequest, context: Context) -> EvaluateResult:
         looks=len(request.candidates),
         itself=request.parents == request.candidates,
         unpaired=unpaired,
-        overlap=overlap(request.texts),
+        overlap=overlap(
+            read_documents(request.texts.path / CALIBRATION),
+            read_documents(request.texts.path / HELD_OUT),
+        ),
         tasks=compare_items(parent.items, candidate.items),
         checks=check(parent.probes, candidate.probes) if parent.probes and candidate.probes else (),
         versions=candidate.versions,
@@ -141,14 +145,6 @@ def pair(
             hint="measure it with the parent's measurement as its baseline",
         )
     return paired, (asked - len(paired), scored - len(paired))
-
-
-def overlap(texts: ModelArtifact) -> int:
-    """Held-out documents that share a passage with the calibration text."""
-    seen = {gram for record in load_records(texts.path / CALIBRATION) for gram in passages(record)}
-    return sum(
-        not seen.isdisjoint(passages(record)) for record in load_records(texts.path / HELD_OUT)
-    )
 
 
 def probes(paired: Sequence[Paired], documents: Sequence[DocumentScore]) -> list[Probe]:

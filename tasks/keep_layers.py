@@ -16,13 +16,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
+from artifacts.records.texts import CALIBRATION, read_documents
 from configs.errors import SourceError
 from configs.quantization import Quantize
 from tasks.checkpoints import card, files
+from tasks.checkpoints.calibration import calibration_rows
 from tasks.checkpoints.rewrite import rewrite
-from tasks.quantize import calibration_rows
 from tasks.runner.step import Context, Request, Result, step, versions
-from tasks.texts import CALIBRATION, load_records
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ def rank(request: KeepLayersRequest, context: Context) -> list[tuple[int, float]
     engine = ReferenceEngine(request.parent.path, trust_remote_code=request.trust_remote_code)
     rows = calibration_rows(
         engine.tokenizer,
-        load_records(request.texts.path / CALIBRATION),
+        read_documents(request.texts.path / CALIBRATION),
         samples=min(ROWS, request.config.samples),
         length=request.config.sequence_length,
         seed=request.config.seed,

@@ -23,6 +23,7 @@ from artifacts.records.checks import ProbeAnswers
 from artifacts.records.evidence import Answer, Measurement, Speed
 from artifacts.records.items import ItemOutcome
 from artifacts.records.load_results import Environment
+from artifacts.records.texts import HELD_OUT, read_documents
 from artifacts.store.files import sha256_file
 from configs.engines import Engine
 from configs.errors import SourceError
@@ -37,7 +38,6 @@ from tasks.quality.generation_checks import PROBE_PROMPTS, ask_probes, probe_ans
 from tasks.quality.items import Item, read_items, run_items
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
-from tasks.texts import HELD_OUT, load_records
 
 RECORD, SCORES = "measurement.json", "scores.npz"
 THIS_MACHINE = "http://127.0.0.1"  # where the engine's process runs
@@ -268,7 +268,7 @@ def held_out_ids(
     Raises:
         SourceError: none of them has two tokens.
     """
-    records = load_records(texts.path / HELD_OUT)[slice(*part)]
+    records = read_documents(texts.path / HELD_OUT)[slice(*part)]
     sequences = [ids for record in records if len(ids := engine.encode(record)[:longest]) >= 2]
     if not sequences:
         raise SourceError(

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.texts import CALIBRATION, read_documents
 from configs.engines import Engine, EngineTransformers, EngineTurbomind
-from configs.errors import PreflightError, SourceError
+from configs.errors import SourceError, require_ready
 from configs.quantization import Quantize
 from configs.variants import Variant, weights_and_kv
 from tasks.checkpoints import files
+from tasks.checkpoints.calibration import calibration_rows
 from tasks.checkpoints.files import ModelFacts
 from tasks.engines import turbomind
 from tasks.machine.gpus import cuda_is_visible
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
-from tasks.texts import CALIBRATION, load_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +93,7 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
     for number, trap in enumerate(TRAPS):
         context.progress(number / len(TRAPS), (trap.__doc__ or "").split(".")[0])
         found += list(trap(subject))
-    raise_all(found)
+    require_ready(found)
     return PreflightResult(
         architecture=facts.architecture,
         parameters=facts.parameters,
@@ -102,18 +103,6 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
         head_dim=facts.head_dim,
         vocabulary=int(facts.config.get("vocab_size", 0)),
     )
-
-
-def raise_all(found: list[str]) -> None:
-    """One PreflightError that lists all problems, if there are any."""
-    if found:
-        raise PreflightError(
-            "\n".join(f"{number}. {text}" for number, text in enumerate(found, 1)),
-            where=(
-                f"{len(found)} problem{'s' if len(found) > 1 else ''} before any long work was"
-                " started"
-            ),
-        )
 
 
 def already_quantized(subject: Subject) -> Iterator[str]:
@@ -273,8 +262,6 @@ def devices(subject: Subject) -> Iterator[str]:
 
 def calibration(subject: Subject) -> Iterator[str]:
     """The calibration text is too short, or longer rows are asked for than the model takes."""
-    from tasks.quantize import calibration_rows
-
     quantize = subject.request.quantize
     limit = subject.facts.config.get("max_position_embeddings")
     if limit and quantize.sequence_length > limit:
@@ -293,7 +280,7 @@ def calibration(subject: Subject) -> Iterator[str]:
     try:
         calibration_rows(
             tokenizer,
-            load_records(subject.request.texts.path / CALIBRATION),
+            read_documents(subject.request.texts.path / CALIBRATION),
             samples=quantize.samples,
             length=quantize.sequence_length,
             seed=quantize.seed,

@@ -11,24 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts.manifest import ModelArtifact, Parent
-from configs.errors import SourceError
+from artifacts.records.texts import CALIBRATION, read_documents
 from configs.quantization import Quantize
 from tasks.checkpoints import card
 from tasks.checkpoints import files as model_files
+from tasks.checkpoints.calibration import calibration_rows
 from tasks.machine.gpus import cuda_is_visible
 from tasks.runner.step import Context, Request, Result, step, versions
-from tasks.texts import CALIBRATION, load_records, token_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("lmdeploy", "transformers", "torch")
 
@@ -65,7 +61,7 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=request.trust_remote_code)
     rows = calibration_rows(
         tokenizer,
-        load_records(request.texts.path / CALIBRATION),
+        read_documents(request.texts.path / CALIBRATION),
         samples=config.samples,
         length=config.sequence_length,
         seed=config.seed,
@@ -125,38 +121,6 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
         parent_bytes=parent.size,
         candidate_bytes=context.store.manifest(candidate.digest).size,
     )
-
-
-def calibration_rows(
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[dict[str, Any]],
-    *,
-    samples: int,
-    length: int,
-    seed: int,
-) -> list[list[int]]:
-    """Draw `samples` rows of `length` token ids from the records, joined by the end token, without
-    replacement.
-
-    Raises:
-        SourceError: the text is too short.
-    """
-    stream: list[int] = []
-    for record in records:
-        stream += [
-            *token_ids(tokenizer, record),
-            *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
-        ]
-    count = len(stream) // length
-    if count < samples:
-        raise SourceError(
-            f"the calibration text gives {count} rows of {length} tokens, quantize.samples asks for"
-            f" {samples}",
-            where="quantize.samples",
-            hint="lower samples or sequence_length, or give more text in texts.source",
-        )
-    starts = sorted(random.Random(seed).sample(range(count), samples))
-    return [stream[start * length : (start + 1) * length] for start in starts]
 
 
 def clean(folder: Path, source: Path) -> None:

@@ -192,8 +192,8 @@ def quantization(place: Path) -> dict[str, Any]:
     peak GPU memory."""
     from transformers import AutoTokenizer
 
-    from tasks.quantize import calibration_rows
-    from tasks.texts import CALIBRATION, load_records
+    from artifacts.records.texts import CALIBRATION, read_documents
+    from tasks.checkpoints.calibration import calibration_rows
 
     model, texts = random_model(place, "internlm2-1.9b"), workspace_model("texts")
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -202,7 +202,11 @@ def quantization(place: Path) -> dict[str, Any]:
     rows.write_text(
         json.dumps(
             calibration_rows(
-                tokenizer, load_records(texts / CALIBRATION), samples=samples, length=length, seed=0
+                tokenizer,
+                read_documents(texts / CALIBRATION),
+                samples=samples,
+                length=length,
+                seed=0,
             )
         )
     )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from configs.engines import Engine as EngineOptions
 from configs.variants import KvBits
-from tasks.texts import token_ids
+from tasks.checkpoints.calibration import token_ids
 
 
 class EngineSpec(BaseModel):

@@ -20,7 +20,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from tasks.texts import WORD
+from tasks.quality.passages import WORD
 
 PERIODS = 3  # said three times over is a loop; a refrain of two is not
 SHARE = 3  # a loop fills the last third of a text, or this much of it, whatever comes first:

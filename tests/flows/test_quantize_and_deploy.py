@@ -28,8 +28,8 @@ from artifacts.store.objects import LocalObjects
 from artifacts.store.protocol import open_store
 from configs.errors import DiskFull
 from configs.paths import PROJECT
-from tasks.capacity import port_problem
 from tasks.load_test import read_load
+from tasks.machine.ports import port_problem
 from tests.support import planted_runtime, s3_server
 from tests.support.prefect_server import prefect_server
 from tests.tasks.test_deploy import key_pair

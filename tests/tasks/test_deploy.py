@@ -38,10 +38,10 @@ from configs.deployment import Deploy
 from configs.engines import EngineTransformers, EngineTurbomind
 from configs.errors import ArtifactDamaged, ConfigError, EndpointError, SignatureRefused
 from configs.policy import Policy, SigningKey, TrustedKey
-from tasks.capacity import port_problem
 from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deploy
 from tasks.engines.reference import ReferenceEngine
 from tasks.evaluate import PROBES
+from tasks.machine.ports import port_problem
 from tasks.runner.step import Context
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import KEYS, LOG, RECORD, Endpoint

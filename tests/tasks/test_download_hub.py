@@ -17,8 +17,8 @@ from configs.errors import SourceError, TransferError
 from configs.sources import HubSource
 from configs.texts import HubDataset
 from tasks.download import DownloadRequest, DownloadResult, download
+from tasks.quality.documents import read_source
 from tasks.runner.parent import run_child
-from tasks.texts import read
 from tests.tasks.runner.test_parent import Heard
 
 COMMIT = "c0ffee" + "0" * 34
@@ -161,11 +161,11 @@ def test_a_data_set_is_read_by_name_and_column(
         "".join(json.dumps({"story": f"document {i}"}) + "\n" for i in range(5))
     )
     source = HubDataset(type="hub", dataset=str(folder), column="story", max_documents=3)
-    assert list(read(source)) == [{"text": f"document {i}"} for i in range(3)]
+    assert list(read_source(source)) == [{"text": f"document {i}"} for i in range(3)]
     with pytest.raises(SourceError, match="no column 'text'"):
-        list(read(source.model_copy(update={"column": "text"})))
+        list(read_source(source.model_copy(update={"column": "text"})))
 
 
 def test_a_data_set_that_is_not_there_is_an_error_with_a_way_out() -> None:
     with pytest.raises(SourceError, match="give a file of your own"):
-        list(read(HubDataset(type="hub", dataset="nobody/no-such-set")))
+        list(read_source(HubDataset(type="hub", dataset="nobody/no-such-set")))

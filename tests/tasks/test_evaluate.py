@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Answer, Measurement, SampleAnswer
+from artifacts.records.texts import CALIBRATION, HELD_OUT
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
 from configs.errors import SmokeTestFailed, SourceError
@@ -39,7 +40,7 @@ from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_s
 from tasks.quality.verdict import judge
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
-from tasks.texts import CALIBRATION, HELD_OUT, TextsRequest, texts
+from tasks.texts import TextsRequest, texts
 
 DIGEST = "0" * 64
 CONFIG = Evaluate(

@@ -23,6 +23,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.texts import HELD_OUT, read_documents
 from artifacts.store.files import safetensors_header, sha256_file
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
@@ -33,6 +34,7 @@ from configs.quantization import Quantize
 from configs.sources import LocalSource, PypiGgufSource
 from configs.texts import PythonDocs, Texts
 from tasks.checkpoints import files
+from tasks.checkpoints.calibration import token_ids
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.engines.reference import ReferenceEngine
 from tasks.pad import PadRequest, pad
@@ -41,7 +43,7 @@ from tasks.quantize import QuantizeRequest, quantize
 from tasks.runner.parent import run_child
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, smoke_test, unwell
-from tasks.texts import HELD_OUT, TextsRequest, load_records, texts, token_ids
+from tasks.texts import TextsRequest, texts
 from tests.support.internlm2 import CODE, convert, internlm2_config, remote_code
 from tests.support.random_model import SHAPES, build, tensors
 from tests.tasks.runner.test_parent import Heard
@@ -131,7 +133,7 @@ class Bench:
         engine = ReferenceEngine(folder, trust_remote_code=trust)
         rows = [
             ids
-            for r in load_records(self.texts.path / HELD_OUT)
+            for r in read_documents(self.texts.path / HELD_OUT)
             if len(ids := token_ids(engine.tokenizer, r)[:128]) > 1
         ]
         losses = [

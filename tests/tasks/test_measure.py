@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from artifacts.manifest import ModelArtifact, canonical_json
 from artifacts.records.evidence import Measurement
+from artifacts.records.texts import HELD_OUT, read_documents
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
 from configs.errors import SourceError
@@ -40,7 +41,7 @@ from tasks.measure import (
 from tasks.quality.verdict import judge
 from tasks.runner import runtimes
 from tasks.runner.step import Context
-from tasks.texts import HELD_OUT, TextsRequest, load_records, texts
+from tasks.texts import TextsRequest, texts
 from tests.tasks.engines.test_process import another_python
 
 Logits = npt.NDArray[np.float64]
@@ -170,7 +171,7 @@ def test_the_first_held_out_documents_are_scored_longest_first(
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     expected = [
         tokenizer(record["text"]).input_ids[:60]
-        for record in load_records(split.path / HELD_OUT)[:6]
+        for record in read_documents(split.path / HELD_OUT)[:6]
     ]
     sequences, found = read_scores(baseline)
     assert sorted(sequences) == sorted(expected) and [len(ids) for ids in sequences] == sorted(

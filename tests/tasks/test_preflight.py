@@ -29,10 +29,10 @@ from tasks.capacity import (
     capacity,
     estimate,
     machine,
-    port_problem,
 )
 from tasks.download import DownloadRequest, download
 from tasks.machine import gpus
+from tasks.machine.ports import port_problem
 from tasks.preflight import PreflightRequest, PreflightResult, preflight, refused
 from tasks.runner import runtimes
 from tasks.runner.step import Context

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.texts import HELD_OUT, read_documents
 from artifacts.store.local import LocalStore
-from configs.errors import SourceError
 from configs.quantization import Quantize
 from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
+from tasks.checkpoints.calibration import token_ids
 from tasks.checkpoints.int4 import ORDER, Int4Weight
 from tasks.download import DownloadRequest, download
 from tasks.engines.reference import ReferenceEngine
-from tasks.quantize import QuantizeRequest, QuantizeResult, calibration_rows, quantize
+from tasks.quantize import QuantizeRequest, QuantizeResult, quantize
 from tasks.runner.parent import run_child
 from tasks.runner.step import Context
-from tasks.texts import HELD_OUT, TextsRequest, load_records, texts, token_ids
+from tasks.texts import TextsRequest, texts
 from tests.tasks.runner.test_parent import Heard
 
 RECIPE: dict[str, Any] = {"group_size": 128, "samples": 4, "sequence_length": 64, "batch_size": 4}
@@ -60,7 +60,7 @@ class Bench:
         engine = ReferenceEngine(artifact.path)
         rows = [
             ids
-            for r in load_records(self.texts.path / HELD_OUT)
+            for r in read_documents(self.texts.path / HELD_OUT)
             if len(ids := token_ids(engine.tokenizer, r)[:128]) > 1
         ]
         return float(np.concatenate([scores.nll for scores in engine.score(rows)]).mean())
@@ -134,38 +134,6 @@ def test_progress_names_every_layer(bench: Bench, plain: ModelArtifact) -> None:
         "smoothing layer 2/2",
         "packing layer 2/2",
     } <= said
-
-
-def test_another_seed_draws_other_rows(bench: Bench) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bench.model.path)
-    records = [{"text": " ".join(str(i) for i in range(2000))}]
-    first, again, other = (
-        calibration_rows(tokenizer, records, samples=4, length=16, seed=seed) for seed in (0, 0, 1)
-    )
-    assert first == again != other
-    assert all(len(row) == 16 for row in first)
-
-
-def test_chats_go_through_the_models_template(bench: Bench) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bench.model.path)
-    chat = {
-        "messages": [
-            {"role": "user", "content": "hello"},
-            {"role": "assistant", "content": "Hello!"},
-        ]
-    }
-    text = tokenizer.decode(
-        calibration_rows(tokenizer, [chat] * 8, samples=1, length=64, seed=0)[0]
-    )
-    assert "<|im_start|>user\nhello<|im_end|>" in text
-
-
-def test_too_little_text_says_how_much_there_is(bench: Bench) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bench.model.path)
-    with pytest.raises(
-        SourceError, match=r"gives 0 rows of 64 tokens, quantize\.samples asks for 4"
-    ):
-        calibration_rows(tokenizer, [{"text": "short"}], samples=4, length=64, seed=0)
 
 
 def test_dequantized_weights_are_code_minus_zero_times_scale(plain: ModelArtifact) -> None:

@@ -25,7 +25,7 @@ from configs import paths
 from configs.deployment import Deploy
 from configs.engines import EngineTransformers
 from configs.errors import EndpointError
-from tasks.capacity import port_problem
+from tasks.machine.ports import port_problem
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import Endpoint
 from tests.support import planted_runtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -14,7 +15,8 @@ import pytest
 
 # before anything imports Prefect: no test touches the user's runs, endpoints or Prefect database
 _HOME = Path(tempfile.mkdtemp(prefix="lmflows-test-"))
-GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # what tests/gpu gets back
+# what tests/gpu gets back
+BEFORE = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 os.environ.update(
     {
         "LMFLOWS_HOME": str(_HOME / "home"),
@@ -23,6 +25,9 @@ os.environ.update(
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "CUDA_VISIBLE_DEVICES": "",
+        # OpenMP's threads wait by spinning: where two tests share two cores, training the small
+        # model with two threads each takes six times the processor time
+        "OMP_NUM_THREADS": "1",
     }
 )
 # the last two fold tables; pytest-xdist sets them
@@ -57,16 +62,16 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
     key = hashlib.sha256(
         source + f"{torch.__version__} {transformers.__version__}".encode()
     ).hexdigest()[:16]
-    folder: Path = request.config.cache.mkdir("tiny_model") / key  # type: ignore[union-attr]
-    if not folder.exists():
-        from tests.support.tiny_model import build
+    cache: Path = request.config.cache.mkdir("tiny_model")  # type: ignore[union-attr]
+    folder = cache / key
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two workers one trains it and the other waits
+        if not folder.exists():
+            from tests.support.tiny_model import build
 
-        scratch = folder.with_name(f"{key}-{os.getpid()}")
-        build(scratch)
-        try:
+            scratch = folder.with_name(f"{key}-{os.getpid()}")
+            build(scratch)
             scratch.rename(folder)
-        except OSError:  # another run of the tests was faster
-            shutil.rmtree(scratch)
     return folder
 
 

@@ -11,12 +11,12 @@ import pytest
 from configs.paths import PROJECT
 from configs.reader import load
 from tasks.machine import gpus
-from tests.conftest import GPUS
+from tests.conftest import BEFORE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        show_gpus(patch)
+        as_before(patch)
         missing = not gpus.visible()
     for item in items:
         if Path(__file__).parent in item.path.parents:
@@ -26,18 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
 
 
-def show_gpus(patch: pytest.MonkeyPatch) -> None:
-    """The other tests hide the GPUs; here they are back."""
-    if GPUS is None:
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        patch.setenv("CUDA_VISIBLE_DEVICES", GPUS)
+def as_before(patch: pytest.MonkeyPatch) -> None:
+    """The other tests hide the GPUs and take one thread each; here all of them are back."""
+    for name, value in BEFORE.items():
+        if value is None:
+            patch.delenv(name, raising=False)
+        else:
+            patch.setenv(name, value)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _gpus() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        show_gpus(patch)
+        as_before(patch)
         yield
 
 

@@ -27,9 +27,9 @@ from configs.paths import PROJECT
 from configs.reader import load
 from tasks.compare_runtimes import ratio
 from tasks.download import DownloadRequest, download
+from tasks.engines.documents import batches, held_out_ids
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
-from tasks.measure import batches, held_out_ids
 from tasks.pad import PadRequest, pad
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts

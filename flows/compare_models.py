@@ -10,7 +10,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact
-from artifacts.records.evidence import Verdict
+from artifacts.records.report import Verdict
 from artifacts.store.local import LocalStore
 from configs.errors import ConfigError
 from configs.reader import load

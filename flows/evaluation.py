@@ -8,13 +8,14 @@ from itertools import pairwise
 from typing import Any
 
 from artifacts.manifest import ModelArtifact
-from artifacts.records.evidence import Verdict
+from artifacts.records.evidence import read_evidence
+from artifacts.records.report import Verdict
 from configs.errors import LmflowsError
 from configs.evaluation import Evaluate
 from configs.schema import Pipeline
 from configs.variants import Variant, weights_and_kv
 from flows.run.run import Done, Run
-from tasks.evaluate import EvaluateRequest, evaluate, read_evidence
+from tasks.evaluate import EvaluateRequest, evaluate
 from tasks.load_test import LoadTestRequest, load_test
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
 from tasks.preflight import refused

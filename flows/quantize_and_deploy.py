@@ -17,7 +17,8 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact
-from artifacts.records.evidence import PAGE, Evidence, Verdict
+from artifacts.records.evidence import Evidence, read_evidence
+from artifacts.records.report import PAGE, Verdict
 from artifacts.registry.promotion import require_no_problem
 from configs import paths
 from configs.errors import VerdictFailed
@@ -35,7 +36,6 @@ from flows.run.summary import RunSummary
 from tasks.capacity import CapacityRequest, CapacityResult, MachineRequest, capacity, machine
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
-from tasks.evaluate import read_evidence
 from tasks.machine.gpus import choose as choose_gpus
 from tasks.machine.gpus import cuda_is_visible
 from tasks.measure import items_files

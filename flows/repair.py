@@ -9,7 +9,7 @@ from typing import Any
 from prefect import get_run_logger
 
 from artifacts.manifest import ModelArtifact
-from artifacts.records.evidence import Verdict
+from artifacts.records.report import Verdict
 from configs.errors import SourceError
 from configs.quantization import Quantize
 from configs.schema import Pipeline

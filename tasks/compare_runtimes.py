@@ -21,19 +21,20 @@ import numpy.typing as npt
 import pydantic
 from pydantic import Field, field_validator
 
-from artifacts.records.evidence import DocumentScore, Speed
+from artifacts.records.evidence import DocumentScore
+from artifacts.records.measurement import Scores, Speed
 from configs.engines import Engine, EngineTransformers
 from configs.errors import EngineError, LmflowsError, SourceError
 from configs.evaluation import Benchmark
 from configs.texts import PythonDocs, TextFile
 from configs.variants import KvBits
 from tasks.checkpoints import files
+from tasks.engines.documents import score_all
 from tasks.engines.process import EngineProcess
-from tasks.engines.protocol import EngineSpec, Scores
+from tasks.engines.protocol import EngineSpec
 from tasks.engines.speed import one_round
-from tasks.evaluate import compare
 from tasks.machine import gpus
-from tasks.measure import score_all
+from tasks.quality.divergence import compare
 from tasks.quality.documents import read_source
 from tasks.runner.step import Context, Request, Result, step
 
@@ -279,7 +280,7 @@ def find_subject(engine: EngineProcess, request: CompareRuntimesRequest) -> Subj
 
 def judge(engine: EngineProcess, subject: Subject, request: CompareRuntimesRequest) -> Quality:
     """Score the documents and answer the prompts."""
-    scores = score_all(engine, subject.sequences, subject.at, BATCH, lambda _: None)
+    scores = score_all(engine, subject.sequences, subject.at, BATCH)
     return Quality(
         scores, tuple(engine.generate([ids], request.new_tokens)[0].text for ids in subject.prompts)
     )

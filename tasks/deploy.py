@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.evidence import read_probes
 from artifacts.registry.signing import require_signed
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
@@ -26,7 +26,6 @@ from configs.engines import Engine
 from configs.errors import ConfigError, EndpointError
 from configs.location import Location
 from configs.policy import Policy
-from tasks.evaluate import PROBES, Probe
 from tasks.machine.ports import port_problem
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving import endpoints, supervisor
@@ -228,9 +227,7 @@ def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:
         EndpointError: it is more than `score_tolerance`: what is served is not what was judged.
     """
     largest = -1.0
-    for probe in (
-        Probe.model_validate(item) for item in json.loads((evidence.path / PROBES).read_text())
-    ):
+    for probe in read_probes(evidence):
         # LMDeploy's name; it is nats
         live = float(endpoint.call("/get_ppl", {"input": list(probe.ids)}, timeout_s=120)["ppl"])
         difference = abs(live - probe.nll)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.load_results import (
+    LOAD,
     Load,
     LoadReport,
     LoadResult,
@@ -24,7 +25,6 @@ from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving.temporary import served
 
-RECORD = "load.json"
 READY_SECONDS = 1800.0
 
 
@@ -109,7 +109,7 @@ def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
         )
     report = LoadReport(variant=request.variant, model=request.model.digest, results=results)
     with context.store.staging() as staging:
-        staging.write(RECORD, canonical_json(report.model_dump(mode="json")))
+        staging.write(LOAD, canonical_json(report.model_dump(mode="json")))
         artifact = context.store.commit(
             staging, "measurement", parents=[Parent(role="model", digest=request.model.digest)]
         )
@@ -146,8 +146,3 @@ def compare_speed(request: CompareServersRequest, context: Context) -> CompareSe
         say=lambda done, text: context.progress(done / request.rounds, text),
     )
     return CompareServersResult(comparison=comparison)
-
-
-def read_load(artifact: ModelArtifact) -> LoadReport:
-    """The record of a load test's artifact."""
-    return LoadReport.model_validate_json((artifact.path / RECORD).read_bytes())

@@ -6,11 +6,10 @@ measurement artifact; what it says beside its parent is `tasks.evaluate`'s busin
 
 from __future__ import annotations
 
-import io
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +19,25 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.checks import ProbeAnswers
-from artifacts.records.evidence import Answer, Measurement, Speed
 from artifacts.records.items import ItemOutcome
 from artifacts.records.load_results import Environment
-from artifacts.records.texts import HELD_OUT, read_documents
+from artifacts.records.measurement import (
+    MEASUREMENT,
+    SCORES,
+    Answer,
+    Measurement,
+    Speed,
+    read_scores,
+    scores_to_bytes,
+)
 from artifacts.store.files import sha256_file
 from configs.engines import Engine
 from configs.errors import SourceError
 from configs.evaluation import Benchmark, Evaluate
 from configs.variants import Variant, weights_and_kv
+from tasks.engines.documents import held_out_ids, score_all
 from tasks.engines.process import EngineProcess
-from tasks.engines.protocol import EngineSpec, Scores
+from tasks.engines.protocol import EngineSpec
 from tasks.engines.speed import speeds
 from tasks.load.environment import Watch
 from tasks.machine import gpus
@@ -39,7 +46,6 @@ from tasks.quality.items import Item, read_items, run_items
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 
-RECORD, SCORES = "measurement.json", "scores.npz"
 THIS_MACHINE = "http://127.0.0.1"  # where the engine's process runs
 
 
@@ -140,8 +146,8 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
         environment=said.environment,
     )
     with context.store.staging() as staging:
-        staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
-        staging.write(SCORES, _pack(sequences, scores))
+        staging.write(MEASUREMENT, canonical_json(record.model_dump(mode="json")))
+        staging.write(SCORES, scores_to_bytes(sequences, scores))
         artifact = context.store.commit(
             staging,
             "measurement",
@@ -243,65 +249,11 @@ def items_of(files: Sequence[ItemsFile]) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def read_measurement(artifact: ModelArtifact) -> Measurement:
-    """The record of a measurement artifact."""
-    return Measurement.model_validate_json((artifact.path / RECORD).read_bytes())
-
-
-def read_scores(artifact: ModelArtifact) -> tuple[list[list[int]], list[Scores]]:
-    """The scored token ids and their scores, document by document."""
-    return _unpack(artifact.path / SCORES)
-
-
 def hardware(chosen: Sequence[gpus.Gpu]) -> dict[str, str]:
     """What figures are measured on: these GPUs, or the processor."""
     if chosen:
         return gpus.fingerprint(chosen[0]) | {"gpus": str(len(chosen))}
     return {"processor": platform.processor() or platform.machine(), "cores": str(os.cpu_count())}
-
-
-def held_out_ids(
-    engine: EngineProcess, texts: ModelArtifact, part: tuple[int, int], longest: int
-) -> list[list[int]]:
-    """Token ids of these held-out documents, each cut to its first `longest` tokens, longest first.
-
-    Raises:
-        SourceError: none of them has two tokens.
-    """
-    records = read_documents(texts.path / HELD_OUT)[slice(*part)]
-    sequences = [ids for record in records if len(ids := engine.encode(record)[:longest]) >= 2]
-    if not sequences:
-        raise SourceError(
-            f"of the held-out documents {part[0] + 1} to {part[1]} none has two tokens",
-            where="texts.source",
-            hint="give longer documents",
-        )
-    return sorted(sequences, key=len, reverse=True)  # batches of equal lengths waste no padding
-
-
-def score_all(
-    engine: EngineProcess,
-    sequences: Sequence[Sequence[int]],
-    at: Sequence[npt.NDArray[np.int32]] | None,
-    batch_size: int,
-    saw: Callable[[int], None],
-) -> list[Scores]:
-    """Score sequences of token ids in batches; `at` as in `Engine.score`. `saw` hears how many are
-    done."""
-    scores: list[Scores] = []
-    for batch in batches(range(len(sequences)), batch_size):
-        scores += engine.score(
-            [sequences[number] for number in batch],
-            [at[number] for number in batch] if at else None,
-        )
-        saw(len(scores))
-    return scores
-
-
-def batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """The items in runs of `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _subject(
@@ -318,32 +270,3 @@ def _subject(
         )
     sequences, scores = read_scores(request.baseline)
     return sequences, [score.ids for score in scores]
-
-
-def _pack(sequences: Sequence[Sequence[int]], scores: Sequence[Scores]) -> bytes:
-    buffer = io.BytesIO()
-    arrays = {
-        name: np.concatenate([getattr(score, name) for score in scores])
-        for name in ("nll", "top", "ids", "logprobs")
-    }
-    np.savez(
-        buffer,
-        lengths=np.array([len(sequence) for sequence in sequences], np.int32),
-        tokens=np.concatenate([np.array(sequence, np.int32) for sequence in sequences]),
-        **arrays,  # type: ignore[arg-type]
-    )
-    return buffer.getvalue()
-
-
-def _unpack(path: Path) -> tuple[list[list[int]], list[Scores]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        ends = np.cumsum(arrays["lengths"])
-        sequences = [part.tolist() for part in np.split(arrays["tokens"], ends[:-1])]
-        positions = np.cumsum(arrays["lengths"] - 1)[:-1]
-        columns = {
-            name: np.split(arrays[name], positions) for name in ("nll", "top", "ids", "logprobs")
-        }
-    return sequences, [
-        Scores(**{name: parts[number] for name, parts in columns.items()})
-        for number in range(len(sequences))
-    ]

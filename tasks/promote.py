@@ -4,7 +4,7 @@ The rules are `artifacts.registry.promotion`'s."""
 from __future__ import annotations
 
 from artifacts.manifest import Digest
-from artifacts.records.evidence import Verdict
+from artifacts.records.report import Verdict
 from artifacts.registry import promotion, signing
 from artifacts.registry.refs import ModelName, RefEntry, Stage
 from artifacts.store.protocol import open_store

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pydantic
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from artifacts.records.evidence import PAGE, Verdict
+from artifacts.records.report import MARKDOWN, PAGE, VARIANTS, VERDICT, Verdict
 from configs.evaluation import Evaluate
 from configs.variants import Variant
 from tasks.preflight import PreflightResult
@@ -115,9 +115,9 @@ def report(request: ReportRequest, context: Context) -> ReportResult:
     context.log(f"{verdict.outcome}: {'; '.join(verdict.reasons)}")
     text = markdown(story, page.headline(story), page.explanation(story))
     with context.store.staging() as staging:
-        staging.write("verdict.json", canonical_json(verdict.model_dump(mode="json")))
-        staging.write("variants.json", canonical_json(rows))
-        staging.write("report.md", text.encode())
+        staging.write(VERDICT, canonical_json(verdict.model_dump(mode="json")))
+        staging.write(VARIANTS, canonical_json(rows))
+        staging.write(MARKDOWN, text.encode())
         staging.write(PAGE, page.render(story).encode())
         artifact = context.store.commit(
             staging,

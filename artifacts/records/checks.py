@@ -6,14 +6,12 @@ Data only; `tasks.quality.generation_checks` asks and judges.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from artifacts.records.record import Record
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ProbeAnswer(_Frozen):
+class ProbeAnswer(Record):
     """A greedy answer to a probe.
 
     Attributes:
@@ -27,7 +25,7 @@ class ProbeAnswer(_Frozen):
     ended: bool
 
 
-class Rendering(_Frozen):
+class Rendering(Record):
     """A conversation through a model's chat template: the token ids, or in the template's words why
     it refuses. One of both."""
 
@@ -36,7 +34,7 @@ class Rendering(_Frozen):
     refused: str = ""
 
 
-class ProbeAnswers(_Frozen):
+class ProbeAnswers(Record):
     """What one model answered.
 
     Attributes:
@@ -55,7 +53,7 @@ class ProbeAnswers(_Frozen):
     json_objects: tuple[ProbeAnswer, ...]
 
 
-class Example(_Frozen):
+class Example(Record):
     """One probe that the candidate fails and its parent does not. Long texts are cut."""
 
     prompt: str
@@ -63,7 +61,7 @@ class Example(_Frozen):
     candidate: str
 
 
-class CheckResult(_Frozen):
+class CheckResult(Record):
     """One check of a candidate beside its parent.
 
     Attributes:

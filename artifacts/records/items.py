@@ -6,14 +6,12 @@ Data only; `tasks.quality.items` asks and compares.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from artifacts.records.record import Record
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ItemOutcome(_Frozen):
+class ItemOutcome(Record):
     """One item under one model.
 
     Attributes:
@@ -28,7 +26,7 @@ class ItemOutcome(_Frozen):
     broken: bool = False
 
 
-class TaskComparison(_Frozen):
+class TaskComparison(Record):
     """One task under parent and candidate, paired item by item.
 
     Attributes:
@@ -76,7 +74,7 @@ class TaskComparison(_Frozen):
         return (self.lost + self.gained) / max(1, self.n)
 
 
-class HarnessMetric(_Frozen):
+class HarnessMetric(Record):
     """A figure of lm-evaluation-harness: its mean over a task, and that one's standard error if the
     library gives one."""
 
@@ -87,7 +85,7 @@ class HarnessMetric(_Frozen):
     stderr: float | None
 
 
-class HarnessResult(_Frozen):
+class HarnessResult(Record):
     """What lm-evaluation-harness found at one endpoint.
 
     Attributes:

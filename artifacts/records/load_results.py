@@ -10,19 +10,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from artifacts.manifest import ModelArtifact
+from artifacts.records.record import Record
 from configs.load_testing import Api, LoadTest, Slo
 
 Metric = Literal["ttft", "tpot", "e2e", "tokens_per_second"]
 OK = "ok"
+LOAD = "load.json"  # of a load test's measurement artifact
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Load(_Frozen):
+class Load(Record):
     """One load. Exactly one of `concurrency` (closed loop) and `rate_per_second` (open loop,
     Poisson arrivals) is given, and exactly one of `duration_seconds` and `requests`."""
 
@@ -81,7 +80,7 @@ def loads_of(config: LoadTest, processes: int) -> tuple[Load, ...]:
     )
 
 
-class Rows(_Frozen):
+class Rows(Record):
     """All requests of a run as columns of equal length, ordered by start.
 
     Attributes:
@@ -109,7 +108,7 @@ class Rows(_Frozen):
     status: tuple[str, ...]
 
 
-class Percentile(_Frozen):
+class Percentile(Record):
     """One percentile and its 95 % interval; all None where the requests are too few to bound it
     from both sides."""
 
@@ -119,7 +118,7 @@ class Percentile(_Frozen):
     high: float | None
 
 
-class Percentiles(_Frozen):
+class Percentiles(Record):
     """A distribution. `effective`: the number of independent values that tell as much as these,
     which may hang together."""
 
@@ -132,14 +131,14 @@ class Percentiles(_Frozen):
         return next(point for point in self.points if point.percent == percent)
 
 
-class Histogram(_Frozen):
+class Histogram(Record):
     """Counts between edges; values beyond the outer edges are in the outer bins."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-class Spread(_Frozen):
+class Spread(Record):
     """Lowest, median and highest of some samples."""
 
     low: float
@@ -147,7 +146,7 @@ class Spread(_Frozen):
     high: float
 
 
-class GpuState(_Frozen):
+class GpuState(Record):
     """One GPU during a run, sampled by NVML; a figure that the board does not tell is None.
 
     Attributes:
@@ -167,7 +166,7 @@ class GpuState(_Frozen):
     throttle: dict[str, float]
 
 
-class Environment(_Frozen):
+class Environment(Record):
     """What a result holds on. Two results are comparable only if their `fingerprint` is the same.
 
     Attributes:
@@ -189,14 +188,14 @@ class Environment(_Frozen):
     client: dict[str, str] = {}
 
 
-class Target(_Frozen):
+class Target(Record):
     """The server. `url` is its root, without /v1."""
 
     url: str
     model: str
 
 
-class Lag(_Frozen):
+class Lag(Record):
     """How late the client was."""
 
     p50: float
@@ -204,7 +203,7 @@ class Lag(_Frozen):
     worst: float
 
 
-class ClientHealth(_Frozen):
+class ClientHealth(Record):
     """The client's own part in what was measured.
 
     Attributes:
@@ -219,7 +218,7 @@ class ClientHealth(_Frozen):
     cpu_share: tuple[float, ...]
 
 
-class Warmup(_Frozen):
+class Warmup(Record):
     """Rounds of requests before the measured ones: the median end-to-end time of each, of the
     slowest process to become steady."""
 
@@ -227,7 +226,7 @@ class Warmup(_Frozen):
     steady: bool
 
 
-class Share(_Frozen):
+class Share(Record):
     """A share of requests with its 95 % interval (Wilson)."""
 
     value: float
@@ -235,7 +234,7 @@ class Share(_Frozen):
     high: float
 
 
-class LoadResult(_Frozen):
+class LoadResult(Record):
     """One load on one server.
 
     Attributes:
@@ -283,15 +282,20 @@ class LoadResult(_Frozen):
         return not self.problems
 
 
-class LoadReport(_Frozen):
-    """All loads on one variant, as a measurement artifact holds them in `load.json`."""
+class LoadReport(Record):
+    """All loads on one variant, as a measurement artifact holds them in `LOAD`."""
 
     variant: str
     model: str
     results: tuple[LoadResult, ...]
 
 
-class RatioInterval(_Frozen):
+def read_load(artifact: ModelArtifact) -> LoadReport:
+    """The record of a load test's artifact."""
+    return LoadReport.model_validate_json((artifact.path / LOAD).read_bytes())
+
+
+class RatioInterval(Record):
     """The second server's figure over the first one's, one value a round.
 
     Attributes:
@@ -317,7 +321,7 @@ class RatioInterval(_Frozen):
 Outcome = Literal["slower", "faster", "no difference seen", "invalid"]
 
 
-class SpeedComparison(_Frozen):
+class SpeedComparison(Record):
     """Two servers by turns. `outcome` says of the second one what the ratio of `metric` says; the
     other ratios are for reading.
 

@@ -14,18 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from artifacts.manifest import Kind, Manifest
+from artifacts.records.evidence import EVIDENCE
+from artifacts.records.load_results import LOAD
+from artifacts.records.measurement import MEASUREMENT
+from artifacts.records.report import VERDICT
 from artifacts.store.protocol import Store
 from configs.errors import ArtifactDamaged, ArtifactMissing, LmflowsError, UnsafeManifest
 
 # generations; a pipeline makes about eight, a manifest from outside may be the last of ten thousand
 DEEPEST = 64
 MAX_RECORD_BYTES = 256 << 20  # of a file with facts; a load test's has every request
-MEASUREMENT, LOAD, EVIDENCE, VERDICT = (
-    "measurement.json",
-    "load.json",
-    "evidence.json",
-    "verdict.json",
-)
+FACTS = (MEASUREMENT, LOAD, EVIDENCE, VERDICT)  # the files that have some
 LIBRARIES = ("lmdeploy", "python", "torch", "transformers")  # of an engine
 # Where a recipe names what made this very artifact; a rewritten checkpoint keeps its parent's
 # recipe, and adds to it.
@@ -175,7 +174,7 @@ def facts(store: Store, manifest: Manifest) -> Facts:
     facts."""
     made = next((_texts(manifest.recipe[key]) for key in MADE_WITH if manifest.recipe.get(key)), {})
     names = {entry.path for entry in manifest.files}
-    name = next((name for name in (MEASUREMENT, LOAD, EVIDENCE, VERDICT) if name in names), None)
+    name = next((name for name in FACTS if name in names), None)
     if name is None or manifest.kind not in ("measurement", "evidence", "report"):
         return Facts(made, {})
     try:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from artifacts.records.evidence import Evidence, Verdict
-from artifacts.registry.lineage import EVIDENCE, MAX_RECORD_BYTES, VERDICT
+from artifacts.records.evidence import EVIDENCE, Evidence
+from artifacts.records.report import VERDICT, Verdict
+from artifacts.registry.lineage import MAX_RECORD_BYTES
 from artifacts.registry.refs import Served
 from artifacts.store.protocol import Store
 from configs.errors import ArtifactDamaged, ArtifactMissing, PromotionRefused, UnsafeManifest

@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from artifacts.records.report import MARKDOWN, VARIANTS, VERDICT
 from artifacts.store.files import sha256_file
 from configs import paths
 from tasks.machine import gpus
@@ -80,9 +81,9 @@ def flow_run(config: str, *words: str) -> dict[str, Any]:
     return {
         "command": f"lmflows run {config} {' '.join(words)}".strip(),
         "seconds": seconds,
-        "verdict": json.loads((report / "verdict.json").read_text()),
-        "variants": json.loads((report / "variants.json").read_text()),
-        "report": (report / "report.md").read_text(),
+        "verdict": json.loads((report / VERDICT).read_text()),
+        "variants": json.loads((report / VARIANTS).read_text()),
+        "report": (report / MARKDOWN).read_text(),
         "output": output,
     }
 
@@ -289,11 +290,11 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
 def start_up(place: Path) -> dict[str, Any]:
     """From nothing to the first completion: our deploy step beside bare `lmdeploy serve
     api_server`, A B B A; ours with and without the GEMM tuning of an earlier start."""
+    from artifacts.records.evidence import read_evidence
     from artifacts.store.local import LocalStore
     from configs.deployment import Deploy
     from configs.engines import EngineTurbomind
     from tasks.deploy import DeployRequest, deploy
-    from tasks.evaluate import read_evidence
     from tasks.runner.step import Context
     from tasks.serving import endpoints, supervisor
 
@@ -343,9 +344,9 @@ def scoring(place: Path) -> dict[str, Any]:
     """Tokens per second of scoring through TurboMind and through the transformers engine, by turns,
     in the same batches."""
     from configs.engines import EngineTransformers, EngineTurbomind
+    from tasks.engines.documents import score_all
     from tasks.engines.process import EngineProcess
     from tasks.engines.protocol import EngineSpec
-    from tasks.measure import score_all
 
     folder, rng = random_model(place, "internlm2-1.9b"), random.Random(0)
     options = {

@@ -326,10 +326,12 @@ def show(digest: Annotated[str, typer.Argument(help="a digest, or its first digi
     """Show an artifact: its report if it is one, else its manifest."""
     from rich.markdown import Markdown
 
+    from artifacts.records.report import MARKDOWN
+
     store, full = resolve(digest)
     artifact = store.open(full)
     if artifact.kind == "report":
-        text = (artifact.path / "report.md").read_text()
+        text = (artifact.path / MARKDOWN).read_text()
         out.print(Markdown(text) if out.is_terminal else text)
     else:
         out.print_json(store.manifest(full).model_dump_json())

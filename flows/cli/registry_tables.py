@@ -12,10 +12,10 @@ from typing import Any
 from rich.markup import escape
 from rich.tree import Tree
 
-from artifacts.records.evidence import Verdict
+from artifacts.records.report import VERDICT, Verdict
 from artifacts.registry import serving
 from artifacts.registry.garbage import Collected, Plan
-from artifacts.registry.lineage import VERDICT, about, tree
+from artifacts.registry.lineage import about, tree
 from artifacts.registry.refs import Ref
 from artifacts.store.protocol import Store
 from configs.errors import LmflowsError

@@ -7,7 +7,7 @@ import socket
 
 from prefect.artifacts import create_link_artifact
 
-from artifacts.records.evidence import PAGE
+from artifacts.records.report import PAGE
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from flows.run.run import artifact_key

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from artifacts.records.measurement import Scores
 from configs.engines import EnginePytorch, EngineTurbomind
 from configs.errors import EngineError
 from tasks.checkpoints import files
 from tasks.engines import pytorch, turbomind
-from tasks.engines.protocol import EngineSpec, Generation, Scores, Tokenized
+from tasks.engines.protocol import EngineSpec, Generation, Tokenized
 
 T = TypeVar("T")
 

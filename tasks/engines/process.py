@@ -19,11 +19,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from artifacts.records.measurement import Scores
 from configs.engines import Engine as EngineOptions
 from configs.errors import EngineCrashed, LmflowsError, from_dict
 from configs.paths import process_environment
 from tasks.engines import wire
-from tasks.engines.protocol import EngineSpec, Generation, Scores
+from tasks.engines.protocol import EngineSpec, Generation
 from tasks.runner import runtimes
 
 LAST_LINES = 15

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from artifacts.records.measurement import Scores
 from configs.engines import Engine as EngineOptions
 from configs.variants import KvBits
 from tasks.checkpoints.calibration import token_ids
@@ -52,25 +53,6 @@ class Generation:
     finish_reason: str
     finite: bool | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a model says of a sequence of n token ids, at each of the n - 1 positions that predict
-    the next one.
-
-    Attributes:
-        nll: float64[n - 1], the negative log-likelihood in nats of ids 1..n-1; NaN where the model
-            gave NaN.
-        top: int32[n - 1], the likeliest token.
-        ids: int32[n - 1, k], the tokens at which the distribution is kept.
-        logprobs: float32[n - 1, k], their log-probabilities.
-    """
-
-    nll: npt.NDArray[np.float64]
-    top: npt.NDArray[np.int32]
-    ids: npt.NDArray[np.int32]
-    logprobs: npt.NDArray[np.float32]
 
 
 def _day(form: str) -> str:

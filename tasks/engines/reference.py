@@ -23,10 +23,11 @@ from transformers import (
 )
 from transformers.modeling_utils import no_init_weights
 
+from artifacts.records.measurement import Scores
 from configs.errors import SourceError
 from tasks.checkpoints import files
 from tasks.checkpoints.int4 import Tensors, dequantize_checkpoint, is_readable
-from tasks.engines.protocol import Generation, Scores, Tokenized
+from tasks.engines.protocol import Generation, Tokenized
 from tasks.engines.scoring import scores
 
 

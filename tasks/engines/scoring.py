@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.engines.protocol import Scores
+from artifacts.records.measurement import Scores
 
 # How many of the likeliest tokens are kept of each distribution: 1 KB a position. A KL divergence
 # over them and the rest as one event is a lower bound: 0.86 to 0.90 of the full one for

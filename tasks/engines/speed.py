@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from artifacts.records.evidence import Speed
+from artifacts.records.measurement import Speed
 from configs.errors import EngineError
 from configs.evaluation import Benchmark
 from tasks.engines.protocol import Engine

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from artifacts.records.evidence import read_evidence
+from artifacts.records.measurement import read_measurement
 from configs.evaluation import Evaluate
 from configs.variants import weights_and_kv
 from tasks.checkpoints import files
-from tasks.evaluate import read_evidence
-from tasks.measure import read_measurement
 from tasks.quality.verdict import judge
 from tasks.report import Choice, VariantOutcome
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from artifacts.records.evidence import Difference, Evidence, Verdict
+from artifacts.records.evidence import Evidence
+from artifacts.records.report import Difference, Verdict
 from configs.evaluation import Evaluate
 from tasks.quality.non_inferiority import looks_levels, paired_difference, smallest_detectable
 

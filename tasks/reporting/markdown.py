@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from configs.units import size
 
 if TYPE_CHECKING:
-    from artifacts.records.evidence import Measurement, Speed
+    from artifacts.records.measurement import Measurement, Speed
     from tasks.report import ReportRequest
     from tasks.reporting.page import Ancestor, Story, Subject
 

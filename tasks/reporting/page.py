@@ -20,14 +20,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from artifacts.manifest import ModelArtifact
-from artifacts.records.evidence import Evidence, Measurement, Verdict
-from artifacts.records.load_results import LoadReport
+from artifacts.records.evidence import Evidence, read_evidence
+from artifacts.records.load_results import LoadReport, read_load
+from artifacts.records.measurement import Measurement, read_measurement
+from artifacts.records.report import Verdict
 from artifacts.store.local import LocalStore
 from configs.errors import ArtifactMissing
 from configs.units import size
-from tasks.evaluate import read_evidence
-from tasks.load_test import read_load
-from tasks.measure import read_measurement
 from tasks.quality.verdict import judge
 from tasks.reporting.markdown import percent, step_rows, task_rows, variant_rows
 

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from artifacts.records.evidence import Difference
+from artifacts.records.report import Difference
 
 WIDTH = 4.6  # inches of 72 units: a phone shows a unit as one pixel, a desktop as one and a half
 FONT = 11.0  # units

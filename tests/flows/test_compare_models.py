@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from artifacts.records.evidence import Verdict
+from artifacts.records.report import Verdict
 from artifacts.store.local import LocalStore
 from tests.flows.test_quantize_and_deploy import Site
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.measurement import read_scores
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
@@ -26,7 +27,7 @@ from configs.schema import Pipeline
 from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
 from tasks.download import DownloadRequest, download
-from tasks.measure import MeasureRequest, read_scores
+from tasks.measure import MeasureRequest
 from tasks.preflight import PreflightResult
 from tasks.report import ReportRequest, ReportResult, StepTime, VariantOutcome
 from tasks.runner.step import Context

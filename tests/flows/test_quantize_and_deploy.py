@@ -22,13 +22,13 @@ import psutil
 import pytest
 import yaml
 
+from artifacts.records.load_results import read_load
 from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from artifacts.store.objects import LocalObjects
 from artifacts.store.protocol import open_store
 from configs.errors import DiskFull
 from configs.paths import PROJECT
-from tasks.load_test import read_load
 from tasks.machine.ports import port_problem
 from tests.support import planted_runtime, s3_server
 from tests.support.prefect_server import prefect_server

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from artifacts.records.evidence import Verdict
+from artifacts.records.evidence import read_evidence
+from artifacts.records.report import Verdict
 from artifacts.store.local import LocalStore
-from tasks.evaluate import read_evidence
 from tests.flows.test_quantize_and_deploy import Site
 
 FACTOR, COLUMN, HEAD = 100.0, 5, 64

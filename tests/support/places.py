@@ -13,8 +13,8 @@ from typing import Any
 from unittest import mock
 
 from artifacts.manifest import Kind, Parent, canonical_json
-from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, Verdict
-from artifacts.registry.lineage import EVIDENCE, VERDICT
+from artifacts.records.evidence import EVIDENCE, DocumentScore, Evidence, KlDivergence
+from artifacts.records.report import VERDICT, Verdict
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Store, lineage
 from configs.location import parse_s3

@@ -13,24 +13,23 @@ from safetensors.numpy import save
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.checks import CheckResult, Example
-from artifacts.records.evidence import (
-    Answer,
-    DocumentScore,
-    Evidence,
-    KlDivergence,
-    Measurement,
-    SampleAnswer,
-    Speed,
-)
+from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
 from artifacts.records.items import TaskComparison
-from artifacts.records.load_results import Environment, Load, LoadReport, LoadResult, Target, Warmup
+from artifacts.records.load_results import (
+    LOAD,
+    Environment,
+    Load,
+    LoadReport,
+    LoadResult,
+    Target,
+    Warmup,
+)
+from artifacts.records.measurement import MEASUREMENT, Answer, Measurement, Speed
 from artifacts.store.local import LocalStore
 from configs.evaluation import Evaluate
 from configs.variants import Variant
-from tasks import load_test as load_steps
 from tasks.load.metrics import summarize
 from tasks.load.pool import Measured
-from tasks.measure import RECORD
 from tasks.preflight import PreflightResult
 from tasks.report import Attempt, Choice, ReportRequest, StepTime, VariantOutcome
 from tasks.smoke_test import SmokeTestResult, Turn
@@ -136,7 +135,7 @@ def measured(
         speeds=timed if speeds else (),
     )
     with store.staging() as staging:
-        staging.write(RECORD, canonical_json(record.model_dump(mode="json")))
+        staging.write(MEASUREMENT, canonical_json(record.model_dump(mode="json")))
         return store.commit(
             staging,
             "measurement",
@@ -290,7 +289,7 @@ def loaded(
     results = tuple(_load_result(variant, concurrency, 400) for concurrency in concurrencies)
     with store.staging() as staging:
         staging.write(
-            load_steps.RECORD,
+            LOAD,
             canonical_json(
                 LoadReport(variant=variant, model=model.digest, results=results).model_dump(
                     mode="json"

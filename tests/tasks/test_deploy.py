@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact, canonical_json
+from artifacts.records.evidence import PROBES
 from artifacts.registry import serving
 from artifacts.registry.signing import sign
 from artifacts.store.local import LocalStore
@@ -40,7 +41,6 @@ from configs.errors import ArtifactDamaged, ConfigError, EndpointError, Signatur
 from configs.policy import Policy, SigningKey, TrustedKey
 from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deploy
 from tasks.engines.reference import ReferenceEngine
-from tasks.evaluate import PROBES
 from tasks.machine.ports import port_problem
 from tasks.runner.step import Context
 from tasks.serving import endpoints, supervisor

@@ -14,7 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
-from artifacts.records.evidence import Answer, Measurement, SampleAnswer
+from artifacts.records.evidence import PROBES, Probe, SampleAnswer, read_evidence
+from artifacts.records.measurement import (
+    MEASUREMENT,
+    SCORES,
+    Answer,
+    Measurement,
+    Scores,
+    read_scores,
+    scores_to_bytes,
+)
 from artifacts.records.texts import CALIBRATION, HELD_OUT
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
@@ -23,20 +32,12 @@ from configs.evaluation import Evaluate, SmokeTest
 from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
 from tasks.download import DownloadRequest, download
-from tasks.engines.protocol import Generation, Scores
+from tasks.engines.protocol import Generation
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import scores
-from tasks.evaluate import (
-    PROBES,
-    EvaluateRequest,
-    Probe,
-    compare,
-    divergence,
-    evaluate,
-    read_evidence,
-    summarize_kl,
-)
-from tasks.measure import RECORD, SCORES, MeasureRequest, _pack, measure, read_scores
+from tasks.evaluate import EvaluateRequest, evaluate
+from tasks.measure import MeasureRequest, measure
+from tasks.quality.divergence import compare, divergence, summarize_kl
 from tasks.quality.verdict import judge
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
@@ -163,8 +164,8 @@ def planted(
         speeds=(),
     )
     with store.staging() as staging:
-        staging.write(RECORD, record.model_dump_json().encode())
-        staging.write(SCORES, _pack(sequences, found))
+        staging.write(MEASUREMENT, record.model_dump_json().encode())
+        staging.write(SCORES, scores_to_bytes(sequences, found))
         return store.commit(staging, "measurement")
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from artifacts.manifest import ModelArtifact
-from artifacts.records.load_results import Load
+from artifacts.records.load_results import Load, read_load
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
 from configs.load_testing import LoadTest, Slo
@@ -22,7 +22,6 @@ from tasks.load_test import (
     bench_server,
     compare_speed,
     load_test,
-    read_load,
 )
 from tasks.runner.step import Context
 from tests.support.slow_server import running

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from artifacts.manifest import ModelArtifact, canonical_json
-from artifacts.records.evidence import Measurement
+from artifacts.records.evidence import PROBES, read_evidence
+from artifacts.records.measurement import Measurement, read_measurement, read_scores
 from artifacts.records.texts import HELD_OUT, read_documents
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
@@ -26,18 +27,12 @@ from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
 from configs.variants import Variant
 from tasks.download import DownloadRequest, download
+from tasks.engines.documents import held_out_ids
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import KEPT, scores
-from tasks.evaluate import PROBES, EvaluateRequest, compare, evaluate, kl_divergence, read_evidence
-from tasks.measure import (
-    ItemsFile,
-    MeasureRequest,
-    hardware,
-    held_out_ids,
-    measure,
-    read_measurement,
-    read_scores,
-)
+from tasks.evaluate import EvaluateRequest, evaluate
+from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
+from tasks.quality.divergence import compare, kl_divergence
 from tasks.quality.verdict import judge
 from tasks.runner import runtimes
 from tasks.runner.step import Context

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.records.evidence import Verdict
+from artifacts.records.report import Verdict
 from artifacts.store.local import LocalStore
 from configs.units import size
 from tasks.report import ReportRequest, report

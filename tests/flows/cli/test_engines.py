@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifacts.records.evidence import DocumentScore, Speed
+from artifacts.records.evidence import DocumentScore
+from artifacts.records.measurement import Speed
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTurbomind
 from configs.errors import EngineError

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from artifacts.records.measurement import Scores
 from configs.errors import EngineError
 from configs.evaluation import Benchmark
-from tasks.engines.protocol import Engine, Generation, Scores
+from tasks.engines.protocol import Engine, Generation
 from tasks.engines.speed import DECODE_PROMPT, one_round, speeds
 
 CONFIG = Benchmark(batch_sizes=(1, 4), prompt_tokens=40, new_tokens=8, rounds=2)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from artifacts.records.items import ItemOutcome
+from artifacts.records.measurement import Scores
 from configs.errors import SourceError
-from tasks.engines.protocol import Scores
 from tasks.engines.reference import ReferenceEngine
 from tasks.quality.items import Item, compare_items, found_in, normalized, read_items, run_items
 from tasks.quality.mcnemar import detectable_drop, holm, mcnemar

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
 from artifacts.records.load_results import LoadResult, Percentile, RatioInterval, SpeedComparison
-from flows.run.run import artifact_key, begin_run
+from flows.run.publish import artifact_key, publish_table
+from flows.run.run import begin_run
 from tasks.load_test import (
     BenchRequest,
     BenchResult,
@@ -24,35 +24,22 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end", "tokens_per_second
 @flow(name="benchmark-endpoint", flow_run_name="{title}", persist_result=False)
 def benchmark_endpoint(title: str, request: BenchRequest) -> BenchResult:
     """Put a running server under a sweep of loads."""
-    run = begin_run(artifact_key(title), [])
-    result = run.perform(
-        bench_server, request, timeout_minutes=request.config.timeout_minutes
-    ).result
-    create_table_artifact(
-        throughput_rows(result.results),
-        key=artifact_key(f"throughput {title}"),
-        description="requests and tokens a second",
-    )
-    create_table_artifact(
-        latency_rows(result.results),
-        key=artifact_key(f"latency {title}"),
-        description="milliseconds, with 95 % intervals",
-    )
+    run = begin_run(artifact_key(title))
+    result = run(bench_server, request)
+    throughput = throughput_rows(result.results)
+    publish_table(f"throughput {title}", throughput, "requests and tokens a second")
+    latencies = latency_rows(result.results)
+    publish_table(f"latency {title}", latencies, "milliseconds, with 95 % intervals")
     return result
 
 
 @flow(name="compare-endpoints", flow_run_name="{title}", persist_result=False)
-def compare_endpoints(
-    title: str, request: CompareServersRequest, timeout_minutes: float = 120
-) -> CompareServersResult:
-    """Put two running servers under the same load by turns: is the second one slower?"""
-    run = begin_run(artifact_key(title), [])
-    result = run.perform(compare_speed, request, timeout_minutes=timeout_minutes).result
-    create_table_artifact(
-        ratio_rows(result.comparison),
-        key=artifact_key(f"speed {title}"),
-        description=verdict_line(result.comparison),
-    )
+def compare_endpoints(title: str, request: CompareServersRequest) -> CompareServersResult:
+    """Put two running servers under the same load, interleaved: is the second one slower?"""
+    run = begin_run(artifact_key(title))
+    result = run(compare_speed, request)
+    comparison = result.comparison
+    publish_table(f"speed {title}", ratio_rows(comparison), verdict_line(comparison))
     return result
 
 

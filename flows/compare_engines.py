@@ -4,10 +4,10 @@ cache takes of a GPU."""
 from __future__ import annotations
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
 from configs.units import mb
-from flows.run.run import artifact_key, begin_run
+from flows.run.publish import artifact_key, publish_table
+from flows.run.run import begin_run
 from tasks.compare_runtimes import (
     CompareRuntimesRequest,
     CompareRuntimesResult,
@@ -15,7 +15,7 @@ from tasks.compare_runtimes import (
     RuntimeFigures,
     compare_runtimes,
 )
-from tasks.kv_memory import MemoryRequest, MemoryResult, memory
+from tasks.kv_memory import MemoryRequest, MemoryResult, kv_memory
 from tasks.machine.gpus import choose
 from tasks.runner import runtimes
 
@@ -27,12 +27,8 @@ def compare_engines(title: str, request: CompareRuntimesRequest) -> CompareRunti
     for name in request.runtimes:
         runtimes.python(name)  # made on first use, before a GPU is held
     run = begin_run(artifact_key(title), choose(None, request.engine.tp))
-    result = run.perform(compare_runtimes, request, timeout_minutes=240).result
-    create_table_artifact(
-        comparison_rows(result),
-        key=artifact_key(f"engines {title}"),
-        description="engine runtimes, side by side",
-    )
+    result = run(compare_runtimes, request)
+    publish_table(f"engines {title}", comparison_rows(result), "engine runtimes, side by side")
     return result
 
 
@@ -41,12 +37,8 @@ def kv_cache_memory(title: str, request: MemoryRequest) -> MemoryResult:
     """Load a model with several shares of the GPU memory for its KV cache, and read what it
     takes."""
     run = begin_run(artifact_key(title), choose(None, request.engine.tp))
-    result = run.perform(memory, request, timeout_minutes=60).result
-    create_table_artifact(
-        memory_rows(result),
-        key=artifact_key(f"memory {title}"),
-        description="cache_max_entry_count and GPU memory",
-    )
+    result = run(kv_memory, request)
+    publish_table(f"memory {title}", memory_rows(result), "cache_max_entry_count and GPU memory")
     return result
 
 

@@ -16,14 +16,14 @@ from configs.errors import ConfigError
 from configs.reader import load
 from configs.schema import Pipeline
 from configs.sources import LocalSource
-from flows.evaluation import Evaluation, baseline_request
-from flows.quantize_and_deploy import find_config, summarize, tell, times
+from flows.evaluation import Baseline, Candidate, Evaluation
 from flows.run.lookup import resolve, variant_of
-from flows.run.run import Done, Run, begin_run
+from flows.run.plan import find_config, gpus_of
+from flows.run.publish import publish_report
+from flows.run.run import Run, begin_run
 from tasks.download import DownloadRequest, download
-from tasks.machine.gpus import choose, cuda_is_visible
 from tasks.measure import items_files
-from tasks.report import ReportRequest, ReportResult, report
+from tasks.report import ReportRequest, report
 from tasks.texts import TextsRequest, texts
 
 
@@ -60,55 +60,39 @@ def compare_models(
     """
     pipeline = load(find_config(config), overrides)
     items = items_files(pipeline.evaluate.tasks)
-    run = begin_run(
-        "compare", choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0)
-    )
-    split = run.perform(
-        texts, TextsRequest(config=pipeline.texts), timeout_minutes=pipeline.texts.timeout_minutes
-    )
-    baseline, candidate = (take(run, pipeline, name) for name in (first, second))
-    if baseline.digest == candidate.digest:
+    run = begin_run("compare", gpus_of(pipeline))
+    split = run(texts, TextsRequest(config=pipeline.texts)).texts
+    parent, model = (model_artifact(run, pipeline, name) for name in (first, second))
+    if parent.digest == model.digest:
         raise ConfigError(
             "both are the same artifact",
             where=f"compare {first} {second}",
             hint="`lmflows ls` shows what there is",
         )
-    done: list[Done[Any]] = [split]
-    variants = tuple(
-        variant_of(f"{model.kind}{kv}", pipeline.engine) for model in (baseline, candidate)
-    )
-    trusted = any(runs_code(run.store, model) for model in (baseline, candidate))
-    first_request = baseline_request(
-        run,
-        pipeline,
-        baseline,
-        split.result.texts,
-        items,
-        variant=variants[0],
-        trust_remote_code=trusted,
-    )
-    evaluation = Evaluation(run, pipeline, first_request, pipeline.evaluate, 0, done)
-    parent = evaluation.parent()
-    outcome, _ = evaluation.candidate(
-        variants[1], candidate, run.store.manifest(candidate.digest).size, candidate.short
-    )
-    outcomes = evaluation.load_tests([parent, outcome])
-    story = ReportRequest(
-        name=f"{baseline.short} and {candidate.short}",
+    variants = [variant_of(f"{item.kind}{kv}", pipeline.engine) for item in (parent, model)]
+    trusted = any(runs_code(run.store, item) for item in (parent, model))
+    baseline = Baseline(parent, split, items, trusted, variants[0])
+    candidate = Candidate(model, run.store.manifest(model.digest).size, model.short)
+    evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate)
+    outcomes = (evaluation.parent(), evaluation.judge(variants[1], candidate)[0])
+    report_request = ReportRequest(
+        name=f"{parent.short} and {model.short}",
         served=variants[1],
-        variants=tuple(outcomes),
+        variants=evaluation.load_tests(outcomes),
         config=pipeline.evaluate,
-        steps=times(done),
+        steps=run.times,
     )
-    judged: ReportResult = run.perform(report, story).result
-    tell(story, judged)
-    summarize(story.name, judged).write(run.folder)
+    judged = run(report, report_request)
+    publish_report(run, report_request.name, judged)
     return Compared(
-        name=story.name, verdict=judged.verdict, report=judged.report, variants=judged.variants
+        name=report_request.name,
+        verdict=judged.verdict,
+        report=judged.report,
+        variants=judged.variants,
     )
 
 
-def take(run: Run, pipeline: Pipeline, name: str) -> ModelArtifact:
+def model_artifact(run: Run, pipeline: Pipeline, name: str) -> ModelArtifact:
     """A model as an artifact of the workspace, where the steps look for it.
 
     Raises:
@@ -121,9 +105,7 @@ def take(run: Run, pipeline: Pipeline, name: str) -> ModelArtifact:
             path=Path(name).absolute(),
             trusted_code=getattr(pipeline.source, "trusted_code", {}),
         )
-        return run.perform(
-            download, DownloadRequest(source=source), label=Path(name).name
-        ).result.model
+        return run(download, DownloadRequest(source=source), label=Path(name).name).model
     store, digest = resolve(name)
     if store.manifest(digest).kind not in ("fp16", "w4a16"):
         raise ConfigError(

@@ -1,11 +1,11 @@
-"""The variants of a run: each measured and judged beside one baseline; one whose engine refuses or
-crashes says why, and the rest go on."""
+"""The evaluation of a run: each variant measured and judged beside one baseline. A variant whose
+engine refuses it or crashes says why, and the rest go on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import read_evidence
@@ -14,77 +14,74 @@ from configs.errors import LmflowsError
 from configs.evaluation import Evaluate
 from configs.schema import Pipeline
 from configs.variants import Variant, weights_and_kv
-from flows.run.run import Done, Run
+from flows.run.run import Run
 from tasks.evaluate import EvaluateRequest, evaluate
 from tasks.load_test import LoadTestRequest, load_test
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
 from tasks.preflight import refused
 from tasks.quality.verdict import judge, wants_more
-from tasks.report import Attempt, VariantOutcome
-
-
-def baseline_request(
-    run: Run,
-    pipeline: Pipeline,
-    model: ModelArtifact,
-    texts: ModelArtifact,
-    items: tuple[ItemsFile, ...],
-    *,
-    variant: Variant = "fp16",
-    trust_remote_code: bool,
-) -> MeasureRequest:
-    """What the baseline is asked first, by the pipeline's own words."""
-    return MeasureRequest(
-        variant=variant,
-        model=model,
-        texts=texts,
-        engine=pipeline.engine,
-        config=pipeline.evaluate,
-        benchmark=pipeline.benchmark,
-        part=(0, pipeline.evaluate.documents),
-        items=items,
-        baseline=None,
-        hardware=hardware(run.gpus),
-        trust_remote_code=trust_remote_code,
-    )
+from tasks.report import VariantOutcome
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The attempt of the repair ladder that a run goes on with, and all that were made.
+class Baseline:
+    """What candidates are compared with: a pipeline's fp16 parent, or any other model.
 
     Attributes:
-        attempt: its label among the run's steps; empty for the first.
-        served: what became of the variant that is served.
+        texts: calibration and held-out documents.
+        items: files of task items.
+        trust_remote_code: for every model that is compared with it.
     """
 
-    attempt: str
-    candidate: ModelArtifact
-    candidate_bytes: int
-    served: VariantOutcome
-    attempts: tuple[Attempt, ...]
+    model: ModelArtifact
+    texts: ModelArtifact
+    items: tuple[ItemsFile, ...]
+    trust_remote_code: bool
+    variant: Variant = "fp16"
+
+    def request(self, run: Run, pipeline: Pipeline) -> MeasureRequest:
+        """What it is asked first, by the pipeline's own words."""
+        return MeasureRequest(
+            variant=self.variant,
+            model=self.model,
+            texts=self.texts,
+            engine=pipeline.engine,
+            config=pipeline.evaluate,
+            benchmark=pipeline.benchmark,
+            part=(0, pipeline.evaluate.documents),
+            items=self.items,
+            baseline=None,
+            hardware=hardware(run.gpus),
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is measured beside the baseline.
+
+    Attributes:
+        model_bytes: its size on disk.
+        label: tells its steps apart from those of the other candidates; empty for the first.
+    """
+
+    model: ModelArtifact
+    model_bytes: int
+    label: str = ""
 
 
 class Evaluation:
-    """Every model of a run is asked the same as the baseline, the fp16 model of a pipeline.
+    """Every model of a run is asked the same as the baseline.
 
     Args:
-        request: what the baseline is asked first.
-        config: how everything is judged.
-        done: finished steps are added to it.
+        config: how every candidate is judged.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        pipeline: Pipeline,
-        request: MeasureRequest,
-        config: Evaluate,
-        gpu_bytes: int,
-        done: list[Done[Any]],
-    ) -> None:
-        self._run, self._pipeline, self._request, self._config = run, pipeline, request, config
-        self._gpu_bytes, self._done = gpu_bytes, done
+    def __init__(self, run: Run, pipeline: Pipeline, baseline: Baseline, config: Evaluate) -> None:
+        self._run = run
+        self._pipeline = pipeline
+        self._request = baseline.request(run, pipeline)
+        self._config = config
         self._parts = list(pairwise((0, *config.looks)))
         self._baselines: list[ModelArtifact] = []
 
@@ -96,26 +93,23 @@ class Evaluation:
         """
         while len(self._baselines) <= look:
             part = self._parts[len(self._baselines)]
-            self._baselines.append(
-                self._measure(self._request.model_copy(update={"part": part}), "")
-            )
+            self._baselines.append(self._measure(self._request.model_copy(update={"part": part})))
         return self._baselines[look]
 
     def parent(self) -> VariantOutcome:
         """The baseline as a variant, compared with itself."""
-        first, variant, model = self.baseline(0), self._request.variant, self._request.model
-        evidence = self._evaluate(variant, [first], [first])
+        first = self.baseline(0)
+        variant = self._request.variant
+        model = self._request.model
         return VariantOutcome(
             variant=variant,
             model=model,
             model_bytes=self._run.store.manifest(model.digest).size,
             measurement=first,
-            evidence=evidence,
+            evidence=self._evaluate(variant, [first], [first]),
         )
 
-    def candidate(
-        self, variant: Variant, model: ModelArtifact, model_bytes: int, attempt: str = ""
-    ) -> tuple[VariantOutcome, Verdict]:
+    def judge(self, variant: Variant, candidate: Candidate) -> tuple[VariantOutcome, Verdict]:
         """Measure a variant, on more documents for as long as the verdict is open and the budget
         has some.
 
@@ -127,104 +121,94 @@ class Evaluation:
             look = len(measured)
             asked = {
                 "variant": variant,
-                "model": model,
+                "model": candidate.model,
                 "baseline": self.baseline(look),
                 "part": self._parts[look],
             }
-            measured.append(self._measure(self._request.model_copy(update=asked), attempt))
-            evidence = self._evaluate(
-                f"{variant} {attempt}".strip(), self._baselines[: look + 1], measured
-            )
+            request = self._request.model_copy(update=asked)
+            measured.append(self._measure(request, candidate.label))
+            label = f"{variant} {candidate.label}".strip()
+            evidence = self._evaluate(label, self._baselines[: look + 1], measured)
             found = read_evidence(evidence)
             verdict = judge(found, evidence.digest, self._config)
             if not wants_more(found, verdict, self._config):
-                return (
-                    VariantOutcome(
-                        variant=variant,
-                        model=model,
-                        model_bytes=model_bytes,
-                        measurement=measured[0],
-                        evidence=evidence,
-                    ),
-                    verdict,
-                )
-
-    def others(self, ladder: Ladder, parent: VariantOutcome, head_dim: int) -> list[VariantOutcome]:
-        """Every variant of the pipeline in its order, the fp16 one and the served one as they are
-        known already."""
-        return [
-            parent,
-            *(
-                (
-                    ladder.served
-                    if variant == ladder.served.variant
-                    else self._other(variant, ladder, parent, head_dim)
-                )
-                for variant in self._pipeline.variants[1:]
-            ),
-        ]
-
-    def _other(
-        self, variant: Variant, ladder: Ladder, parent: VariantOutcome, head_dim: int
-    ) -> VariantOutcome:
-        quantized = weights_and_kv(variant)[0] == "w4a16"
-        model, size = (
-            (ladder.candidate, ladder.candidate_bytes)
-            if quantized
-            else (parent.model, parent.model_bytes)
+                break
+        outcome = VariantOutcome(
+            variant=variant,
+            model=candidate.model,
+            model_bytes=candidate.model_bytes,
+            measurement=measured[0],
+            evidence=evidence,
         )
+        return outcome, verdict
+
+    def variants(
+        self, served: VariantOutcome, quantized: Candidate, head_dim: int
+    ) -> tuple[VariantOutcome, ...]:
+        """Every variant of the pipeline in its order, the baseline first, each under load if the
+        pipeline says how.
+
+        Args:
+            served: what is known already of the served variant.
+            quantized: the candidate that the quantized variants are of.
+        """
+        parent = self.parent()
+        unquantized = Candidate(parent.model, parent.model_bytes)
+        outcomes = [parent]
+        for variant in self._pipeline.variants[1:]:
+            if variant == served.variant:
+                outcomes.append(served)
+            else:
+                weights, _ = weights_and_kv(variant)
+                candidate = quantized if weights == "w4a16" else unquantized
+                outcomes.append(self._variant(variant, candidate, head_dim))
+        return self.load_tests(outcomes)
+
+    def _variant(self, variant: Variant, candidate: Candidate, head_dim: int) -> VariantOutcome:
         problem = refused(variant, self._pipeline.engine, head_dim)
         if problem is None:
             try:
-                return self.candidate(variant, model, size, ladder.attempt if quantized else "")[0]
+                outcome, _ = self.judge(variant, candidate)
+                return outcome
             except LmflowsError as error:
                 problem = error.message
-        return VariantOutcome(variant=variant, model=model, model_bytes=size, problem=problem)
+        return VariantOutcome(
+            variant=variant,
+            model=candidate.model,
+            model_bytes=candidate.model_bytes,
+            problem=problem,
+        )
 
-    def load_tests(self, outcomes: list[VariantOutcome]) -> list[VariantOutcome]:
+    def load_tests(self, outcomes: Sequence[VariantOutcome]) -> tuple[VariantOutcome, ...]:
         """Put every measured variant under load behind a server of its own, if the pipeline says
         how; one whose server fails has no figures."""
+        return tuple(
+            self._load_test(outcome) if outcome.measurement else outcome for outcome in outcomes
+        )
+
+    def _load_test(self, outcome: VariantOutcome) -> VariantOutcome:
         config = self._pipeline.load
         if config is None:
-            return outcomes
-        tested = []
-        for item in outcomes:
-            if item.measurement is not None:
-                request = LoadTestRequest(
-                    variant=item.variant,
-                    model=item.model,
-                    engine=self._request.engine,
-                    config=config,
-                    hardware=self._request.hardware,
-                    trust_remote_code=self._request.trust_remote_code,
-                )
-                try:
-                    finished = self._run.perform(
-                        load_test,
-                        request,
-                        label=item.variant,
-                        timeout_minutes=config.timeout_minutes,
-                        gpu_bytes=self._gpu_bytes,
-                    )
-                    self._done.append(finished)
-                    item = item.model_copy(update={"load": finished.result.measurement})
-                except LmflowsError as error:
-                    item = item.model_copy(update={"problem": f"no load test: {error.message}"})
-            tested.append(item)
-        return tested
+            return outcome
+        request = LoadTestRequest(
+            variant=outcome.variant,
+            model=outcome.model,
+            engine=self._request.engine,
+            config=config,
+            hardware=self._request.hardware,
+            trust_remote_code=self._request.trust_remote_code,
+        )
+        try:
+            tested = self._run(load_test, request, label=outcome.variant)
+        except LmflowsError as error:
+            return outcome.model_copy(update={"problem": f"no load test: {error.message}"})
+        return outcome.model_copy(update={"load": tested.measurement})
 
-    def _measure(self, request: MeasureRequest, attempt: str) -> ModelArtifact:
+    def _measure(self, request: MeasureRequest, attempt: str = "") -> ModelArtifact:
         first, last = request.part
         more = f"documents {first + 1}-{last}" if first else ""
-        finished = self._run.perform(
-            measure,
-            request,
-            label=" ".join(filter(None, (request.variant, attempt, more))),
-            timeout_minutes=self._pipeline.evaluate.timeout_minutes,
-            gpu_bytes=self._gpu_bytes,
-        )
-        self._done.append(finished)
-        return finished.result.measurement
+        label = " ".join(filter(None, (request.variant, attempt, more)))
+        return self._run(measure, request, label=label).measurement
 
     def _evaluate(
         self, label: str, parents: list[ModelArtifact], candidates: list[ModelArtifact]
@@ -232,8 +216,5 @@ class Evaluation:
         request = EvaluateRequest(
             parents=tuple(parents), candidates=tuple(candidates), texts=self._request.texts
         )
-        finished = self._run.perform(
-            evaluate, request, label=f"{label} look {len(parents)}" if len(parents) > 1 else label
-        )
-        self._done.append(finished)
-        return finished.result.evidence
+        look = f"look {len(parents)}" if len(parents) > 1 else ""
+        return self._run(evaluate, request, label=f"{label} {look}".strip()).evidence

@@ -23,8 +23,8 @@ from configs.location import LocationOrNothing
 from configs.policy import load_policy
 from flows.run import events
 from flows.run.lookup import whoami
-from flows.run.publish import link_artifacts
-from flows.run.run import artifact_key, begin_run
+from flows.run.publish import artifact_key, publish_links
+from flows.run.run import begin_run
 from tasks.promote import (
     CheckedResult,
     PromoteRequest,
@@ -95,7 +95,7 @@ def promote_model(promotion: Promotion) -> PromoteResult:
     """
     policy = load_policy()
     store = policy.store_for(promotion.store)
-    run = begin_run(f"promote-{promotion.model}", ())
+    run = begin_run(f"promote-{promotion.model}")
     request = PromotionRequest(
         model=promotion.model,
         what=promotion.artifact,
@@ -107,58 +107,26 @@ def promote_model(promotion: Promotion) -> PromoteResult:
         force=promotion.force or None,
     )
     checked: CheckedResult | None = None
-    approval: Approval | None = None
+    answer: Approval | None = None
     try:
-        checked = run.perform(check_promotion, request).result
-        tell(promotion, checked, store, run.store)
+        checked = run(check_promotion, request)
+        publish_proposal(promotion, checked, store, run.store)
         if checked.new and promotion.to_stage == "production":
-            approval = ask(promotion, checked, policy.approval_minutes)
-            if approval.decision != "approve":
-                raise PromotionRefused(
-                    f"{approval.who} rejected it: {approval.reason}",
-                    where=f"{promotion.model}/{promotion.to_stage}",
-                    hint="the stage is as it was",
-                )
-        # what was approved, and nothing else: the same artifact and report, in the place of what
-        # the stage pointed to then; and if no stage was left out when it was shown, none may be now
-        agreed = request.model_copy(
-            update={
-                "what": checked.digest,
-                "report": checked.report,
-                "expect": checked.previous or NOTHING,
-                "force": request.force if checked.forced else None,
-            }
-        )
-        result = run.perform(
-            promote,
-            PromoteRequest(
-                **dict(agreed),
-                who=whoami(),
-                why=f"{promotion.why}; approved: {approval.reason}" if approval else promotion.why,
-                approved_by=approval.who if approval else None,
-            ),
-        ).result
+            answer = ask(promotion, checked, policy.approval_minutes)
+        approval = require_approval(promotion, answer)
+        result = run(promote, agreed(promotion, request, checked, approval))
     except LmflowsError as error:
-        facts = (
-            {
-                "digest": checked.digest,
-                "report": checked.report,
-                "previous": checked.previous,
-                "verdict": checked.verdict.outcome,
-            }
-            if checked
-            else {}
-        )
         events.rejected(
             promotion.model,
             promotion.to_stage,
             reason=error.message,
-            **facts,
-            who=approval.who if approval and approval.decision != "approve" else None,
+            who=answer.who if answer and answer.decision == "reject" else None,
+            checked=checked,
         )
         raise
     if result.moved:
-        events.promoted(result, checked.verdict.outcome, approval.who if approval else None)
+        approved_by = approval.who if approval else None
+        events.promoted(result, checked.verdict.outcome, approved_by)
     require_no_problem(f"{result.model}/{result.stage}", result.problem)
     return result
 
@@ -166,11 +134,12 @@ def promote_model(promotion: Promotion) -> PromoteResult:
 def ask(promotion: Promotion, checked: CheckedResult, minutes: float) -> Approval:
     """Wait for a person; raises PromotionRefused if there is no answer in time."""
     where = f"{promotion.model}/{promotion.to_stage}"
+    before = checked.previous[:12] if checked.previous else "nothing"
     text = (
-        f"**{where}**: {checked.previous[:12] if checked.previous else 'nothing'} ->"
-        f" **{checked.digest[:12]}** ({checked.variant} on"
-        f" {checked.engine})\n\n{checked.verdict.outcome}:"
-        f" {'; '.join(checked.verdict.reasons)}\n\nwhy: {promotion.why}"
+        f"**{where}**: {before} -> **{checked.digest[:12]}**"
+        f" ({checked.variant} on {checked.engine})\n\n"
+        f"{checked.verdict.outcome}: {'; '.join(checked.verdict.reasons)}\n\n"
+        f"why: {promotion.why}"
     )
     try:
         answer = pause_flow_run(
@@ -187,7 +156,48 @@ def ask(promotion: Promotion, checked: CheckedResult, minutes: float) -> Approva
     return answer
 
 
-def tell(promotion: Promotion, checked: CheckedResult, store: str, here: LocalStore) -> None:
+def require_approval(promotion: Promotion, answer: Approval | None) -> Approval | None:
+    """The answer, unless it is a no; None if nobody had to be asked.
+
+    Raises:
+        PromotionRefused: a person rejected it.
+    """
+    if answer is not None and answer.decision != "approve":
+        raise PromotionRefused(
+            f"{answer.who} rejected it: {answer.reason}",
+            where=f"{promotion.model}/{promotion.to_stage}",
+            hint="the stage is as it was",
+        )
+    return answer
+
+
+def agreed(
+    promotion: Promotion,
+    request: PromotionRequest,
+    checked: CheckedResult,
+    approval: Approval | None,
+) -> PromoteRequest:
+    """What was approved, and nothing else: the same artifact and report, in the place of what the
+    stage pointed to then; and if no stage was left out when it was shown, none may be now."""
+    shown = request.model_copy(
+        update={
+            "what": checked.digest,
+            "report": checked.report,
+            "expect": checked.previous or NOTHING,
+            "force": request.force if checked.forced else None,
+        }
+    )
+    return PromoteRequest(
+        **dict(shown),
+        who=whoami(),
+        why=f"{promotion.why}; approved: {approval.reason}" if approval else promotion.why,
+        approved_by=approval.who if approval else None,
+    )
+
+
+def publish_proposal(
+    promotion: Promotion, checked: CheckedResult, store: str, here: LocalStore
+) -> None:
     """What is proposed, with the report, the parent and the child, on the run's page in the Prefect
     UI."""
     rows = [
@@ -198,13 +208,14 @@ def tell(promotion: Promotion, checked: CheckedResult, store: str, here: LocalSt
         ("in place of", checked.previous or "nothing"),
     ]
     table = "\n".join(f"| {role} | `{digest}` |" for role, digest in rows)
+    left_out = ", **a stage is left out**" if checked.forced else ""
     create_markdown_artifact(
-        f"# {promotion.model} to {promotion.to_stage}\n\n**{checked.verdict.outcome}**:"
-        f" {'; '.join(checked.verdict.reasons)}\n\n{checked.variant} on {checked.engine}, in"
-        f" `{store}`{', **a stage is left out**' if checked.forced else ''}\n\n| | digest"
-        f" |\n|---|---|\n{table}\n\n`lmflows registry show {checked.digest[:12]}` prints what it"
-        " was made from.",
+        f"# {promotion.model} to {promotion.to_stage}\n\n"
+        f"**{checked.verdict.outcome}**: {'; '.join(checked.verdict.reasons)}\n\n"
+        f"{checked.variant} on {checked.engine}, in `{store}`{left_out}\n\n"
+        f"| | digest |\n|---|---|\n{table}\n\n"
+        f"`lmflows registry show {checked.digest[:12]}` prints what it was made from.",
         key=artifact_key(f"promotion {promotion.model} {promotion.to_stage}"),
         description=f"{promotion.model} to {promotion.to_stage}",
     )
-    link_artifacts(promotion.model, promotion.to_stage, store, checked.report, here)
+    publish_links(promotion.model, promotion.to_stage, store, checked.report, here)

@@ -1,20 +1,18 @@
-"""The repair ladder: recipe after recipe until a candidate is as good as its parent, each attempt
-an artifact with its own evidence."""
+"""Repair: recipe after recipe until a candidate is as good as its parent. Each attempt is an
+artifact with evidence of its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from prefect import get_run_logger
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.report import Verdict
 from configs.errors import SourceError
 from configs.quantization import Quantize
 from configs.schema import Pipeline
-from flows.evaluation import Evaluation, Ladder
-from flows.run.run import DISPLAY, Done, NoDisplay, Run
+from flows.evaluation import Candidate, Evaluation
+from flows.run.display import note
+from flows.run.run import Run
 from tasks.keep_layers import KeepLayersRequest, keep_layers
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
@@ -35,84 +33,73 @@ class Recipes:
     def request(self, recipe: Quantize) -> QuantizeRequest:
         """What the quantize step is asked: layers in fp16 and other formats are made from a plain
         AWQ model, which recipes share."""
-        plain = recipe.model_copy(update={"format": "awq", "keep_layers": 0})
         return QuantizeRequest(
             model=self.model,
             texts=self.texts,
-            config=plain,
+            config=recipe.model_copy(update={"format": "awq", "keep_layers": 0}),
             trust_remote_code=self.trust_remote_code,
         )
 
-    def make(
-        self, run: Run, recipe: Quantize, label: str, gpu_bytes: int, done: list[Done[Any]]
-    ) -> tuple[ModelArtifact, int]:
-        """The candidate of a recipe, and its size in bytes.
+    def make(self, run: Run, recipe: Quantize, attempt: str) -> Candidate:
+        """The candidate of a recipe.
 
         Raises:
             LmflowsError: it cannot be made.
         """
-        quantized = run.perform(
-            quantize,
-            self.request(recipe),
-            label=label,
-            timeout_minutes=recipe.timeout_minutes,
-            gpu_bytes=gpu_bytes,
-        )
-        done.append(quantized)
-        candidate, size = quantized.result.candidate, quantized.result.candidate_bytes
+        quantized = run(quantize, self.request(recipe), label=attempt)
+        model, size = quantized.candidate, quantized.candidate_bytes
         if recipe.keep_layers:
-            kept = run.perform(
-                keep_layers,
-                KeepLayersRequest(
-                    parent=self.model,
-                    quantized=candidate,
-                    texts=self.texts,
-                    config=recipe,
-                    trust_remote_code=self.trust_remote_code,
-                ),
-                label=label,
-                timeout_minutes=recipe.timeout_minutes,
+            request = KeepLayersRequest(
+                parent=self.model,
+                quantized=model,
+                texts=self.texts,
+                config=recipe,
+                trust_remote_code=self.trust_remote_code,
             )
-            done.append(kept)
-            candidate, size = kept.result.candidate, kept.result.candidate_bytes
+            kept = run(keep_layers, request, label=attempt)
+            model, size = kept.candidate, kept.candidate_bytes
         if recipe.format == "compressed-tensors":
-            repacked = run.perform(
-                repack, RepackRequest(model=candidate, group_size=recipe.group_size), label=label
+            repacked = run(
+                repack, RepackRequest(model=model, group_size=recipe.group_size), label=attempt
             )
-            done.append(repacked)
-            candidate, size = repacked.result.candidate, repacked.result.candidate_bytes
-        return candidate, size
+            model, size = repacked.candidate, repacked.candidate_bytes
+        return Candidate(model, size, attempt)
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One attempt, measured and judged."""
+class JudgedCandidate:
+    """One attempt, measured and judged; `change` is what its recipe changes, in words."""
 
-    attempt: str
-    candidate: ModelArtifact
-    candidate_bytes: int
+    change: str
+    candidate: Candidate
     served: VariantOutcome
     verdict: Verdict
-    change: str
 
-    def told(self) -> Attempt:
+    def attempt(self) -> Attempt:
+        """What the report says of it."""
         assert self.served.evidence is not None
         return Attempt(
             change=self.change,
-            candidate=self.candidate,
-            model_bytes=self.candidate_bytes,
+            candidate=self.candidate.model,
+            model_bytes=self.candidate.model_bytes,
             evidence=self.served.evidence,
         )
 
 
-def climb(
-    run: Run,
-    pipeline: Pipeline,
-    evaluation: Evaluation,
-    recipes: Recipes,
-    gpu_bytes: int,
-    done: list[Done[Any]],
-) -> Ladder:
+@dataclass(frozen=True)
+class RepairResult:
+    """The candidate that a run goes on with, and all attempts that were made.
+
+    Attributes:
+        served: what became of the variant that is served.
+    """
+
+    candidate: Candidate
+    served: VariantOutcome
+    attempts: tuple[Attempt, ...]
+
+
+def repair(run: Run, pipeline: Pipeline, evaluation: Evaluation, recipes: Recipes) -> RepairResult:
     """Try the pipeline's recipes until one passes, or all of them if asked to.
 
     Of those that pass the smallest is taken, of equal ones the earlier; if none passes, the one
@@ -121,52 +108,46 @@ def climb(
     Raises:
         LmflowsError: the first candidate cannot be made or measured.
     """
-    rungs: list[Rung] = []
+    judged: list[JudgedCandidate] = []
     before: Quantize | None = None
     most = pipeline.recipes[-1].samples
     for number, planned in enumerate(pipeline.recipes, 1):
         recipe = planned.model_copy(update={"samples": min(planned.samples, most)})
         if recipe == before:
             continue
-        label = f"attempt {number}" if number > 1 else ""
         change = describe(before, recipe)
-        if rungs:
-            say(
-                f"{rungs[-1].verdict.outcome}: {rungs[-1].verdict.reasons[0]}; attempt {number}:"
-                f" {change}"
-            )
+        if judged:
+            verdict = judged[-1].verdict
+            note(f"{verdict.outcome}: {verdict.reasons[0]}; attempt {number}: {change}")
         try:
-            candidate, size = recipes.make(run, recipe, label, gpu_bytes, done)
+            candidate = recipes.make(run, recipe, f"attempt {number}" if number > 1 else "")
         except SourceError as error:
             if before is None:
                 raise
-            say(f"attempt {number} cannot be made: {error.message}")
+            note(f"attempt {number} cannot be made: {error.message}")
             most = before.samples  # there may be too little text for more
             continue
         before = recipe
-        served, verdict = evaluation.candidate(pipeline.served_variant, candidate, size, label)
-        rungs.append(Rung(label, candidate, size, served, verdict, change))
+        served, verdict = evaluation.judge(pipeline.served_variant, candidate)
+        judged.append(JudgedCandidate(change, candidate, served, verdict))
         if verdict.outcome not in TRY_ANOTHER and not pipeline.repair.try_all:
             break
-    taken = best(rungs)
-    return Ladder(
-        taken.attempt,
-        taken.candidate,
-        taken.candidate_bytes,
-        taken.served,
-        tuple(rung.told() for rung in rungs),
-    )
+    taken = best(judged)
+    attempts = tuple(item.attempt() for item in judged)
+    return RepairResult(taken.candidate, taken.served, attempts)
 
 
-def best(rungs: list[Rung]) -> Rung:
+def best(judged: list[JudgedCandidate]) -> JudgedCandidate:
     """The smallest that passed; if none did, the one with the least loss."""
-    passed = [rung for rung in rungs if rung.verdict.outcome == "PASS"]
+    passed = [item for item in judged if item.verdict.outcome == "PASS"]
     if passed:
-        return min(passed, key=lambda rung: rung.candidate_bytes)
-    return min(
-        rungs,
-        key=lambda rung: rung.verdict.difference.mean if rung.verdict.difference else float("inf"),
-    )
+        return min(passed, key=lambda item: item.candidate.model_bytes)
+    return min(judged, key=_loss)
+
+
+def _loss(item: JudgedCandidate) -> float:
+    difference = item.verdict.difference
+    return difference.mean if difference else float("inf")
 
 
 def describe(before: Quantize | None, recipe: Quantize) -> str:
@@ -181,9 +162,3 @@ def describe(before: Quantize | None, recipe: Quantize) -> str:
     if recipe.keep_layers != before.keep_layers:
         words.append(f"the {recipe.keep_layers} most damaged layers in fp16")
     return ", ".join(words)
-
-
-def say(text: str) -> None:
-    """To Prefect's log and to the terminal."""
-    get_run_logger().info(text)
-    (DISPLAY.get() or NoDisplay()).note(text)

@@ -14,8 +14,8 @@ from configs.location import LocationOrNothing
 from configs.policy import load_policy
 from flows.run import events
 from flows.run.lookup import whoami
-from flows.run.publish import link_artifacts
-from flows.run.run import artifact_key, begin_run
+from flows.run.publish import artifact_key, publish_links
+from flows.run.run import begin_run
 from tasks.promote import PromoteResult, RollbackRequest, roll_back
 
 
@@ -52,19 +52,17 @@ def rollback_model(rollback: Rollback) -> PromoteResult:
     """
     policy = load_policy()
     store = policy.store_for(rollback.store)
-    run = begin_run(f"rollback-{rollback.model}", ())
-    result = run.perform(
-        roll_back,
-        RollbackRequest(
-            model=rollback.model,
-            stage=rollback.stage,
-            store=store,
-            policy=policy,
-            to=rollback.to or None,
-            who=whoami(),
-            why=rollback.why,
-        ),
-    ).result
+    run = begin_run(f"rollback-{rollback.model}")
+    request = RollbackRequest(
+        model=rollback.model,
+        stage=rollback.stage,
+        store=store,
+        policy=policy,
+        to=rollback.to or None,
+        who=whoami(),
+        why=rollback.why,
+    )
+    result = run(roll_back, request)
     if result.moved:
         events.rolled_back(result)
     require_no_problem(f"{result.model}/{result.stage}", result.problem)
@@ -91,4 +89,4 @@ def show(rollback: Rollback, result: PromoteResult, store: str, here: LocalStore
         key=artifact_key(f"rollback {rollback.model} {rollback.stage}"),
         description=f"{rollback.model}/{rollback.stage} is back",
     )
-    link_artifacts(rollback.model, rollback.stage, store, result.report, here)
+    publish_links(rollback.model, rollback.stage, store, result.report, here)

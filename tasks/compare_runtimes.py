@@ -64,6 +64,10 @@ class CompareRuntimesRequest(Request):
     hardware: dict[str, str]
     trust_remote_code: bool = False
 
+    @property
+    def limit_minutes(self) -> float:
+        return 240.0
+
     @field_validator("runtimes")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -127,7 +131,7 @@ class Subject:
     at: list[npt.NDArray[np.int32]] | None
 
 
-@step(cached=False)
+@step(gpu=True, cached=False)
 def compare_runtimes(request: CompareRuntimesRequest, context: Context) -> CompareRuntimesResult:
     """Run one model through several engine runtimes by turns, and compare their speed and their
     scores."""

@@ -57,6 +57,11 @@ class DeployRequest(Request):
     gpus: tuple[str, ...] = ()
     trust_remote_code: bool = False
 
+    @property
+    def frees_gpu_memory(self) -> bool:
+        """The server that it replaces gives its memory back."""
+        return endpoints.read(self.name) is not None
+
 
 class DeployResult(Result):
     """Where the endpoint is. `first_words_seconds`: from the start of the deployment to the first
@@ -72,7 +77,8 @@ class DeployResult(Result):
     score_difference: float
 
 
-@step(child=False, cached=False)
+# a server takes a share of what is free while it starts: two that start at once take each other's
+@step(gpu=True, child=False, cached=False)
 def deploy(request: DeployRequest, context: Context) -> DeployResult:
     """Serve the artifact under a supervisor, and return when it has answered and scored as the
     evidence says."""

@@ -37,6 +37,10 @@ class DownloadRequest(Request):
         hash."""
         return not isinstance(self.source, LocalSource)
 
+    @property
+    def limit_minutes(self) -> float:
+        return self.source.timeout_minutes
+
 
 class DownloadResult(Result):
     model: ModelArtifact

@@ -41,6 +41,10 @@ class KeepLayersRequest(Request):
     config: Quantize
     trust_remote_code: bool = False
 
+    @property
+    def limit_minutes(self) -> float:
+        return self.config.timeout_minutes
+
 
 class KeepLayersResult(Result):
     """The artifact with layers of both kinds, its size in bytes on disk, and every layer's damage,
@@ -51,7 +55,7 @@ class KeepLayersResult(Result):
     damage: tuple[tuple[int, float], ...]
 
 
-@step(libraries=LIBRARIES, revision=2)  # 2: the model card
+@step(gpu=True, libraries=LIBRARIES, revision=2)  # 2: the model card
 def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResult:
     """Find the layers that quantization damages most, and leave them in fp16."""
     from tasks.checkpoints.int4 import Tensors

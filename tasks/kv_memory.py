@@ -28,6 +28,10 @@ class MemoryRequest(Request):
     hardware: dict[str, str]
     trust_remote_code: bool = False
 
+    @property
+    def limit_minutes(self) -> float:
+        return 60.0
+
 
 class Taken(pydantic.BaseModel):
     """Device memory that a loaded engine takes, in bytes; a `problem` says why it did not load."""
@@ -45,8 +49,8 @@ class MemoryResult(Result):
     hardware: dict[str, str]
 
 
-@step(cached=False)
-def memory(request: MemoryRequest, context: Context) -> MemoryResult:
+@step(gpu=True, cached=False)
+def kv_memory(request: MemoryRequest, context: Context) -> MemoryResult:
     """Load the model with each share of the free GPU memory for its KV cache, and read what it
     takes."""
     require_gpu()

@@ -42,6 +42,10 @@ class LoadTestRequest(Request):
         """Another engine must measure again."""
         return super().key_fields() | {"runtime": runtimes.fingerprint(self.engine.runtime)}
 
+    @property
+    def limit_minutes(self) -> float:
+        return self.config.timeout_minutes
+
 
 class LoadTestResult(Result):
     measurement: ModelArtifact
@@ -56,6 +60,10 @@ class BenchRequest(Request):
     model: str | None = None
     api_keys_env: str | None = None
     config: LoadTest
+
+    @property
+    def limit_minutes(self) -> float:
+        return self.config.timeout_minutes
 
 
 class BenchResult(Result):
@@ -73,6 +81,11 @@ class CompareServersRequest(Request):
     rounds: int = Field(default=10, ge=MIN_ROUNDS, le=1000)
     metric: Metric = "e2e"
     tolerance: float = Field(default=TOLERANCE, ge=0, lt=1)
+    timeout_minutes: float = Field(default=120, gt=0)
+
+    @property
+    def limit_minutes(self) -> float:
+        return self.timeout_minutes
 
     @model_validator(mode="after")
     def _has_the_metric(self) -> CompareServersRequest:
@@ -85,7 +98,7 @@ class CompareServersResult(Result):
     comparison: SpeedComparison
 
 
-@step(libraries=("aiohttp",))
+@step(gpu=True, libraries=("aiohttp",))
 def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
     """Serve one variant and put it under load."""
     context.progress(0.01, f"starting {request.engine.name}")

@@ -100,12 +100,16 @@ class MeasureRequest(Request):
             "runtime": runtimes.fingerprint(self.engine.runtime),
         }
 
+    @property
+    def limit_minutes(self) -> float:
+        return self.config.timeout_minutes
+
 
 class MeasureResult(Result):
     measurement: ModelArtifact
 
 
-@step()
+@step(gpu=True)
 def measure(request: MeasureRequest, context: Context) -> MeasureResult:
     """Score, question and time one variant through its engine."""
     spec = EngineSpec(

@@ -31,6 +31,11 @@ PADDABLE = ("llama", "mistral", "qwen2")
 class PadRequest(Request):
     model: ModelArtifact
     multiple: int
+    timeout_minutes: float = 120.0
+
+    @property
+    def limit_minutes(self) -> float:
+        return self.timeout_minutes
 
 
 class PadResult(Result):

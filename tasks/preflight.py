@@ -85,10 +85,8 @@ class Subject:
 def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
     """Ask every known trap of this model and config; raise one error that lists all that would
     snap."""
-    import torch
-
     facts = files.inspect(request.model.path)
-    subject = Subject(request, facts, torch.cuda.is_available())
+    subject = Subject(request, facts, cuda_is_visible())
     found = []
     for number, trap in enumerate(TRAPS):
         context.progress(number / len(TRAPS), (trap.__doc__ or "").split(".")[0])

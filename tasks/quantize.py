@@ -39,6 +39,10 @@ class QuantizeRequest(Request):
         """`device: auto` means what it comes down to here."""
         return super().key_fields() | {"cuda": self.config.device != "cpu" and cuda_is_visible()}
 
+    @property
+    def limit_minutes(self) -> float:
+        return self.config.timeout_minutes
+
 
 class QuantizeResult(Result):
     """The W4A16 artifact; sizes in bytes of parent and candidate on disk."""
@@ -48,7 +52,7 @@ class QuantizeResult(Result):
     candidate_bytes: int
 
 
-@step(libraries=LIBRARIES, revision=2)  # 2: the model card
+@step(gpu=True, libraries=LIBRARIES, revision=2)  # 2: the model card
 def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     """Quantize the model to 4 bit with LMDeploy's AWQ and the user's calibration text."""
     config, source = request.config, request.model.path

@@ -69,6 +69,11 @@ class Choice(pydantic.BaseModel):
     figures: tuple[tuple[Variant, float], ...]
     why: str
 
+    @property
+    def variant(self) -> Variant:
+        """The variant that was chosen."""
+        return self.figures[0][0]
+
 
 class ReportRequest(Request):
     """A run's story, or that of a comparison of two artifacts, which has no model check, no smoke

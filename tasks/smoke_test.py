@@ -32,6 +32,10 @@ class SmokeTestRequest(Request):
     def key_fields(self) -> dict[str, Any]:
         return super().key_fields() | {"cuda": cuda_is_visible()}
 
+    @property
+    def limit_minutes(self) -> float:
+        return self.config.timeout_minutes
+
 
 class Turn(pydantic.BaseModel):
     """One question and its answer; tokens are counted with the end token."""
@@ -52,7 +56,7 @@ class SmokeTestResult(Result):
     dtype: str
 
 
-@step(libraries=("transformers", "torch"))
+@step(gpu=True, libraries=("transformers", "torch"))
 def smoke_test(request: SmokeTestRequest, context: Context) -> SmokeTestResult:
     """Load the fp16 model with transformers and have a short chat with it."""
     import torch

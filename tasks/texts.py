@@ -22,6 +22,10 @@ from tasks.runner.step import Context, Request, Result, step, versions
 class TextsRequest(Request):
     config: Texts
 
+    @property
+    def limit_minutes(self) -> float:
+        return self.config.timeout_minutes
+
 
 class TextsResult(Result):
     """Number of documents in each part, and the artifact that holds them."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from configs.paths import PROJECT
 from flows.compare_engines import comparison_rows, memory_rows
-from flows.run.run import artifact_key
+from flows.run.publish import artifact_key
 from tasks.compare_runtimes import CompareRuntimesResult
 from tasks.kv_memory import MemoryResult
 from tasks.reporting.markdown import in_order, table

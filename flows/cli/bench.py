@@ -192,14 +192,13 @@ def bench_compare(
         rounds=rounds,
         metric=metric,
         tolerance=tolerance,
+        timeout_minutes=timeout_minutes,
     )
     prepare_prefect()
     from flows.benchmark_endpoint import compare_endpoints, ratio_rows, verdict_line
 
     with unreachable_is_an_error():
-        comparison = compare_endpoints(
-            f"compare {first} {second}", request, timeout_minutes
-        ).comparison
+        comparison = compare_endpoints(f"compare {first} {second}", request).comparison
     show_rows(ratio_rows(comparison), False, "")
     write_figures(json_file, comparison)
     if comparison.problems:

@@ -18,8 +18,8 @@ from rich.text import Text
 from artifacts.registry.refs import STAGES
 from configs.units import gb, mb
 from flows.cli.terminal import show_rows
-from flows.quantize_and_deploy import Summary
-from flows.run.run import DISPLAY
+from flows.run.display import DISPLAY
+from flows.run.summary import Summary
 from tasks.reporting.markdown import one_line
 
 PLAIN_SECONDS = 10.0  # between two progress lines where nothing can move, in a log file for example
@@ -156,20 +156,23 @@ def print_summary(
 ) -> None:
     """The end of a run: verdict, both models side by side, digests, the endpoint, and what to type
     next."""
-    evidence, verdict = summary.evidence, summary.verdict
+    evidence = summary.evidence()
+    verdict = summary.verdict
     console.print()
     colour = {"PASS": "green", "FAIL": "red"}.get(verdict.outcome, "yellow")
     console.print(
         f"[bold {colour}]{verdict.outcome}[/] {escape('; '.join(verdict.reasons))}", highlight=False
     )
     rows = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "fp16", summary.served):
+    for column in ("", "fp16", summary.served.variant):
         rows.add_column(column, overflow="fold")
-    smaller = summary.parent_bytes / summary.candidate_bytes
+    parent_bytes = summary.parent.model_bytes
+    candidate_bytes = summary.served.model_bytes
+    smaller = parent_bytes / candidate_bytes
     rows.add_row(
         "size",
-        mb(summary.parent_bytes),
-        f"{mb(summary.candidate_bytes)} ({smaller:.2f} times smaller)",
+        mb(parent_bytes),
+        f"{mb(candidate_bytes)} ({smaller:.2f} times smaller)",
     )
     rows.add_row(
         "perplexity",
@@ -193,8 +196,8 @@ def print_summary(
         )
     console.print(rows, highlight=False)
     console.print()
-    if len(summary.variants) > 2 or "decode tokens/s" in summary.variants[0]:
-        show_rows(list(summary.variants), False, "", console)
+    if len(summary.judged.variants) > 2 or "decode tokens/s" in summary.judged.variants[0]:
+        show_rows(list(summary.judged.variants), False, "", console)
         console.print()
     if summary.attempts > 1:
         console.print(
@@ -206,7 +209,7 @@ def print_summary(
             highlight=False,
             soft_wrap=True,
         )
-    facts = [("artifact", summary.candidate.digest), ("report", summary.report.digest)]
+    facts = [("artifact", summary.served.model.digest), ("report", summary.report.digest)]
     if summary.promoted:
         moved = "" if summary.promoted.moved else " (pointed there already)"
         facts.append(("stage", f"{summary.name}/{summary.promoted.stage}{moved}"))

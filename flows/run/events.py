@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from prefect.events import emit_event
 
-from tasks.promote import PromoteResult
+from tasks.promote import CheckedResult, PromoteResult
 
 
 def promoted(result: PromoteResult, verdict: str, approved_by: str | None = None) -> None:
@@ -42,30 +42,23 @@ def rolled_back(result: PromoteResult) -> None:
 
 
 def rejected(
-    model: str,
-    stage: str,
-    *,
-    reason: str,
-    who: str | None = None,
-    digest: str | None = None,
-    report: str | None = None,
-    previous: str | None = None,
-    verdict: str | None = None,
+    model: str, stage: str, *, reason: str, who: str | None, checked: CheckedResult | None
 ) -> None:
-    """`lmflows.model.rejected`: a promotion that was asked for did not happen."""
-    _emit(
-        "rejected",
-        model,
-        stage,
-        {
-            "digest": digest,
-            "report": report,
-            "previous": previous,
-            "verdict": verdict,
-            "reason": reason,
-            "who": who,
-        },
-    )
+    """`lmflows.model.rejected`: a promotion that was asked for did not happen.
+
+    Args:
+        who: the person who rejected it, if one did.
+        checked: what was proposed, if the checks got that far.
+    """
+    payload: dict[str, str | int | None] = {
+        "digest": checked.digest if checked else None,
+        "report": checked.report if checked else None,
+        "previous": checked.previous if checked else None,
+        "verdict": checked.verdict.outcome if checked else None,
+        "reason": reason,
+        "who": who,
+    }
+    _emit("rejected", model, stage, payload)
 
 
 def _emit(what: str, model: str, stage: str, payload: dict[str, str | int | None]) -> None:

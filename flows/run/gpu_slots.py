@@ -30,7 +30,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from http import HTTPStatus
 
@@ -48,6 +48,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_logger
 
+from configs.callbacks import Log
 from tasks.machine.gpus import Gpu
 
 LEASE_SECONDS = 60  # the least that Prefect's server accepts; it is renewed every 45
@@ -56,7 +57,7 @@ LOOK_SECONDS = 0.5  # between two tries
 
 
 @contextmanager
-def held(gpus: Sequence[Gpu], *, waiting: Callable[[str], None]) -> Iterator[None]:
+def held(gpus: Sequence[Gpu], *, log: Log) -> Iterator[None]:
     """Hold the slots of these GPUs while the body runs; wait for as long as somebody else has one.
 
     Slots are taken in the order of their UUIDs, so that two runs that want the same two GPUs cannot
@@ -65,7 +66,7 @@ def held(gpus: Sequence[Gpu], *, waiting: Callable[[str], None]) -> Iterator[Non
 
     Args:
         gpus: the GPUs that the body uses.
-        waiting: told once for each thing that is waited for, and of trouble with Prefect, in one
+        log: told once for each thing that is waited for, and of trouble with Prefect, in one
             line.
     """
     in_order = [gpu for _, gpu in sorted({gpu.uuid: gpu for gpu in gpus}.items())]
@@ -74,12 +75,12 @@ def held(gpus: Sequence[Gpu], *, waiting: Callable[[str], None]) -> Iterator[Non
         return
     with ExitStack() as stack:
         for gpu in in_order:
-            stack.enter_context(_lock(gpu, waiting))
+            stack.enter_context(_lock(gpu, log))
         names = [slot_name(gpu) for gpu in in_order]
         try:
-            slot = _take(names, waiting)
+            slot = _take(names, log)
         except Exception as error:
-            waiting(
+            log(
                 f"Prefect gives no slot for {', '.join(map(str, in_order))}, going on without:"
                 f" {error}"
             )
@@ -94,7 +95,7 @@ def slot_name(gpu: Gpu) -> str:
 
 
 @contextmanager
-def _lock(gpu: Gpu, waiting: Callable[[str], None]) -> Iterator[None]:
+def _lock(gpu: Gpu, log: Log) -> Iterator[None]:
     """The lock of this host.
 
     A child process does not keep it, but has it from the moment it is forked to the moment it runs
@@ -115,7 +116,7 @@ def _lock(gpu: Gpu, waiting: Callable[[str], None]) -> Iterator[None]:
                 return
         looks += 1
         if looks == 2:
-            waiting(f"{gpu} is in use by {_owner(address)}; waiting for it")
+            log(f"{gpu} is in use by {_owner(address)}; waiting for it")
         time.sleep(LOOK_SECONDS)
 
 
@@ -137,7 +138,7 @@ def _owner(address: str) -> str:
     return "another run"
 
 
-def _take(names: list[str], waiting: Callable[[str], None]) -> AbstractContextManager[None]:
+def _take(names: list[str], log: Log) -> AbstractContextManager[None]:
     """Prefect's slots, entered. Call it with the locks in hand.
 
     It looks itself and does not let Prefect wait, which after long steps would try only every half
@@ -163,7 +164,7 @@ def _take(names: list[str], waiting: Callable[[str], None]) -> AbstractContextMa
                     )
                 continue
             if full and not told:
-                waiting(
+                log(
                     f"Prefect's slot {' and '.join(limit.name for limit in full)} is taken; waiting"
                     f" for it (that of a killed run comes back after about {LEASE_SECONDS} s)"
                 )

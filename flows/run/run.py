@@ -1,351 +1,153 @@
-"""Steps as Prefect tasks: one place that makes the task from a step's declaration, and runs it.
+"""A run: it performs steps, and remembers what they were, on which GPUs and with how much memory.
 
-A task streams its child's log and progress to Prefect, retries what a retry can help, and answers
-from the cache when everything that decides its result is equal and the store still holds, unharmed,
-what it made.
+`run(step, request)` is the one way for a flow to a step's answer. An earlier answer is believed
+only if the store still holds, unharmed, what it names.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
-from prefect import Task, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
+from prefect import get_run_logger
 from prefect.runtime import flow_run
-from prefect.tasks import exponential_backoff
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
-from flows.run.gpu_slots import held
-from tasks.machine.gpus import Gpu, GpuBusy, require_free
-from tasks.runner.parent import Usage, reap_orphans, run_child
-from tasks.runner.step import Context, Result, Step
-
-R = TypeVar("R", bound=Result)
-PROGRESS_SECONDS = 2.0  # between two updates of the progress artifact: each is a request to the API
-# deploy, too: a server takes a share of what is free while it starts, and two that start at once
-# take each other's
-GPU_STEPS = {
-    "smoke_test",
-    "quantize",
-    "measure",
-    "deploy",
-    "compare_runtimes",
-    "memory",
-    "load_test",
-    "keep_layers",
-}
-# a process that was killed gives its GPU memory back only when the driver has cleaned up behind it
-FREED_SECONDS = 30.0
-
-
-class Display(Protocol):
-    """Who shows a run on a terminal."""
-
-    def started(self, name: str, summary: str) -> None: ...
-
-    def progress(self, name: str, fraction: float, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def finished(self, name: str, seconds: float, reused: bool) -> None: ...
-
-    def failed(self, name: str, seconds: float) -> None: ...
-
-
-class NoDisplay:
-    """For runs that nobody watches on a terminal: the UI has it all."""
-
-    def started(self, name: str, summary: str) -> None: ...
-
-    def progress(self, name: str, fraction: float, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def finished(self, name: str, seconds: float, reused: bool) -> None: ...
-
-    def failed(self, name: str, seconds: float) -> None: ...
-
-
-DISPLAY: ContextVar[Display | None] = ContextVar("DISPLAY", default=None)
-
-
-class Stored(BaseModel):
-    """What Prefect persists of a step: its answer as JSON, its wall time, and the most host and GPU
-    memory it used (`tasks.runner.parent.Usage`)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    answer: dict[str, Any]
-    seconds: float
-    peak_rss_bytes: int
-    peak_gpu_bytes: int | None
+from flows.run.display import display
+from flows.run.task import Job, Stored, prefect_task, results_folder
+from tasks.machine.gpus import Gpu
+from tasks.report import StepTime
+from tasks.runner.parent import reap_orphans
+from tasks.runner.step import In, Out, Step
 
 
 @dataclass(frozen=True)
-class Done(Generic[R]):
-    """A finished step: the answer, what it took when it was really run, and whether that was now or
-    earlier.
+class Done:
+    """A finished step of a run.
 
-    `kept` is whether the next run can reuse it; then its times stay what they are, too.
+    Attributes:
+        time: what it took when it was really run, now or earlier.
+        reused: whether that was earlier.
+        kept: whether the next run can reuse it; then its time stays what it is, too.
     """
 
-    name: str
-    result: R
-    seconds: float
-    peak_rss_bytes: int
-    peak_gpu_bytes: int | None
+    time: StepTime
     reused: bool
     kept: bool
 
 
-@dataclass(frozen=True)
 class Run:
-    """What the steps of one run share: the workspace, the folder for their requests and logs, and
-    the GPUs they may use."""
+    """What the steps of one run share.
 
-    folder: Path
-    store: LocalStore
-    gpus: tuple[Gpu, ...] = ()
+    Attributes:
+        folder: for the steps' requests and logs.
+        store: the workspace.
+        gpus: those that the run may use.
+        gpu_bytes: free memory that a step on GPUs needs on each of them.
+        finished: the steps so far.
+    """
 
-    def perform(
-        self,
-        step: Step[Any, R],
-        request: Any,
-        *,
-        timeout_minutes: float = 30,
-        gpu_bytes: int = 0,
-        label: str = "",
-    ) -> Done[R]:
+    def __init__(self, folder: Path, store: LocalStore, gpus: Sequence[Gpu] = ()) -> None:
+        self.folder = folder
+        self.store = store
+        self.gpus = tuple(gpus)
+        self.gpu_bytes = 0
+        self.finished: list[Done] = []
+
+    def __call__(self, step: Step[In, Out], request: In, *, label: str = "") -> Out:
         """Run a step as a Prefect task, or take its earlier answer.
 
         Args:
-            gpu_bytes: free memory that the step needs on each of its GPUs.
             label: tells the steps of one run apart that do the same to different things.
 
         Raises:
             LmflowsError: what the step raised, after its retries.
         """
-        display, started = DISPLAY.get() or NoDisplay(), time.monotonic()
-        job = Job(self, f"{step.name} {label}".strip(), timeout_minutes * 60, gpu_bytes)
-        display.started(job.name, step.summary)
+        job = self._job(step, request, label)
+        shown = display()
+        started = time.monotonic()
+        shown.started(job.name, step.summary)
         try:
-            stored, reused = self._attempt(step, request, job, refresh=False)
-            if reused and not self._is_credible(step, stored):
-                get_run_logger().warning(
-                    "%s: the cached artifact is missing or damaged; it is made again", step.name
-                )
-                stored, reused = self._attempt(step, request, job, refresh=True)
+            stored, reused = self._answer(step, request, job)
         except BaseException:
-            display.failed(job.name, time.monotonic() - started)
+            shown.failed(job.name, time.monotonic() - started)
             raise
-        display.finished(job.name, time.monotonic() - started, reused)
-        return Done(
+        shown.finished(job.name, time.monotonic() - started, reused)
+        took = StepTime(
             name=job.name,
-            result=step.result.model_validate(stored.answer),
             seconds=stored.seconds,
             peak_rss_bytes=stored.peak_rss_bytes,
             peak_gpu_bytes=stored.peak_gpu_bytes,
-            reused=reused,
-            kept=step.cached and request.cacheable,
         )
+        self.finished.append(Done(took, reused, kept=step.cached and request.cacheable))
+        return step.result.model_validate(stored.answer)
 
-    def has_done(self, step: Step[Any, Any], request: Any) -> bool:
+    def has_done(self, step: Step[In, Out], request: In) -> bool:
         """Whether an earlier run has answered this request, as far as the results say."""
         return (results_folder() / step.cache_key(request)).exists()
 
-    def _attempt(
-        self, step: Step[Any, R], request: Any, job: Job, *, refresh: bool
-    ) -> tuple[Stored, bool]:
-        named = prefect_task(step).with_options(refresh_cache=refresh, task_run_name=job.title)
-        state = named(request, job, return_state=True)
-        return state.result(), state.name == "Cached"
+    @property
+    def reused(self) -> tuple[str, ...]:
+        """The names of the steps whose earlier answer was taken."""
+        return tuple(done.time.name for done in self.finished if done.reused)
 
-    def _is_credible(self, step: Step[Any, R], stored: Stored) -> bool:
+    @property
+    def times(self) -> tuple[StepTime, ...]:
+        """What the steps took whose answer is kept."""
+        return tuple(done.time for done in self.finished if done.kept)
+
+    def _job(self, step: Step[In, Out], request: In, label: str) -> Job:
+        name = f"{step.name} {label}".strip()
+        return Job(
+            name=name,
+            folder=self.folder / name.replace(" ", "-"),
+            store=self.store,
+            timeout_s=60 * request.limit_minutes,
+            gpus=self.gpus if step.gpu else (),
+            gpu_bytes=0 if request.frees_gpu_memory else self.gpu_bytes,
+        )
+
+    def _answer(self, step: Step[In, Out], request: In, job: Job) -> tuple[Stored, bool]:
+        """The step's answer, and whether it is an earlier one."""
+        stored, reused = _attempt(step, request, job, refresh=False)
+        if reused and not self._is_credible(step, stored):
+            get_run_logger().warning(
+                "%s: the cached artifact is missing or damaged; it is made again", step.name
+            )
+            return _attempt(step, request, job, refresh=True)
+        return stored, reused
+
+    def _is_credible(self, step: Step[In, Out], stored: Stored) -> bool:
         """Whether a cached answer can be read, and the store still holds all that it names,
         unharmed and in its place."""
         try:
+            answer = step.result.model_validate(stored.answer)
             return all(
                 not self.store.verify(artifact.digest)
                 and self.store.open(artifact.digest).path.samefile(artifact.path)
-                for artifact in step.result.model_validate(stored.answer).artifacts()
+                for artifact in answer.artifacts()
             )
         except (LmflowsError, OSError, ValidationError):
             return False
 
 
-def begin_run(name: str, gpus: Sequence[Gpu]) -> Run:
+def begin_run(name: str, gpus: Sequence[Gpu] = ()) -> Run:
     """A folder for a run of that name, and nothing alive of runs that are dead."""
     reap_orphans(paths.runs())
-    folder = (
-        paths.runs()
-        / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{name}-{str(flow_run.id or '')[:8]}"
-    )
+    began = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = paths.runs() / f"{began}-{name}-{str(flow_run.id or '')[:8]}"
     folder.mkdir(parents=True)
-    return Run(folder=folder, store=LocalStore(paths.workspace()), gpus=tuple(gpus))
+    return Run(folder, LocalStore(paths.workspace()), gpus)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One execution of a step within a run: its name there, its limits and needs."""
-
-    run: Run
-    name: str
-    timeout_s: float
-    gpu_bytes: int
-
-    @property
-    def title(self) -> str:
-        return self.name.replace("_", " ")
-
-    @property
-    def folder(self) -> Path:
-        return self.run.folder / self.name.replace(" ", "-")
-
-
-@cache
-def prefect_task(step: Step[Any, Any]) -> Task[[Any, Job], Stored]:
-    """The Prefect task of a step."""
-
-    def body(request: Any, job: Job) -> Stored:
-        return _execute(step, request, job)
-
-    def key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-        return step.cache_key(parameters["request"]) if parameters["request"].cacheable else None
-
-    return task(
-        name=step.name.replace("_", " "),
-        description=step.summary,
-        retries=step.retries,
-        retry_delay_seconds=exponential_backoff(backoff_factor=2),
-        retry_jitter_factor=0.5,
-        retry_condition_fn=can_help,
-        result_storage=results_folder(),
-        cache_policy=CacheKeyFnPolicy(cache_key_fn=key) if step.cached else NO_CACHE,
-        persist_result=step.cached,
-        result_serializer="json",
-        log_prints=False,
-    )(body)
-
-
-def results_folder() -> Path:
-    """Where answers are kept between runs; the same for the command line and for a worker."""
-    return paths.home() / "results"
-
-
-def can_help(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: the error itself knows."""
-    try:
-        state.result()
-    except LmflowsError as error:
-        return error.retryable
-    except BaseException:
-        return False
-    return False
-
-
-def _execute(step: Step[Any, Any], request: Any, job: Job) -> Stored:
-    listener, run = _Listener(job), job.run
-    gpus = run.gpus if step.name in GPU_STEPS else ()
-    with held(gpus, waiting=listener.say):
-        _wait_for_memory(gpus, job, listener)
-        if step.child:
-            result, usage = run_child(
-                step,
-                request,
-                folder=job.folder,
-                store=run.store,
-                timeout_s=job.timeout_s,
-                listener=listener,
-                gpus=gpus,
-            )
-        else:
-            started = time.monotonic()
-            result = step(request, _InProcess(run.store, listener))
-            usage = Usage(
-                seconds=round(time.monotonic() - started, 3), peak_rss_bytes=0, peak_gpu_bytes=None
-            )
-    return Stored(
-        answer=result.model_dump(mode="json"),
-        seconds=usage.seconds,
-        peak_rss_bytes=usage.peak_rss_bytes,
-        peak_gpu_bytes=usage.peak_gpu_bytes,
-    )
-
-
-def _wait_for_memory(gpus: tuple[Gpu, ...], job: Job, listener: _Listener) -> None:
-    """Ask NVML whether the GPUs have the memory that the step needs; give those who have just left
-    a moment."""
-    deadline = time.monotonic() + FREED_SECONDS
-    while True:
-        try:
-            return require_free(gpus, job.gpu_bytes, what=f"step {job.title}")
-        except GpuBusy as error:
-            if time.monotonic() > deadline:
-                raise
-            listener.say(f"waiting for GPU memory: {error.message}")
-            time.sleep(FREED_SECONDS / 6)
-
-
-class _InProcess(Context):
-    """The context of a step that runs in the flow's own process."""
-
-    def __init__(self, store: LocalStore, listener: _Listener) -> None:
-        super().__init__(store)
-        self._listener = listener
-
-    def progress(self, fraction: float, text: str) -> None:
-        self._listener.progress(fraction, text)
-
-    def log(self, text: str) -> None:
-        """A step in this process has few words, and they are meant for people."""
-        self._listener.say(text)
-
-
-class _Listener:
-    """Hands a step's log to Prefect's logger, and its progress to the terminal and to a progress
-    artifact."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._logger, self._display = job, get_run_logger(), DISPLAY.get() or NoDisplay()
-        self._artifact: Any = None
-        self._updated = 0.0
-
-    def line(self, text: str) -> None:
-        self._logger.info(text)
-
-    def say(self, text: str) -> None:
-        """To Prefect and to the terminal."""
-        self.line(text)
-        self._display.note(text)
-
-    def progress(self, fraction: float, text: str) -> None:
-        self._display.progress(self._job.name, fraction, text)
-        if time.monotonic() - self._updated < PROGRESS_SECONDS:
-            return
-        self._updated = time.monotonic()
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(
-                progress=100 * fraction, description=self._job.title
-            )
-        else:
-            update_progress_artifact(artifact_id=self._artifact, progress=100 * fraction)
-
-
-def artifact_key(text: str) -> str:
-    """A Prefect artifact key (lower case letters, digits and dashes) from any text."""
-    return "-".join(
-        "".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()
-    )
+def _attempt(step: Step[In, Out], request: In, job: Job, *, refresh: bool) -> tuple[Stored, bool]:
+    named: Any = prefect_task(step).with_options(refresh_cache=refresh, task_run_name=job.title)
+    state = named(request, job, return_state=True)
+    return state.result(), state.name == "Cached"

@@ -1,15 +1,31 @@
-"""What a finished run leaves in its folder, so that it can be found by name later."""
+"""What a run has led to: for whoever started it, and in its folder for whoever looks later."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from artifacts.manifest import Digest, canonical_json
+from artifacts.manifest import Digest, ModelArtifact, canonical_json
+from artifacts.records.evidence import Evidence, read_evidence
+from artifacts.records.report import Verdict
 from artifacts.store.files import write_atomic
+from configs.errors import VerdictFailed
+from configs.location import Location
+from tasks.capacity import CapacityResult
+from tasks.deploy import DeployResult
+from tasks.promote import PromoteResult
+from tasks.report import Choice, ReportResult, VariantOutcome
 
 SUMMARY = "summary.json"
+REMEDIES = {
+    "FAIL": (
+        "try other recipes (repair.changes, quantize.samples), or a margin that you can defend"
+        " (evaluate.max_perplexity_ratio)"
+    ),
+    "INCONCLUSIVE": "give more held-out text (texts.held_out_documents, evaluate.max_documents)",
+    "ANOMALOUS": "find out what is wrong with the measurement before you trust any figure of it",
+}
 
 
 class RunSummary(BaseModel):
@@ -23,3 +39,60 @@ class RunSummary(BaseModel):
     def write(self, folder: Path) -> None:
         """Into the run's folder, whole or not at all."""
         write_atomic(folder / SUMMARY, canonical_json(self.model_dump(mode="json")))
+
+
+class Summary(BaseModel):
+    """What a run of the main flow has led to.
+
+    Attributes:
+        parent: the fp16 variant.
+        served: the variant that the verdict is about.
+        attempts: how many recipes were tried.
+        store: where it was uploaded to, if commands mean another store by themselves.
+        reused: the steps whose earlier answer was taken.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    parent: VariantOutcome
+    served: VariantOutcome
+    judged: ReportResult
+    attempts: int
+    choice: Choice | None
+    needs: CapacityResult
+    store: Location | None
+    promoted: PromoteResult | None
+    deployed: DeployResult | None
+    reused: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.judged.verdict
+
+    @property
+    def report(self) -> ModelArtifact:
+        return self.judged.report
+
+    def evidence(self) -> Evidence:
+        """What the verdict rests on, read from its artifact."""
+        assert self.served.evidence is not None
+        return read_evidence(self.served.evidence)
+
+
+def require_pass(summary: Summary) -> Summary:
+    """The summary, if its verdict is PASS.
+
+    Raises:
+        VerdictFailed: it is not; everything is kept for inspection.
+    """
+    verdict = summary.verdict
+    if verdict.outcome == "PASS":
+        return summary
+    error = VerdictFailed(
+        "; ".join(verdict.reasons),
+        where=f"verdict {verdict.outcome} for {summary.name}",
+        hint=f"`lmflows report {summary.report.short}` shows it all; {REMEDIES[verdict.outcome]}",
+    )
+    error.summary = summary
+    raise error

@@ -26,6 +26,9 @@ from configs.errors import LmflowsError, PreflightError
 from configs.units import gb
 
 SAMPLE_SECONDS = 0.05
+# the flow's CUDA_VISIBLE_DEVICES, in a child to which CUDA shows no GPU
+FLOWS_MASK = "LMFLOWS_VISIBLE_GPUS"
+ALL = "all"
 UNKNOWN = "unknown"
 
 
@@ -58,7 +61,7 @@ class Gpu:
 
 def visible() -> list[Gpu]:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in its order; empty without one, or
-    without a working driver.
+    without a working driver. In the child of a step that computes on none, those of its flow.
 
     Read as CUDA does: numbers, UUIDs and beginnings of UUIDs; an entry that names no GPU, or more
     than one, hides itself and all that follow; a GPU that is named twice hides all. Numbers are
@@ -66,9 +69,23 @@ def visible() -> list[Gpu]:
     """
     try:
         with _nvml():
-            return _unmasked(_all(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+            return _unmasked(_all(), _mask())
     except pynvml.NVMLError:
         return []
+
+
+def environment(gpus: Sequence[Gpu]) -> dict[str, str]:
+    """What the child of a step is given: CUDA sees the GPUs that the step computes on, and no
+    others; one that computes on none can still ask about those of its flow (`visible`)."""
+    given = ",".join(gpu.uuid for gpu in gpus)
+    mask = given if gpus else _mask()
+    return {"CUDA_VISIBLE_DEVICES": given, FLOWS_MASK: ALL if mask is None else mask}
+
+
+def _mask() -> str | None:
+    """What hides GPUs from this process, in the form of CUDA_VISIBLE_DEVICES; None: nothing."""
+    mask = os.environ.get(FLOWS_MASK, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return None if mask == ALL else mask
 
 
 def free_bytes() -> list[int]:
@@ -314,7 +331,7 @@ def _why_none() -> str:
             count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
         return f"NVML says: {error}"
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    mask = _mask()
     return f"NVML knows {count}" + (f", CUDA_VISIBLE_DEVICES={mask}" if mask is not None else "")
 
 

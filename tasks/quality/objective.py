@@ -24,14 +24,16 @@ UNITS = {
 
 
 def choose(
-    outcomes: Sequence[VariantOutcome], objective: Objective, config: Evaluate
+    outcomes: Sequence[VariantOutcome], objective: Objective | None, config: Evaluate
 ) -> Choice | None:
-    """The best variant of those that passed; None if none did. Of equal ones the first, so fp16
-    wins a tie.
+    """The best variant of those that passed; None if none did, or if there is no objective. Of
+    equal ones the first, so fp16 wins a tie.
 
     Args:
         config: how the variants are judged.
     """
+    if objective is None:
+        return None
     passed = [
         item
         for item in outcomes

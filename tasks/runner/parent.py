@@ -27,7 +27,7 @@ from artifacts.store.files import disk_full_is_an_error
 from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
 from configs.paths import process_environment
-from tasks.machine.gpus import Gpu, PeakMeter
+from tasks.machine.gpus import Gpu, PeakMeter, environment
 from tasks.runner.step import In, Out, Step
 
 POLL_SECONDS = 0.1
@@ -70,7 +70,7 @@ def run_child(
     Args:
         folder: the step's folder in the run: request, log, events, answer. Made anew.
         timeout_s: seconds after which the child and all its processes are killed.
-        gpus: those that the step may use; empty leaves it those of this process.
+        gpus: those that the step computes on; the child's CUDA sees no others.
 
     Raises:
         StepTimeout, StepCrashed: the child was killed, or died without an answer.
@@ -187,8 +187,7 @@ def _host() -> str:
 
 
 def _environment(gpus: Sequence[Gpu]) -> dict[str, str]:
-    chosen = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus)} if gpus else {}
-    return os.environ | process_environment() | chosen
+    return os.environ | process_environment() | environment(gpus)
 
 
 def _same_process(pid: int, started: float) -> bool:

@@ -2,7 +2,7 @@
 repeated.
 
 This module and the step modules know nothing of Prefect, so that a child process (which may run in
-another locked environment than the flow) needs none of it; `flows.run.run` makes the Prefect task.
+another locked environment than the flow) needs none of it; `flows.run.task` makes the Prefect task.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from artifacts.manifest import ModelArtifact, canonical_json
 from artifacts.store.local import LocalStore
 
+DEFAULT_MINUTES = 30.0
+LIMIT = "timeout_minutes"  # the name of a time limit, in a config's section and in a request
+
 
 class Request(BaseModel):
     """Base of what a step is asked."""
@@ -33,17 +36,20 @@ class Request(BaseModel):
         """Whether the request says everything that decides the result."""
         return True
 
+    @property
+    def limit_minutes(self) -> float:
+        """How long the step may take before it is killed."""
+        return DEFAULT_MINUTES
+
+    @property
+    def frees_gpu_memory(self) -> bool:
+        """Whether the step first ends what holds the GPU memory that it needs."""
+        return False
+
     def key_fields(self) -> dict[str, Any]:
-        """The fields that decide the result. Time limits never do."""
-        fields = self.model_dump(mode="json")
-        return {
-            name: (
-                {key: item for key, item in value.items() if key != "timeout_minutes"}
-                if isinstance(value, dict)
-                else value
-            )
-            for name, value in fields.items()
-        }
+        """The fields that decide the result. Time limits never do, in a section or beside it."""
+        fields: dict[str, Any] = _without_limits(self.model_dump(mode="json"))
+        return {name: _without_limits(value) for name, value in fields.items()}
 
 
 class Result(BaseModel):
@@ -93,12 +99,24 @@ class Context:
 
 @dataclass(frozen=True)
 class Step(Generic[In, Out]):
-    """A declared step. Calling it runs the plain function in this process."""
+    """A declared step. Calling it runs the plain function in this process.
+
+    Attributes:
+        gpu: it computes on the run's GPUs: it waits for their slots and for free memory. The child
+            of a step without this sees no GPU.
+        child: it runs in a process of its own.
+        cached: an equal key gives the earlier answer.
+        retries: how often an error with `retryable` is tried again.
+        revision: part of the cache key.
+        libraries: the distributions whose versions are part of the cache key.
+        summary: the first line of the function's docstring.
+    """
 
     name: str
     function: Callable[[In, Context], Out]
     request: type[In]
     result: type[Out]
+    gpu: bool
     child: bool
     cached: bool
     retries: int
@@ -131,35 +149,40 @@ class Step(Generic[In, Out]):
 
 def step(
     *,
+    gpu: bool = False,
     child: bool = True,
     cached: bool = True,
     retries: int = 0,
     revision: int = 1,
     libraries: tuple[str, ...] = (),
 ) -> Callable[[Callable[[In, Context], Out]], Step[In, Out]]:
-    """Declare a step.
+    """Declare a step: all that it is stands here.
 
     Args:
+        gpu: it computes on a GPU, so it waits for the run's GPU slots and for free memory on them.
+            Leave it out, and the step's child sees no GPU at all.
         child: run it in a process of its own (everything that loads weights or a native library).
         cached: an equal key gives the earlier answer, after the store has verified its artifacts.
         retries: how often an error with `retryable` is tried again.
-        revision: raise it when the code changes what the result is; it is part of the cache key.
+        revision: raise it when the code changes what the result is.
         libraries: the distributions that do the work; their versions are part of the cache key.
     """
 
     def declare(function: Callable[[In, Context], Out]) -> Step[In, Out]:
         hints = get_type_hints(function)
+        summary = (function.__doc__ or "").strip().split("\n\n")[0]
         return Step(
             name=function.__name__,
             function=function,
             request=hints["request"],
             result=hints["return"],
+            gpu=gpu,
             child=child,
             cached=cached,
             retries=retries,
             revision=revision,
             libraries=libraries,
-            summary=(function.__doc__ or "").strip().splitlines()[0],
+            summary=" ".join(summary.split()),
         )
 
     return declare
@@ -169,6 +192,12 @@ def versions(libraries: tuple[str, ...]) -> dict[str, str]:
     """The installed version of each distribution, and Python's."""
     python = ".".join(str(part) for part in sys.version_info[:3])
     return {"python": python} | {name: importlib.metadata.version(name) for name in libraries}
+
+
+def _without_limits(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: item for name, item in value.items() if name != LIMIT}
 
 
 def _without_places(value: Any) -> Any:

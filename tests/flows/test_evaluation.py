@@ -27,7 +27,6 @@ from configs.schema import Pipeline
 from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
 from tasks.download import DownloadRequest, download
-from tasks.measure import MeasureRequest
 from tasks.preflight import PreflightResult
 from tasks.report import ReportRequest, ReportResult, StepTime, VariantOutcome
 from tasks.runner.step import Context
@@ -112,8 +111,8 @@ def main(folder: Path, tiny_model: Path) -> None:
     environment.prepare(quiet=True)
     from prefect import flow
 
-    from flows.evaluation import Evaluation, Ladder
-    from flows.run.run import Done, Run
+    from flows.evaluation import Baseline, Candidate, Evaluation
+    from flows.run.run import Run
     from tasks.report import report
 
     planted_runtime.adopt("planted", folder / "planted", fails="spec.kv_bits", how=FAILS)
@@ -135,32 +134,20 @@ def main(folder: Path, tiny_model: Path) -> None:
     ).texts
 
     for name, (served, head_dim, runtime) in RUNS.items():
-        config, run, done, told = (
-            pipeline(served, runtime),
-            Run(folder=folder / "runs" / name, store=store),
-            list[Done[object]](),
-            Told(state=""),
-        )
-        baseline = MeasureRequest(
-            variant="fp16",
-            model=model,
-            texts=split,
-            engine=config.engine,
-            config=config.evaluate,
-            benchmark=None,
-            part=(0, 24),
-            baseline=None,
-            hardware={},
-        )
+        config = pipeline(served, runtime)
+        run = Run(folder / "runs" / name, store)
+        baseline = Baseline(model, split, (), trust_remote_code=False)
+        quantized = Candidate(candidate, 10**6)
+        told = Told(state="")
 
         @flow(name=name, persist_result=False)
         def measured() -> None:
-            evaluation = Evaluation(run, config, baseline, config.evaluate_each_attempt, 0, done)  # noqa: B023
-            parent = evaluation.parent()
-            first, _ = evaluation.candidate(served, candidate, 10**6)  # noqa: B023
-            taken = Ladder("", candidate, 10**6, first, ())
-            told.outcomes = evaluation.others(taken, parent, head_dim)  # noqa: B023
-            told.report = run.perform(report, story(told.outcomes)).result  # noqa: B023
+            evaluation = Evaluation(run, config, baseline, config.evaluate_each_attempt)  # noqa: B023
+            evaluation.parent()
+            first, _ = evaluation.judge(served, quantized)  # noqa: B023
+            outcomes = evaluation.variants(first, quantized, head_dim)  # noqa: B023
+            told.outcomes = list(outcomes)  # noqa: B023
+            told.report = run(report, story(told.outcomes))  # noqa: B023
 
         state = measured(return_state=True)
         told.state = state.type.value
@@ -168,10 +155,8 @@ def main(folder: Path, tiny_model: Path) -> None:
             state.result()
         except LmflowsError as error:
             told.error = f"{type(error).__name__}: {error.message}"
-        told.done, told.started = (
-            [item.name for item in done],
-            {path.name for path in run.folder.iterdir()},
-        )
+        told.done = [done.time.name for done in run.finished]
+        told.started = {path.name for path in run.folder.iterdir()}
         (folder / f"{name}.json").write_text(told.model_dump_json())
 
 

@@ -12,8 +12,9 @@ from prefect.utilities.importtools import import_object
 from configs import paths
 from configs.reader import load
 from flows.promote_model import promote_model
-from flows.quantize_and_deploy import find_config, quantize_and_deploy
+from flows.quantize_and_deploy import quantize_and_deploy
 from flows.rollback_model import rollback_model
+from flows.run.plan import find_config
 
 FILE = yaml.safe_load((paths.PROJECT / "prefect.yaml").read_text())
 DEPLOYMENTS: list[dict[str, Any]] = FILE["deployments"]

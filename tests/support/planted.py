@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import TransferError
+from tasks.machine.gpus import FLOWS_MASK
 from tasks.runner.step import Context, Request, Result, step
 
 
 class Planted(Request):
     folder: Path
     seconds: float = 0.0
+    minutes: float = 5.0
+
+    @property
+    def limit_minutes(self) -> float:
+        return self.minutes
 
 
 class Answer(Result):
@@ -33,9 +42,46 @@ def well(request: Planted, context: Context) -> Answer:
 
 @step()
 def sees(request: Planted, context: Context) -> Answer:
-    """Says which GPUs it may use."""
+    """Says which GPUs CUDA shows it, and which ones it may ask about."""
     print(f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')!r}", flush=True)
+    print(f"may ask about {os.environ.get(FLOWS_MASK)!r}", flush=True)
     return Answer(pid=os.getpid())
+
+
+class Slots(Result):
+    """Whether the slot of each GPU is held."""
+
+    held: tuple[bool, ...]
+
+
+def slots_of(uuids: Sequence[str]) -> tuple[bool, ...]:
+    """Whether somebody holds the lock of each GPU."""
+    return tuple(_is_held(uuid) for uuid in uuids)
+
+
+def _is_held(uuid: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(f"\0lmdeploy-flows gpu {uuid}")
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+        return False
+
+
+class Uuids(Request):
+    uuids: tuple[str, ...]
+
+
+@step(gpu=True, child=False, cached=False)
+def computes_on_gpus(request: Uuids, context: Context) -> Slots:
+    """Is declared to compute on GPUs, and says which slots are held meanwhile."""
+    return Slots(held=slots_of(request.uuids))
+
+
+@step(child=False, cached=False)
+def computes_on_none(request: Uuids, context: Context) -> Slots:
+    """Is not declared to compute on GPUs, and says which slots are held meanwhile."""
+    return Slots(held=slots_of(request.uuids))
 
 
 @step()

@@ -23,7 +23,7 @@ from configs.paths import PROJECT
 from flows.cli import engines, main
 from flows.compare_engines import comparison_rows, memory_rows
 from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures
-from tasks.kv_memory import MemoryRequest, MemoryResult, Taken, memory
+from tasks.kv_memory import MemoryRequest, MemoryResult, Taken, kv_memory
 from tasks.runner.step import Context
 from tests.tasks.engines.test_process import another_python
 
@@ -228,7 +228,7 @@ def test_memory_without_a_gpu_is_one_clear_line(site: Site, tiny_model: Path) ->
         folder=tiny_model, engine=EngineTurbomind(name="turbomind"), shares=(0.1, 0.5), hardware={}
     )
     with pytest.raises(EngineError, match="needs a GPU"):
-        memory(request, Context(LocalStore(site.folder / "store")))
+        kv_memory(request, Context(LocalStore(site.folder / "store")))
 
 
 # -- what is refused before anything is started

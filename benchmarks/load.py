@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.records.load_results import Load, SpeedComparison
-from tasks.load.compare import compare_servers
+from tasks.load.compare import ComparisonPlan, compare_servers
 from tasks.load.environment import fingerprint
 from tasks.load.run import run_loads
 from tasks.load.target import Server, at_url
@@ -39,7 +39,8 @@ def trial(first: Server, second: Server, number: int, rounds: int) -> tuple[Spee
         max_lag_seconds=0.1,
     )
     started = time.monotonic()
-    return compare_servers(first, second, load, rounds=rounds), time.monotonic() - started
+    comparison = compare_servers(first, second, ComparisonPlan(load=load, rounds=rounds))
+    return comparison, time.monotonic() - started
 
 
 def rates(rounds: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Flows about the speed of running servers: one under a sweep of loads, two by turns."""
+"""Flows about the speed of running servers: one under a sweep of loads, two interleaved."""
 
 from __future__ import annotations
 

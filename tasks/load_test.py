@@ -1,26 +1,18 @@
 """The steps around the load generator: a variant served for its load test, a running server, two
-servers by turns."""
+servers interleaved."""
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from artifacts.records.load_results import (
-    LOAD,
-    Load,
-    LoadReport,
-    LoadResult,
-    Metric,
-    SpeedComparison,
-    loads_of,
-)
+from artifacts.records.load_results import LOAD, LoadReport, LoadResult, SpeedComparison
 from configs.engines import Engine
 from configs.load_testing import LoadTest
 from configs.variants import Variant
-from tasks.load.compare import MIN_ROUNDS, TOLERANCE, compare_servers
-from tasks.load.run import default_processes, run_loads
-from tasks.load.target import Server, named, of_endpoint
+from tasks.load.compare import ComparisonPlan, compare_servers
+from tasks.load.run import run_sweep
+from tasks.load.target import named, of_temporary
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving.temporary import served
@@ -71,27 +63,19 @@ class BenchResult(Result):
 
 
 class CompareServersRequest(Request):
-    """`first` and `second`: endpoints' names or URLs. `load` is that of one turn."""
+    """`first` and `second`: endpoints' names or URLs; `model` and `api_keys_env` as in
+    BenchRequest."""
 
     first: str
     second: str
     model: str | None = None
     api_keys_env: str | None = None
-    load: Load
-    rounds: int = Field(default=10, ge=MIN_ROUNDS, le=1000)
-    metric: Metric = "e2e"
-    tolerance: float = Field(default=TOLERANCE, ge=0, lt=1)
+    plan: ComparisonPlan
     timeout_minutes: float = Field(default=120, gt=0)
 
     @property
     def limit_minutes(self) -> float:
         return self.timeout_minutes
-
-    @model_validator(mode="after")
-    def _has_the_metric(self) -> CompareServersRequest:
-        if self.metric == "tpot" and self.load.new_tokens < 2:
-            raise ValueError("an answer of one token has no time per token")
-        return self
 
 
 class CompareServersResult(Result):
@@ -110,15 +94,11 @@ def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
         limit_s=READY_SECONDS,
         waiting=lambda text: context.progress(0.02, text),
     ) as endpoint:
-        known = of_endpoint(endpoint)
-        # the folder's name, not an endpoint's keys
-        server = Server(
-            known.target, "", known.engine | {"artifact": request.model.digest}, known.gpus
-        )
-        results = run_loads(
+        server = of_temporary(endpoint, request.model.digest)
+        results = run_sweep(
             server,
-            loads_of(request.config, request.config.processes or default_processes()),
-            lambda done, text: context.progress(0.05 + 0.93 * done, text),
+            request.config,
+            lambda fraction, text: context.progress(0.05 + 0.93 * fraction, text),
         )
     report = LoadReport(variant=request.variant, model=request.model.digest, results=results)
     with context.store.staging() as staging:
@@ -133,29 +113,15 @@ def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
 def bench_server(request: BenchRequest, context: Context) -> BenchResult:
     """Put a running server under load."""
     server = named(request.place, model=request.model, api_keys_env=request.api_keys_env)
-    return BenchResult(
-        results=run_loads(
-            server,
-            loads_of(request.config, request.config.processes or default_processes()),
-            context.progress,
-        )
-    )
+    return BenchResult(results=run_sweep(server, request.config, context.progress))
 
 
 @step(cached=False)
 def compare_speed(request: CompareServersRequest, context: Context) -> CompareServersResult:
-    """Put two running servers under the same load by turns: is the second one slower?"""
+    """Put two running servers under the same load, interleaved: is the second one slower?"""
     first, second = (
         named(place, model=request.model, api_keys_env=request.api_keys_env)
         for place in (request.first, request.second)
     )
-    comparison = compare_servers(
-        first,
-        second,
-        request.load,
-        rounds=request.rounds,
-        metric=request.metric,
-        tolerance=request.tolerance,
-        say=lambda done, text: context.progress(done / request.rounds, text),
-    )
+    comparison = compare_servers(first, second, request.plan, context.progress)
     return CompareServersResult(comparison=comparison)

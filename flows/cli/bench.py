@@ -1,5 +1,5 @@
-"""`lmflows bench` and `lmflows bench-compare`: a running server under load, and two of them by
-turns."""
+"""`lmflows bench` and `lmflows bench-compare`: a running server under load, and two of them
+interleaved."""
 
 from __future__ import annotations
 
@@ -163,9 +163,10 @@ def bench_compare(
     timeout_minutes: Annotated[float, typer.Option(help="after which it is given up")] = 120,
     json_file: Json = None,
 ) -> None:
-    """Put two running servers under the same load by turns (A B B A): is the second one slower?
+    """Put two running servers under the same load, interleaved (A B B A): is the second one slower?
 
     The exit status is 3 if it is, and 1 if that cannot be said."""
+    from tasks.load.compare import ComparisonPlan
     from tasks.load.run import default_processes
     from tasks.load_test import CompareServersRequest
 
@@ -182,16 +183,14 @@ def bench_compare(
         seed=seed,
         max_lag_seconds=max_lag_ms / 1e3,
     )
+    plan = checked(ComparisonPlan, load=load, rounds=rounds, metric=metric, tolerance=tolerance)
     request = checked(
         CompareServersRequest,
         first=first,
         second=second,
         model=model,
         api_keys_env=api_keys_env,
-        load=load,
-        rounds=rounds,
-        metric=metric,
-        tolerance=tolerance,
+        plan=plan,
         timeout_minutes=timeout_minutes,
     )
     prepare_prefect()

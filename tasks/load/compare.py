@@ -1,4 +1,5 @@
-"""Two servers by turns: is the second one slower, by what ratio, and what could have been seen?
+"""Two servers under interleaved load: is the second one slower, by what ratio, and what could have
+been seen?
 
 Each round is A B B A, and the next B A A B, so that what drifts steadily on the machine is on both
 sides alike. A round gives one ratio per metric. Under no difference its logarithm is as likely
@@ -10,26 +11,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import get_args
+from typing import Self, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
 from artifacts.records.load_results import OK, Load, Metric, Outcome, RatioInterval, SpeedComparison
+from configs.callbacks import Progress, no_progress
 from tasks.load.environment import Watch, fingerprint, require_same
-from tasks.load.metrics import (
-    client_problems,
-    error_problems,
-    errors_of,
-    health,
-    tokens_of,
-    tpot_of,
-)
+from tasks.load.metrics import tokens_of, tpot_of
 from tasks.load.pool import Measured, Pool
 from tasks.load.target import Server
+from tasks.load.validity import client_problems, error_problems, errors_of, health
 
 MIN_ROUNDS = 6  # with fewer no result of the signed-rank test is rarer than one in twenty
 CONFIDENCE, POWER = 0.95, 0.9
@@ -39,93 +36,102 @@ RESAMPLES = 2_000
 SIGNED_RANK_EFFICIENCY = 0.955  # beside the t test, of normal values
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Round = tuple[list[Measured], list[Measured]]  # the turns of the first and of the second server
+# which server's turn it is
+EVEN_ROUND, ODD_ROUND = (0, 1, 1, 0), (1, 0, 0, 1)
+TURNS = len(EVEN_ROUND)
 
 
-def compare_servers(
-    first: Server,
-    second: Server,
-    load: Load,
-    *,
-    rounds: int = 10,
-    metric: Metric = "e2e",
-    tolerance: float = TOLERANCE,
-    say: Callable[[int, str], None] = lambda _done, _text: None,
-) -> SpeedComparison:
-    """Put two servers under the same load by turns.
+class ComparisonPlan(BaseModel):
+    """How two servers are compared.
 
-    Args:
+    Attributes:
         load: of one turn: it should be short, and given in requests. There are four turns a round,
             and one round that does not count.
-        rounds: at least MIN_ROUNDS.
         metric: what the outcome is about; the others' ratios are for reading only, or the false
             alarms would add up.
         tolerance: the relative difference up to which two servers count as equally fast.
-        say: is told the number of the round and a few words.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    load: Load
+    rounds: int = Field(default=10, ge=MIN_ROUNDS, le=1000)
+    metric: Metric = "e2e"
+    tolerance: float = Field(default=TOLERANCE, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _has_the_metric(self) -> Self:
+        if self.metric == "tpot" and self.load.new_tokens < 2:
+            raise ValueError("an answer of one token has no time per token")
+        return self
+
+
+def compare_servers(
+    first: Server, second: Server, plan: ComparisonPlan, progress: Progress = no_progress
+) -> SpeedComparison:
+    """Put two servers under the same load, their turns interleaved.
 
     Raises:
         DifferentHardware: they do not run on the same hardware and driver; nothing was sent.
         EndpointError: a server answers no request.
-        ValueError: too few rounds.
     """
-    if rounds < MIN_ROUNDS:
-        raise ValueError(f"{rounds} rounds cannot tell a difference from chance, {MIN_ROUNDS} can")
-    if metric == "tpot" and load.new_tokens < 2:
-        raise ValueError("an answer of one token has no time per token")
     prints = [fingerprint(server.target.url, server.gpus) for server in (first, second)]
     require_same(prints[0], prints[1])
     since = datetime.now(UTC)
     with (
-        Watch(first.target.url, first.engine, first.gpus) as one,
-        Watch(second.target.url, second.engine, second.gpus) as two,
-        Pool(load.processes) as pool,
+        Watch(first.target.url, first.engine, first.gpus) as first_watch,
+        Watch(second.target.url, second.engine, second.gpus) as second_watch,
+        Pool(plan.load.processes) as pool,
     ):
-        taken, steady = _take_turns(pool, (first, second), load, rounds, say)
-    ratios = ratios_of(taken, tolerance)
-    problems = _problems(taken, load, steady, metric in {ratio.metric for ratio in ratios})
+        rounds, steady = _take_turns(pool, (first, second), plan, progress)
+    ratios = ratios_of(rounds, plan.tolerance)
+    decisive = next((ratio for ratio in ratios if ratio.metric == plan.metric), None)
+    problems = _problems(rounds, plan.load, steady)
+    if decisive is None and not problems:
+        problems = ("a turn has no such figure",)
     return SpeedComparison(
         first=first.target,
         second=second.target,
-        load=load,
+        load=plan.load,
         fingerprint=prints[0],
         since=since,
-        metric=metric,
-        tolerance=tolerance,
+        metric=plan.metric,
+        tolerance=plan.tolerance,
         ratios=ratios,
         problems=problems,
         outcome=(
-            "invalid"
-            if problems
-            else outcome_of(next(ratio for ratio in ratios if ratio.metric == metric), tolerance)
+            "invalid" if problems or decisive is None else outcome_of(decisive, plan.tolerance)
         ),
-        environments=(one.environment(), two.environment()),
+        environments=(first_watch.environment(), second_watch.environment()),
     )
 
 
 def _take_turns(
-    pool: Pool,
-    servers: tuple[Server, Server],
-    load: Load,
-    rounds: int,
-    say: Callable[[int, str], None],
+    pool: Pool, servers: tuple[Server, Server], plan: ComparisonPlan, progress: Progress
 ) -> tuple[list[Round], bool]:
     """The rounds that count, and whether both servers became steady before."""
-    taken: list[Round] = []
+    load = plan.load
     words = pool.count_words(servers[0].service(load), load.seed).words(load.prompt_tokens)
     steady = [pool.warm_up(server.service(load), load, words).steady for server in servers]
-    for number in range(-1, rounds):
-        say(max(0, number), "warm-up" if number < 0 else f"round {number + 1} of {rounds}")
-        pair: Round = ([], [])
-        for place, which in enumerate((0, 1, 1, 0) if number % 2 == 0 else (1, 0, 0, 1)):
-            # each turn its own prompts: both servers may be one
-            seed = load.seed + 1 + 4 * (number + 1) + place
-            pair[which].append(
-                pool.run(
-                    servers[which].service(load), load.model_copy(update={"seed": seed}), words
-                )
-            )
-        if number >= 0:
-            taken.append(pair)
-    return taken, all(steady)
+    progress(0.0, "warm-up")
+    _one_round(pool, servers, load, words, -1)
+    rounds = []
+    for number in range(plan.rounds):
+        progress(number / plan.rounds, f"round {number + 1} of {plan.rounds}")
+        rounds.append(_one_round(pool, servers, load, words, number))
+    return rounds, all(steady)
+
+
+def _one_round(
+    pool: Pool, servers: tuple[Server, Server], load: Load, words: int, number: int
+) -> Round:
+    turns: Round = ([], [])
+    for place, which in enumerate(EVEN_ROUND if number % 2 == 0 else ODD_ROUND):
+        # each turn its own prompts: both servers may be one
+        seed = load.seed + 1 + TURNS * (number + 1) + place
+        service = servers[which].service(load)
+        turns[which].append(pool.run(service, load.model_copy(update={"seed": seed}), words))
+    return turns
 
 
 def figures(measured: Measured) -> dict[Metric, float]:
@@ -134,14 +140,15 @@ def figures(measured: Measured) -> dict[Metric, float]:
     columns = measured.columns
     good = columns["status"] == OK
     found: dict[Metric, float] = {}
-    values: dict[Metric, npt.NDArray[np.float64]] = {
+    times: dict[Metric, npt.NDArray[np.float64]] = {
         "ttft": columns["ttft"],
         "tpot": tpot_of(columns),
         "e2e": columns["e2e"],
     }
-    for metric, each in values.items():
-        known = each[good & ~np.isnan(each)]
-        if len(known) and (median := float(np.median(known))) > 0:
+    for metric, values in times.items():
+        known = values[good & ~np.isnan(values)]
+        median = float(np.median(known)) if len(known) else 0.0
+        if median > 0:
             found[metric] = median
     if good.any():
         span = float((columns["start"] + columns["e2e"]).max() - columns["start"].min())
@@ -153,17 +160,12 @@ def ratios_of(rounds: Sequence[Round], tolerance: float) -> tuple[RatioInterval,
     """The second server's figures over the first one's, of each metric that every turn has. A
     round's figure is the geometric mean of its two turns."""
     sides = [[[figures(turn) for turn in side] for side in pair] for pair in rounds]
-    present = [
-        metric
-        for metric in METRICS
-        if all(metric in turn for pair in sides for side in pair for turn in side)
-    ]
-    return tuple(
-        interval(
-            metric, [_mean(pair[1], metric) / _mean(pair[0], metric) for pair in sides], tolerance
-        )
-        for metric in present
-    )
+    found = []
+    for metric in METRICS:
+        if all(metric in turn for pair in sides for side in pair for turn in side):
+            ratios = [_mean(second, metric) / _mean(first, metric) for first, second in sides]
+            found.append(interval(metric, ratios, tolerance))
+    return tuple(found)
 
 
 def interval(
@@ -182,9 +184,8 @@ def interval(
     boot_low, boot_high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     deviation = statistics.stdev(logs.tolist())
     quantiles = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) + stats.t.ppf(POWER, count - 1)
-    seen = (1 + tolerance) * math.exp(
-        quantiles * deviation / math.sqrt(SIGNED_RANK_EFFICIENCY * count)
-    ) - 1
+    beyond = quantiles * deviation / math.sqrt(SIGNED_RANK_EFFICIENCY * count)
+    seen = (1 + tolerance) * math.exp(beyond) - 1
     return RatioInterval(
         metric=metric,
         rounds=tuple(round(ratio, 6) for ratio in ratios),
@@ -219,24 +220,21 @@ def outcome_of(ratio: RatioInterval, tolerance: float = TOLERANCE) -> Outcome:
     return "no difference seen"
 
 
-def _problems(
-    rounds: Sequence[Round], load: Load, steady: bool, has_metric: bool
-) -> tuple[str, ...]:
+def _problems(rounds: Sequence[Round], load: Load, steady: bool) -> tuple[str, ...]:
     """Why the comparison says nothing of the servers."""
-    runs = [turn for pair in rounds for side in pair for turn in side]
-    found = client_problems(health(runs), load.max_lag_seconds)
-    for which, name in enumerate(("first", "second")):
-        mine = [turn for pair in rounds for turn in pair[which]]
-        statuses = {"status": np.concatenate([turn.columns["status"] for turn in mine])}
-        found += [
-            f"{name} server: {problem}"
-            for problem in error_problems(errors_of(statuses), len(statuses["status"]), load)
-        ]
-    if not steady:
-        found.append("the warm-up never became steady")
-    if not has_metric and not found:
-        found.append("a turn has no such figure")
-    return tuple(found)
+    turns = [turn for pair in rounds for side in pair for turn in side]
+    return (
+        *client_problems(health(turns), load.max_lag_seconds),
+        *_server_problems("first server", [turn for first, _ in rounds for turn in first], load),
+        *_server_problems("second server", [turn for _, second in rounds for turn in second], load),
+        *(() if steady else ("the warm-up never became steady",)),
+    )
+
+
+def _server_problems(name: str, turns: Sequence[Measured], load: Load) -> Iterator[str]:
+    statuses = np.concatenate([turn.columns["status"] for turn in turns])
+    for problem in error_problems(errors_of(statuses), len(statuses), load):
+        yield f"{name}: {problem}"
 
 
 def _mean(turns: Sequence[dict[Metric, float]], metric: Metric) -> float:

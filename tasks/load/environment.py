@@ -45,14 +45,19 @@ def fingerprint(url: str, gpu_uuids: Sequence[str] = ()) -> dict[str, str]:
     host = urlsplit(url).hostname or ""
     if not is_local(host):
         return {"machine": host}
-    visible = gpus.visible()
-    if found := [gpu for gpu in visible if not gpu_uuids or gpu.uuid in gpu_uuids]:
-        return gpus.fingerprint(found[0]) | {"gpus": str(len(found))}
+    used = _used(gpu_uuids)
+    if used:
+        return gpus.fingerprint(used[0]) | {"gpus": str(len(used))}
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
     }
+
+
+def _used(gpu_uuids: Sequence[str]) -> list[gpus.Gpu]:
+    """The visible GPUs with these UUIDs; without UUIDs all of them."""
+    return [gpu for gpu in gpus.visible() if not gpu_uuids or gpu.uuid in gpu_uuids]
 
 
 def is_local(host: str) -> bool:
@@ -106,16 +111,14 @@ class Watch:
     """
 
     def __init__(self, url: str, engine: dict[str, str], gpu_uuids: Sequence[str] = ()) -> None:
-        self._fingerprint, self._engine = fingerprint(url, gpu_uuids), engine
+        self._fingerprint = fingerprint(url, gpu_uuids)
+        self._engine = engine
         local = "machine" not in self._fingerprint
-        self._gpus = (
-            [_Samples(gpu) for gpu in gpus.visible() if not gpu_uuids or gpu.uuid in gpu_uuids]
-            if local
-            else []
-        )
+        self._gpus = [_Samples(gpu) for gpu in _used(gpu_uuids)] if local else []
         self._mhz: list[float] = []
         self._cpu: float | None = None
-        self._end, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
         psutil.cpu_percent()
@@ -136,7 +139,7 @@ class Watch:
         """The state over the body, once it has ended."""
         return Environment(
             fingerprint=self._fingerprint,
-            gpus=tuple(one.state() for one in self._gpus),
+            gpus=tuple(samples.state() for samples in self._gpus),
             cpu_mhz=_spread(self._mhz),
             cpu_share=self._cpu,
             load_average=round(os.getloadavg()[0], 2),
@@ -146,23 +149,27 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            for one in self._gpus:
-                one.take()
+            for samples in self._gpus:
+                samples.take()
             with suppress(OSError, NotImplementedError):
-                if frequency := psutil.cpu_freq():
+                frequency = psutil.cpu_freq()
+                if frequency:
                     self._mhz.append(float(frequency.current))
             if self._end.wait(SAMPLE_SECONDS):
                 return
 
 
 class _Samples:
-    """What NVML told of one GPU, sample by sample; what the board does not support stays empty."""
+    """What NVML reports of one GPU, sample by sample; what the board does not support stays
+    empty."""
 
     def __init__(self, gpu: gpus.Gpu) -> None:
-        self._gpu, self._handle = gpu, None
+        self._gpu = gpu
+        self._handle = None
         self._values: dict[str, list[float]] = {}
         self._reasons: Counter[str] = Counter()
-        self._count = self._told = 0
+        self._count = 0
+        self._throttle_samples = 0
         self._limit: float | None = None
 
     def take(self) -> None:
@@ -185,7 +192,7 @@ class _Samples:
                 with suppress(pynvml.NVMLError):
                     self._limit = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3
             bits = int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-            self._told += 1
+            self._throttle_samples += 1
             self._reasons.update(name for bit, name in REASONS.items() if bits & bit)
 
     def _add(self, name: str, ask: Any) -> None:
@@ -206,7 +213,8 @@ class _Samples:
             utilization_percent=spread.get("utilization"),
             memory_used_bytes=spread.get("used"),
             throttle={
-                name: round(count / self._told, 4) for name, count in sorted(self._reasons.items())
+                reason: round(count / self._throttle_samples, 4)
+                for reason, count in sorted(self._reasons.items())
             },
         )
 

@@ -1,4 +1,4 @@
-"""The processes of the load generator: started together, told what to send, and gone with whoever
+"""The processes of the load generator: started together, commanded together, and gone with whoever
 started them."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tasks.load.stream import Service
 from tasks.runner.child import die_with
 
 READY_SECONDS = 120.0
-START_SECONDS = 0.1  # from telling the processes to the first request: all of them are told by then
+START_SECONDS = 0.1  # from the command to the first request: all processes have it by then
 PROBE_WORDS = (64, 16, 32, 64)
 MAX_STREAM_SECONDS = 24 * 3600.0
 LAST_LINES = 8
@@ -107,24 +107,21 @@ class Pool:
         self._scratch.cleanup()
 
     def count_words(self, service: Service, seed: int) -> WordCount:
-        """How many tokens the server makes of words; the typical number if it does not tell."""
-        reply = self._all(
-            [
-                {
-                    "do": "probe",
-                    "service": asdict(service) | {"new_tokens": 1},
-                    "words": PROBE_WORDS,
-                    "seed": seed + 500_000,
-                }
-            ],
-            time.monotonic() + len(PROBE_WORDS) * service.timeout_s,
-        )[0]
+        """How many tokens the server makes of words; the typical number if it does not count."""
+        command = {
+            "do": "probe",
+            "service": asdict(service) | {"new_tokens": 1},
+            "words": PROBE_WORDS,
+            "seed": seed + 500_000,
+        }
+        deadline = time.monotonic() + len(PROBE_WORDS) * service.timeout_s
+        [reply] = self._all([command], deadline)
         _require_answered(reply, service)
         return fit([(words, tokens) for words, tokens in reply["counts"]])
 
     def warm_up(self, service: Service, load: Load, words: int) -> Warmup:
         """Requests that do not count, in rounds, until their time is steady; the slowest process
-        tells."""
+        decides."""
         count = workers_for(load)
         slots = shares(load.concurrency or 2 * count, count)
         replies = self._all(
@@ -148,7 +145,8 @@ class Pool:
 
     def run(self, service: Service, load: Load, words: int) -> Measured:
         """Send the requests of a load, and gather what came of them."""
-        count, self._runs = workers_for(load), self._runs + 1
+        self._runs += 1
+        count = workers_for(load)
         outputs = [
             str(Path(self._scratch.name) / f"run-{self._runs}-{number}.npz")
             for number in range(count)
@@ -227,7 +225,8 @@ class Pool:
 
 
 def _closed_parts(load: Load, count: int) -> list[dict[str, Any]]:
-    slots, requests = shares(load.concurrency or 1, count), shares(load.requests or 0, count)
+    slots = shares(load.concurrency or 1, count)
+    requests = shares(load.requests or 0, count)
     return [
         {
             "slots": slots[number],
@@ -252,13 +251,13 @@ def _open_parts(load: Load, count: int) -> list[dict[str, Any]]:
 
 def _longest(load: Load) -> float:
     """Seconds after which a run cannot be going on any more: every request has its limit."""
-    if load.rate_per_second is not None:
-        span = load.duration_seconds or 10 * (load.requests or 1) / load.rate_per_second + 60
+    requests = load.requests or 1
+    if load.duration_seconds:
+        span = load.duration_seconds
+    elif load.rate_per_second is not None:
+        span = 10 * requests / load.rate_per_second + 60
     else:
-        span = (
-            load.duration_seconds
-            or ((load.requests or 1) / (load.concurrency or 1) + 1) * load.request_timeout_seconds
-        )
+        span = (requests / (load.concurrency or 1) + 1) * load.request_timeout_seconds
     return span + 2 * load.request_timeout_seconds + 60
 
 

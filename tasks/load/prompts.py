@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# for servers that do not tell: English words under today's tokenizers
+# for servers that do not count: English words under today's tokenizers
 TYPICAL_TOKENS_PER_WORD = 1.4
 
 
@@ -43,19 +43,16 @@ def prompt(words: int, *, seed: int, number: int) -> str:
     """The text of a request: `words` random words. The same seed and number give the same text,
     another number another one."""
     known = vocabulary()
-    return " ".join(
-        known[index]
-        for index in np.random.default_rng([seed, 2, number]).integers(0, len(known), words)
-    )
+    indices = np.random.default_rng([seed, 2, number]).integers(0, len(known), words)
+    return " ".join(known[index] for index in indices)
 
 
 def fit(counts: Sequence[tuple[int, int]]) -> WordCount:
     """The line through (words, tokens) of prompts of different lengths; the typical one if there is
     nothing to go by."""
-    lengths = {words for words, _ in counts}
-    if len(lengths) < 2:
+    words = [count for count, _ in counts]
+    tokens = [count for _, count in counts]
+    if len(set(words)) < 2:
         return WordCount()
-    slope, intercept = np.polyfit(
-        [words for words, _ in counts], [tokens for _, tokens in counts], 1
-    )
+    slope, intercept = np.polyfit(words, tokens, 1)
     return WordCount(float(slope), float(intercept)) if slope > 0.1 else WordCount()

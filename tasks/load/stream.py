@@ -15,6 +15,7 @@ import aiohttp
 
 from artifacts.records.load_results import OK
 
+LONGEST_DETAIL = 300  # characters, or bytes of an event
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
@@ -59,7 +60,7 @@ class Answer:
     Attributes:
         pieces: when each piece of text came.
         end: of the last event that belongs to the answer, or of the failure.
-        tokens, prompt_tokens: the server's count; -1 if it told none.
+        tokens, prompt_tokens: the server's count; -1 if it gave none.
         detail: what the server said, if it failed.
     """
 
@@ -85,10 +86,8 @@ async def ask(session: aiohttp.ClientSession, service: Service, prompt: str) -> 
             ) as response,
         ):
             if response.status != 200:
-                answer.status, answer.detail = (
-                    f"http {response.status}",
-                    (await response.text(errors="replace"))[:300],
-                )
+                answer.status = f"http {response.status}"
+                answer.detail = (await response.text(errors="replace"))[:LONGEST_DETAIL]
             else:
                 await _read(response, answer)
     except TimeoutError:
@@ -96,7 +95,8 @@ async def ask(session: aiohttp.ClientSession, service: Service, prompt: str) -> 
     except aiohttp.ClientPayloadError:
         answer.status = "cut"
     except (aiohttp.ClientError, OSError) as error:
-        answer.status, answer.detail = ("cut" if answer.pieces else "connection"), str(error)
+        answer.status = "cut" if answer.pieces else "connection"
+        answer.detail = str(error)
     if answer.status == OK and not answer.finished:
         answer.status = "cut"
     if answer.status != OK or not answer.end:
@@ -122,16 +122,17 @@ def _take(event: bytes, now: float, answer: Answer) -> None:
     try:
         value = json.loads(event)
     except ValueError:
-        answer.status, answer.detail = "server error", event[:300].decode(errors="replace")
+        answer.status = "server error"
+        answer.detail = event[:LONGEST_DETAIL].decode(errors="replace")
         return
-    if error := value.get("error"):
-        answer.status, answer.detail = "server error", str(error)[:300]
+    if value.get("error"):
+        answer.status = "server error"
+        answer.detail = str(value["error"])[:LONGEST_DETAIL]
         return
-    if usage := value.get("usage"):
-        answer.tokens, answer.prompt_tokens = (
-            usage.get("completion_tokens", -1),
-            usage.get("prompt_tokens", -1),
-        )
+    usage = value.get("usage")
+    if usage:
+        answer.tokens = usage.get("completion_tokens", -1)
+        answer.prompt_tokens = usage.get("prompt_tokens", -1)
     for choice in value.get("choices") or ():
         delta = choice.get("delta") or {}
         if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from artifacts.records.load_results import Load, Target
@@ -17,6 +16,7 @@ from tasks.serving import endpoints
 from tasks.serving.endpoints import Endpoint
 
 NAME_SECONDS = 20.0
+LIBRARIES = ("lmdeploy", "torch", "transformers", "python")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ def of_endpoint(endpoint: Endpoint) -> Server:
     )
 
 
+def of_temporary(endpoint: Endpoint, digest: str) -> Server:
+    """An endpoint that serves the folder of an artifact for as long as it is tested: it knows
+    neither the artifact's digest nor keys."""
+    server = of_endpoint(endpoint)
+    return replace(server, key="", engine=server.engine | {"artifact": digest})
+
+
 def at_url(url: str, *, model: str | None = None, api_keys_env: str | None = None) -> Server:
     """Any OpenAI-compatible server.
 
@@ -92,9 +99,8 @@ def named(
 
 
 def _first_model(root: str, key: str) -> str:
-    request = urllib.request.Request(
-        root + "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {}
-    )
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(root + "/v1/models", headers=headers)
     # as the load generator itself: what is measured is not a proxy
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -110,10 +116,10 @@ def _first_model(root: str, key: str) -> str:
 
 def _versions(runtime: str) -> dict[str, str]:
     """The engine's libraries in its runtime, as far as they are installed here."""
-    known: Sequence[runtimes.Runtime] = [one for one in runtimes.list_all() if one.name == runtime]
     return {
-        name: version
-        for one in known
-        for name, version in one.versions.items()
-        if name in ("lmdeploy", "torch", "transformers", "python")
+        library: version
+        for known in runtimes.list_all()
+        if known.name == runtime
+        for library, version in known.versions.items()
+        if library in LIBRARIES
     }

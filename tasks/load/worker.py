@@ -24,6 +24,7 @@ from tasks.load.prompts import prompt, vocabulary
 from tasks.load.stream import Answer, Service, ask
 
 HEARTBEAT_SECONDS = 0.01
+ENDLESS = 1 << 40  # requests
 WARM_ROUNDS = 6
 WARM_CHANGE = 0.25  # between the medians of two rounds, of a server that is warm
 
@@ -77,18 +78,18 @@ class Worker:
 
     async def _probe(self, service: Service, command: dict[str, Any]) -> dict[str, Any]:
         answers = [
-            (words, await self._ask(service, words, command["seed"], number))
+            await self._ask(service, words, command["seed"], number)
             for number, words in enumerate(command["words"])
         ]
-        bad = [answer for _, answer in answers if answer.status != OK]
+        failed = [answer for answer in answers if answer.status != OK]
         return {
             "counts": [
                 (words, answer.prompt_tokens)
-                for words, answer in answers
+                for words, answer in zip(command["words"], answers, strict=True)
                 if answer.prompt_tokens >= 0
             ],
-            "status": bad[0].status if len(bad) == len(answers) else OK,
-            "detail": bad[0].detail if bad else "",
+            "status": failed[0].status if len(failed) == len(answers) else OK,
+            "detail": failed[0].detail if failed else "",
         }
 
     async def _warm(self, service: Service, command: dict[str, Any]) -> dict[str, Any]:
@@ -96,19 +97,17 @@ class Worker:
         medians: list[float] = []
         failed = Answer(0)
         for round_number in range(WARM_ROUNDS):
-            first = round_number * 1_000_000
-            answers = await self._closed(
-                service,
-                command | {"requests": max(command["slots"], 3), "first": first},
-                time.monotonic(),
-            )
-            good = [
-                sent.answer.end - sent.answer.start for sent in answers if sent.answer.status == OK
-            ]
-            failed = next((sent.answer for sent in answers if sent.answer.status != OK), failed)
-            if not good:
+            round_command = command | {
+                "requests": max(command["slots"], 3),
+                "first": round_number * 1_000_000,
+            }
+            sent = await self._closed(service, round_command, time.monotonic())
+            answers = [request.answer for request in sent]
+            seconds = [answer.end - answer.start for answer in answers if answer.status == OK]
+            failed = next((answer for answer in answers if answer.status != OK), failed)
+            if not seconds:
                 break
-            medians.append(float(np.median(good)))
+            medians.append(float(np.median(seconds)))
             if len(medians) > 1 and abs(medians[-1] / medians[-2] - 1) <= WARM_CHANGE:
                 return {"medians": medians, "steady": True, "status": OK, "detail": ""}
         return {
@@ -128,33 +127,34 @@ class Worker:
         gc.disable()  # a collection stops the event loop for as long as it takes
         try:
             await asyncio.sleep(max(0.0, start_at - time.monotonic()))
-            cpu, began = time.process_time(), time.monotonic()
+            cpu_began = time.process_time()
+            wall_began = time.monotonic()
             pulse = asyncio.create_task(heart.beat())
-            sent = await (self._open if "arrivals" in command else self._closed)(
-                service, command, start_at
-            )
+            send = self._open if "arrivals" in command else self._closed
+            sent = await send(service, command, start_at)
             pulse.cancel()
-            cpu, wall = time.process_time() - cpu, time.monotonic() - began
+            cpu = time.process_time() - cpu_began
+            wall = time.monotonic() - wall_began
         finally:
             gc.enable()
         save(command["output"], sent, start_at, heart.lags)
-        example = next((one.answer.detail for one in sent if one.answer.detail), "")
+        example = next((request.answer.detail for request in sent if request.answer.detail), "")
         return {"cpu_share": cpu / max(wall, 1e-9), "detail": example, "wall": wall}
 
     async def _open(self, service: Service, command: dict[str, Any], start_at: float) -> list[Sent]:
         """Send each request when it is due, whatever became of the ones before."""
 
-        async def one(number: int, due: float) -> Sent:
-            return Sent(
-                number, due, await self._ask(service, command["words"], command["seed"], number)
-            )
+        async def send(number: int, due: float) -> Sent:
+            answer = await self._ask(service, command["words"], command["seed"], number)
+            return Sent(number, due, answer)
 
         running = []
         for number, offset in command["arrivals"]:
             due = start_at + offset
-            if (wait := due - time.monotonic()) > 0:
+            wait = due - time.monotonic()
+            if wait > 0:
                 await asyncio.sleep(wait)
-            running.append(asyncio.create_task(one(number, due)))
+            running.append(asyncio.create_task(send(number, due)))
         return list(await asyncio.gather(*running))
 
     async def _closed(
@@ -162,12 +162,16 @@ class Worker:
     ) -> list[Sent]:
         """Keep `slots` requests in flight until `requests` are sent or `duration` is over."""
         sent: list[Sent] = []
-        numbers = iter(range(command["first"], command["first"] + (command["requests"] or 1 << 40)))
-        last = start_at + (command["duration"] if command.get("duration") else float("inf"))
+        count: int = command["requests"] or ENDLESS
+        numbers = iter(range(command["first"], command["first"] + count))
+        last = start_at + (command.get("duration") or float("inf"))
 
         async def slot() -> None:
             due = start_at
-            while time.monotonic() < last and (number := next(numbers, None)) is not None:
+            while time.monotonic() < last:
+                number = next(numbers, None)
+                if number is None:
+                    return
                 answer = await self._ask(service, command["words"], command["seed"], number)
                 sent.append(Sent(number, due, answer))
                 due = answer.end
@@ -183,13 +187,13 @@ class Worker:
 def save(path: str, sent: list[Sent], start_at: float, lags: list[float]) -> None:
     """The figures of a run, one entry a request; `gaps` are those between its pieces of text, all
     requests' in a row."""
-    answers = [one.answer for one in sent]
+    answers = [request.answer for request in sent]
     gaps = [np.diff(answer.pieces) for answer in answers]
     np.savez(
         path,
-        number=np.array([one.number for one in sent], np.int64),
+        number=np.array([request.number for request in sent], np.int64),
         start=np.array([answer.start - start_at for answer in answers]),
-        lag=np.array([one.answer.start - one.due for one in sent]),
+        lag=np.array([request.answer.start - request.due for request in sent]),
         ttft=np.array(
             [answer.pieces[0] - answer.start if answer.pieces else np.nan for answer in answers]
         ),

@@ -14,7 +14,7 @@ from artifacts.records.load_results import Load, read_load
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
 from configs.load_testing import LoadTest, Slo
-from tasks.load.compare import MIN_ROUNDS
+from tasks.load.compare import MIN_ROUNDS, ComparisonPlan
 from tasks.load_test import (
     BenchRequest,
     CompareServersRequest,
@@ -90,9 +90,9 @@ def test_running_servers_by_url(tmp_path: Path) -> None:
         )
         found = bench_server(BenchRequest(place=one, config=config), context).results
         load = Load(concurrency=2, requests=6, prompt_tokens=16, new_tokens=8, max_lag_seconds=0.5)
-        compared = compare_speed(
-            CompareServersRequest(first=one, second=other, load=load, rounds=MIN_ROUNDS), context
-        ).comparison
+        plan = ComparisonPlan(load=load, rounds=MIN_ROUNDS)
+        request = CompareServersRequest(first=one, second=other, plan=plan)
+        compared = compare_speed(request, context).comparison
     assert found[0].valid and found[0].target.model == "slow"
     assert compared.outcome == "slower" and compared.ratio("ttft").median == pytest.approx(
         2, rel=0.3

@@ -8,10 +8,16 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from artifacts.records.load_results import Load, Outcome, SpeedComparison
+from artifacts.records.load_results import Load, Metric, Outcome, SpeedComparison
 from configs.errors import DifferentHardware
-from tasks.load.compare import MIN_ROUNDS, compare_servers, interval, outcome_of, signed_rank_place
-from tasks.load.environment import require_same
+from tasks.load.compare import (
+    MIN_ROUNDS,
+    ComparisonPlan,
+    compare_servers,
+    interval,
+    outcome_of,
+    signed_rank_place,
+)
 from tasks.load.target import at_url
 from tests.support.slow_server import running
 
@@ -96,37 +102,24 @@ def test_more_tokens_a_second_are_faster() -> None:
     assert outcome_of(interval("e2e", [1.1, 1.11, 1.09, 1.1, 1.12, 1.08, 1.1, 1.1])) == "slower"
 
 
-def test_different_hardware_is_refused() -> None:
-    one = {"name": "NVIDIA H200", "driver": "570.1", "gpus": "1"}
-    require_same(one, dict(one))
-    with pytest.raises(DifferentHardware, match=r"driver 570.1 and 580.2"):
-        require_same(one, one | {"driver": "580.2"})
-    with pytest.raises(DifferentHardware, match=r"machine unknown and other"):
-        require_same(one, {"machine": "other"})
-
-
-def load(**more: float) -> Load:
-    return Load.model_validate(
-        {
-            "concurrency": 4,
-            "requests": 12,
-            "prompt_tokens": 16,
-            "new_tokens": 12,
-            "max_lag_seconds": 0.5,
-        }
-        | more
+def plan(metric: Metric = "e2e", rounds: int = MIN_ROUNDS, new_tokens: int = 12) -> ComparisonPlan:
+    load = Load(
+        concurrency=4,
+        requests=12,
+        prompt_tokens=16,
+        new_tokens=new_tokens,
+        max_lag_seconds=0.5,
     )
+    return ComparisonPlan(load=load, rounds=rounds, metric=metric)
 
 
 def test_a_server_that_is_a_third_slower_is_found() -> None:
     with (
-        running(ttft=0.02, tpot=0.004, jitter=0.03) as one,
-        running(ttft=0.02, tpot=0.004, jitter=0.03, slowdown=1.35) as other,
+        running(ttft=0.02, tpot=0.004, jitter=0.03) as quick,
+        running(ttft=0.02, tpot=0.004, jitter=0.03, slowdown=1.35) as slow,
     ):
-        found = compare_servers(at_url(one), at_url(other), load(), rounds=MIN_ROUNDS)
-        back = compare_servers(
-            at_url(other), at_url(one), load(), rounds=MIN_ROUNDS, metric="tokens_per_second"
-        )
+        found = compare_servers(at_url(quick), at_url(slow), plan())
+        back = compare_servers(at_url(slow), at_url(quick), plan("tokens_per_second"))
     assert found.outcome == "slower", found
     assert 1.15 < found.ratio("e2e").median < 1.5 and found.ratio("tokens_per_second").median < 1
     assert len(found.ratio("tpot").rounds) == MIN_ROUNDS
@@ -136,10 +129,10 @@ def test_a_server_that_is_a_third_slower_is_found() -> None:
 
 def test_a_server_that_fails_is_not_compared() -> None:
     with (
-        running(ttft=0.01, tpot=0.001) as one,
-        running(ttft=0.01, tpot=0.001, fail=0.3, seed=5) as other,
+        running(ttft=0.01, tpot=0.001) as whole,
+        running(ttft=0.01, tpot=0.001, fail=0.3, seed=5) as failing,
     ):
-        found = compare_servers(at_url(one), at_url(other), load(), rounds=MIN_ROUNDS)
+        found = compare_servers(at_url(whole), at_url(failing), plan())
     assert found.outcome == "invalid" and any(
         "second server" in problem and "http 500" in problem for problem in found.problems
     ), found.problems
@@ -147,12 +140,11 @@ def test_a_server_that_fails_is_not_compared() -> None:
 
 def test_other_machines_are_refused_before_anything_is_sent() -> None:
     with running() as url, pytest.raises(DifferentHardware):
-        compare_servers(at_url(url), at_url("http://192.0.2.1:1", model="m"), load())
+        compare_servers(at_url(url), at_url("http://192.0.2.1:1", model="m"), plan())
 
 
 def test_too_few_rounds_and_no_such_metric() -> None:
-    server = at_url("http://127.0.0.1:1", model="m")
-    with pytest.raises(ValueError, match="6 can"):
-        compare_servers(server, server, load(), rounds=5)
+    with pytest.raises(ValueError, match="greater than or equal to 6"):
+        plan(rounds=5)
     with pytest.raises(ValueError, match="one token"):
-        compare_servers(server, server, load(new_tokens=1), metric="tpot")
+        plan("tpot", new_tokens=1)

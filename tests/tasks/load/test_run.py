@@ -1,43 +1,22 @@
 """The load generator against real servers whose delays are known: what it measures, what it counts,
 and when it refuses to say."""
 
+# covers tasks/load/run.py, tasks/load/worker.py, tasks/load/stream.py
+
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 import urllib.request
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from artifacts.records.load_results import Load, LoadResult, loads_of
-from configs.errors import ConfigError, EndpointError, LoadClientDied
+from artifacts.records.load_results import LoadResult, loads_of
 from configs.load_testing import LoadTest, Slo
-from configs.paths import PROJECT
-from tasks.load.metrics import client_problems, health
-from tasks.load.pool import Pool
-from tasks.load.prompts import WordCount
 from tasks.load.run import run_loads
 from tasks.load.target import at_url
+from tests.support.load_testing import load
 from tests.support.slow_server import running
-
-LENIENT = {"max_lag_seconds": 0.5}  # other tests run on the same cores
-
-
-def load(**more: Any) -> Load:
-    given = {"concurrency": 4} if "rate_per_second" not in more else {}
-    length = {"requests": 24} if "duration_seconds" not in more else {}
-    return Load.model_validate(
-        {"prompt_tokens": 40, "new_tokens": 11} | given | length | LENIENT | more
-    )
 
 
 def run(url: str, **more: Any) -> LoadResult:
@@ -149,31 +128,6 @@ def test_failures_are_counted_and_too_many_are_no_result() -> None:
         assert run(url, requests=60, max_error_share=0.5).valid
 
 
-def test_a_request_has_its_limit() -> None:
-    with running(ttft=0.02, tpot=0.001, slots=1) as url, Pool(1) as pool:
-        one = load(concurrency=30, requests=30, request_timeout_seconds=0.15)
-        measured = pool.run(at_url(url).service(one), one, 5)
-    assert {"ok", "timeout"} == set(measured.columns["status"].tolist())
-
-
-def test_an_api_key_comes_from_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOAD_TEST_KEY", "secret-1,secret-2")
-    with running(ttft=0.005, tpot=0.001, key="secret-1") as url:
-        server = at_url(url + "/v1/", api_keys_env="LOAD_TEST_KEY")
-        assert run_loads(server, [load(processes=1)])[0].valid
-        with pytest.raises(EndpointError, match="http 401"):
-            run_loads(at_url(url), [load()])
-
-
-def test_nobody_there_and_no_address() -> None:
-    with pytest.raises(EndpointError, match="first request failed: connection"):
-        run_loads(at_url("http://127.0.0.1:9", model="m"), [load()])
-    with pytest.raises(EndpointError, match="which model"):
-        at_url("http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match="no URL"):
-        at_url("localhost:8000")
-
-
 def test_a_client_that_cannot_keep_up_says_so() -> None:
     with running(ttft=0.001, tpot=0.0) as url:
         result = run(
@@ -187,79 +141,3 @@ def test_a_client_that_cannot_keep_up_says_so() -> None:
     assert not result.valid
     assert any("sent late" in problem for problem in result.problems), result.problems
     assert result.client.send.p99 > 0.1
-
-
-def test_a_client_that_was_stopped_for_a_while_says_so() -> None:
-    with running(ttft=0.05, tpot=0.001) as url, Pool(2) as pool:
-        one = load(duration_seconds=3, processes=2)
-        victim = psutil.Process(pool.pids[1])
-        timers = [threading.Timer(1.0, victim.suspend), threading.Timer(2.0, victim.resume)]
-        for timer in timers:
-            timer.start()
-        measured = pool.run(at_url(url).service(one), one, 10)
-    found = health([measured])
-    assert found.loop.p99 > 0.5
-    assert any("event loop" in problem for problem in client_problems(found, 0.1))
-
-
-def test_a_killed_process_is_an_error_and_leaves_nothing() -> None:
-    with running(ttft=0.05, tpot=0.01) as url:
-        pool = Pool(2)
-        pids, scratch = pool.pids, Path(pool._scratch.name)
-        threading.Timer(1.0, os.kill, (pids[1], signal.SIGKILL)).start()
-        with (
-            pool,
-            pytest.raises(LoadClientDied, match=r"process 1 of the load generator .* status -9"),
-        ):
-            one = load(duration_seconds=60, processes=2)
-            pool.run(at_url(url).service(one), one, 10)
-    assert not any(psutil.pid_exists(pid) for pid in pids) and not scratch.exists()
-
-
-def test_a_process_that_fails_tells_why() -> None:
-    with Pool(1) as pool, pytest.raises(LoadClientDied, match="KeyError"):
-        pool._all(
-            [{"do": "nothing", "service": asdict(at_url("http://x", model="m").service(load()))}],
-            time.monotonic() + 30,
-        )
-
-
-def test_no_process_outlives_its_parent() -> None:
-    code = (
-        "from tasks.load.pool import Pool; import time; pool = Pool(2); print(*pool.pids,"
-        " flush=True); time.sleep(60)"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=PROJECT
-    )
-    assert parent.stdout is not None
-    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-    assert len(workers) == 2
-    parent.kill()
-    parent.wait()
-    _, alive = psutil.wait_procs(workers, timeout=10)
-    assert not alive
-
-
-def test_a_server_that_never_warms_up_is_no_result() -> None:
-    with running(ttft=0.03, tpot=0.001, jitter=0.6, seed=1) as url, Pool(1) as pool:
-        one = load(concurrency=1, requests=6)
-        found = [pool.warm_up(at_url(url).service(one), one, 5) for _ in range(6)]
-    assert any(len(one.medians) > 2 for one in found)
-    assert all(len(one.medians) == 6 for one in found if not one.steady)
-
-
-def test_words_are_counted_by_the_server() -> None:
-    with running(ttft=0.001, tpot=0.0, tokens_per_word=2.0) as url, Pool(1) as pool:
-        counted = pool.count_words(at_url(url).service(load()), 0)
-        assert counted.per_word == pytest.approx(2.0) and counted.fixed == pytest.approx(3.0)
-    with running(ttft=0.001, tpot=0.0, no_usage=True) as url, Pool(1) as pool:
-        assert pool.count_words(at_url(url).service(load()), 0) == WordCount()
-
-
-def test_the_environment_is_stored() -> None:
-    with running(ttft=0.01, tpot=0.001) as url:
-        environment = run(url).environment
-    assert {"processor", "cores", "memory"} <= environment.fingerprint.keys()
-    assert environment.cpu_share is not None and 0 < environment.cpu_share <= 1
-    assert environment.client.keys() == {"python", "lmdeploy-flows", "aiohttp"}

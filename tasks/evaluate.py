@@ -23,7 +23,7 @@ from artifacts.records.measurement import Answer, read_measurement
 from artifacts.records.texts import CALIBRATION, HELD_OUT, read_documents
 from tasks.quality.divergence import Pair, divergence, document_score, pair, summarize_kl
 from tasks.quality.generation_checks import check
-from tasks.quality.items import compare_items
+from tasks.quality.item_comparison import compare_items
 from tasks.quality.passages import overlap
 from tasks.runner.step import Context, Request, Result, step, versions
 

@@ -41,8 +41,9 @@ from tasks.engines.protocol import EngineSpec
 from tasks.engines.speed import speeds
 from tasks.load.environment import Watch
 from tasks.machine import gpus
-from tasks.quality.generation_checks import PROBE_PROMPTS, ask_probes, probe_answer
-from tasks.quality.items import Item, read_items, run_items
+from tasks.quality.item_answers import run_items
+from tasks.quality.items import Item, read_items
+from tasks.quality.probes import PROBE_PROMPTS, ask_probes, probe_answer
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 
@@ -203,13 +204,13 @@ def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Sai
             prompts=PROBE_PROMPTS[: config.probes],
             new_tokens=config.probe_tokens,
             asked=asked,
-            saw=saw(0.7, 0.05),
+            progress=saw(0.7, 0.05),
         )
         if config.probes
         else None
     )
     items = run_items(
-        engine, items_of(request.items), batch_size=config.batch_size, saw=saw(0.75, 0.1)
+        engine, items_of(request.items), batch_size=config.batch_size, progress=saw(0.75, 0.1)
     )
     if request.benchmark is None:
         return Said(tuple(answers), probes, items)

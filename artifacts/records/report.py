@@ -44,6 +44,9 @@ class Difference(Record):
         return perplexity(self.mean), perplexity(self.low), perplexity(self.high)
 
 
+Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE", "ANOMALOUS"]
+
+
 class Verdict(Record):
     """The decision about a candidate, with its reasons in plain words.
 
@@ -55,7 +58,7 @@ class Verdict(Record):
         difference: None if too few documents were scored for an interval.
     """
 
-    outcome: Literal["PASS", "FAIL", "INCONCLUSIVE", "ANOMALOUS"]
+    outcome: Outcome
     reasons: tuple[str, ...] = Field(min_length=1)
     variant: str
     candidate: Digest

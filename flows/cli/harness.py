@@ -49,7 +49,7 @@ def harness(
     """Ask an endpoint tasks of lm-evaluation-harness; with --against two of them, compared question
     by question."""
     from tasks.quality.harness import RUNTIME
-    from tasks.quality.items import compare_items
+    from tasks.quality.item_comparison import compare_items
     from tasks.runner import runtimes
     from tasks.serving import endpoints
 
@@ -111,10 +111,10 @@ def _ask(
     chat: bool,
 ) -> HarnessResult:
     from tasks.checkpoints.files import read_config
-    from tasks.quality.harness import TOLD, run_harness
+    from tasks.quality.harness import PROGRESS, HarnessTasks, ServedModel, run_harness
 
-    def say(line: str) -> None:
-        if line.startswith(TOLD):
+    def log(line: str) -> None:
+        if line.startswith(PROGRESS):
             err.print(f"{endpoint.name} {line}", markup=False, highlight=False)
 
     limits = (
@@ -122,20 +122,15 @@ def _ask(
         getattr(endpoint.engine, "session_len", None),
         read_config(endpoint.artifact.path).get("max_position_embeddings"),
     )
-    return run_harness(
-        endpoint.url,
-        endpoint.model_name,
-        endpoint.artifact.path,
-        tasks,
-        include,
-        limit=limit,
-        fewshot=fewshot,
-        chat=chat,
+    served = ServedModel(
+        url=endpoint.url,
+        model=endpoint.model_name,
+        tokenizer=endpoint.artifact.path,
         key=next(iter(endpoint.keys()), None),
         longest=min(filter(None, limits)),
         trust_remote_code=endpoint.trust_remote_code,
-        say=say,
     )
+    return run_harness(served, HarnessTasks(tasks, include, limit, fewshot, chat), log)
 
 
 def _figures(result: HarnessResult) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""Judging one answer: does it repeat itself without end, which script is it written in, does it
-call a function, is it JSON?
+"""One answer as text: does it repeat itself without end, which script is it written in, does it
+call a function, is it JSON, and which differences do not count?
 
 Pure functions of text. LMDeploy has parsers of function calls as well, but importing them takes a
 server's modules, they differ from release to release, and each wants to be told the model's family;
@@ -64,7 +64,8 @@ def periodic_tail(units: Sequence[str]) -> int:
     here the text is read backwards.
     """
     backwards = units[::-1]
-    borders, longest = [0], 0
+    borders = [0]
+    longest = 0
     for length in range(2, len(backwards) + 1):
         border = borders[-1]
         while border and backwards[border] != backwards[length - 1]:
@@ -90,12 +91,11 @@ def script(text: str) -> str | None:
         The script's Unicode name; MIXED if none has half of the text; None if there is too little
         text to say.
     """
-    counts = Counter(
-        found
-        for word in WORD.findall(FENCE.sub(" ", unicodedata.normalize("NFKC", text)))
-        if (found := next(filter(None, map(_script_of, word)), None))
-    )
-    kana, han = counts["Kana"], counts["Han"]
+    prose = FENCE.sub(" ", unicodedata.normalize("NFKC", text))
+    scripts = (next(filter(None, map(_script_of, word)), None) for word in WORD.findall(prose))
+    counts = Counter(found for found in scripts if found)
+    kana = counts["Kana"]
+    han = counts["Han"]
     if kana:
         del counts["Kana"]
         counts["Japanese"] = kana
@@ -122,6 +122,16 @@ def _script_of(character: str) -> str | None:
 # -- function calls and JSON
 
 
+OPENING = re.compile(r"[\[{]")
+NAME_BEFORE = re.compile(r"([\w.-]+?)(?::\d+)?(?:<[^<>\s]*>|\[ARGS\]|```json|\s)*$")
+FUNCTION_TAG = re.compile(r"<function=([\w.-]+)>(.*?)</function>", re.DOTALL)
+PARAMETER_TAG = re.compile(r"<parameter=([\w.-]+)>(.*?)</parameter>", re.DOTALL)
+ARGUMENT_TAGS = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+NAME_AND_ARGUMENTS = re.compile(
+    r"([\w.-]+)\s*((?:<arg_key>.*?</arg_key>\s*<arg_value>.*?</arg_value>\s*)+)", re.DOTALL
+)
+
+
 @dataclass(frozen=True)
 class FunctionCall:
     name: str
@@ -131,13 +141,15 @@ class FunctionCall:
 def json_values(text: str) -> Iterator[tuple[int, Any]]:
     """All JSON objects and arrays in a text, outermost first, each with the place where it
     begins."""
-    decoder, place = json.JSONDecoder(), 0
-    while (match := re.compile(r"[\[{]").search(text, place)) is not None:
+    decoder = json.JSONDecoder()
+    opening = OPENING.search(text)
+    while opening is not None:
         try:
-            value, place = decoder.raw_decode(text, match.start())
-            yield match.start(), value
+            value, place = decoder.raw_decode(text, opening.start())
+            yield opening.start(), value
         except (ValueError, RecursionError):
-            place = match.end()
+            place = opening.end()
+        opening = OPENING.search(text, place)
 
 
 def function_calls(text: str, names: Sequence[str]) -> list[FunctionCall]:
@@ -151,22 +163,25 @@ def function_calls(text: str, names: Sequence[str]) -> list[FunctionCall]:
     Args:
         names: the functions that were offered; prose that mentions another one is no call.
     """
-    found = []
-    for place, value in json_values(text):
-        before = re.search(r"([\w.-]+?)(?::\d+)?(?:<[^<>\s]*>|\[ARGS\]|```json|\s)*$", text[:place])
-        if (
-            isinstance(value, dict)
-            and before
-            and (name := before[1].removeprefix("functions.")) in names
-        ):
-            found.append(FunctionCall(name, value))
-        else:
-            found += [
-                call
-                for one in (value if isinstance(value, list) else [value])
-                if (call := _from_json(one)) is not None
-            ]
+    found = [
+        call
+        for place, value in json_values(text)
+        for call in _from_value(value, _word_before(text[:place]), names)
+    ]
     return found or [*_from_tags(text, names), *_from_python(text, names)]
+
+
+def _word_before(text: str) -> str:
+    """The word that a text ends with, but for a call's number, tags, fences and spaces."""
+    match = NAME_BEFORE.search(text)
+    return match[1].removeprefix("functions.") if match else ""
+
+
+def _from_value(value: Any, before: str, names: Sequence[str]) -> list[FunctionCall]:
+    if isinstance(value, dict) and before in names:
+        return [FunctionCall(before, value)]
+    calls = [_from_json(part) for part in (value if isinstance(value, list) else [value])]
+    return [call for call in calls if call is not None]
 
 
 def _from_json(value: Any) -> FunctionCall | None:
@@ -183,31 +198,12 @@ def _from_json(value: Any) -> FunctionCall | None:
 
 
 def _from_tags(text: str, names: Sequence[str]) -> Iterator[FunctionCall]:
-    for name, body in re.findall(r"<function=([\w.-]+)>(.*?)</function>", text, re.DOTALL):
-        yield FunctionCall(
-            name,
-            {
-                key: value.strip()
-                for key, value in re.findall(
-                    r"<parameter=([\w.-]+)>(.*?)</parameter>", body, re.DOTALL
-                )
-            },
-        )
-    for name, body in re.findall(
-        r"([\w.-]+)\s*((?:<arg_key>.*?</arg_key>\s*<arg_value>.*?</arg_value>\s*)+)",
-        text,
-        re.DOTALL,
-    ):
+    for name, body in FUNCTION_TAG.findall(text):
+        yield FunctionCall(name, {key: value.strip() for key, value in PARAMETER_TAG.findall(body)})
+    for name, body in NAME_AND_ARGUMENTS.findall(text):
         if name in names:
-            yield FunctionCall(
-                name,
-                {
-                    key.strip(): value.strip()
-                    for key, value in re.findall(
-                        r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", body, re.DOTALL
-                    )
-                },
-            )
+            arguments = ARGUMENT_TAGS.findall(body)
+            yield FunctionCall(name, {key.strip(): value.strip() for key, value in arguments})
 
 
 def _from_python(text: str, names: Sequence[str]) -> Iterator[FunctionCall]:
@@ -217,10 +213,12 @@ def _from_python(text: str, names: Sequence[str]) -> Iterator[FunctionCall]:
                 call = ast.parse(match.group(), mode="eval").body
                 assert isinstance(call, ast.Call)
                 if not call.args:
-                    yield FunctionCall(
-                        name,
-                        {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg},
-                    )
+                    arguments = {
+                        keyword.arg: ast.literal_eval(keyword.value)
+                        for keyword in call.keywords
+                        if keyword.arg
+                    }
+                    yield FunctionCall(name, arguments)
             except (SyntaxError, ValueError):
                 continue
 
@@ -245,3 +243,25 @@ def has_keys(text: str, keys: Sequence[str]) -> bool:
     and a code fence around it are allowed."""
     value = next((value for _, value in json_values(text)), None)
     return isinstance(value, dict) and all(key in value for key in keys)
+
+
+# -- what makes no other answer
+
+PUNCTUATION = frozenset({"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sc"})
+# signs, decimal points and the like that belong to a number, and where they are kept meanwhile
+IN_NUMBERS = re.compile(r"(?<![\w)])-(?=\.?\d)|(?<=\d)[.,:/](?=\d)|(?<!\w)\.(?=\d)")
+SHELTER = 0xE000
+
+
+def normalized(text: str) -> str:
+    """Without what does not make an answer another one: case, spaces, width, punctuation and
+    currency signs outside numbers, the commas of thousands. Signs and decimal points of numbers
+    stay."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).replace("\N{MINUS SIGN}", "-")
+    text = IN_NUMBERS.sub(lambda match: chr(SHELTER + ord(match.group())), text)
+    text = "".join(
+        " " if unicodedata.category(character) in PUNCTUATION else character for character in text
+    )
+    text = re.sub("[\ue000-\ue0ff]", lambda match: chr(ord(match.group()) - SHELTER), text)
+    return " ".join(text.split())

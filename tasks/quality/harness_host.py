@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,53 +31,51 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # typ
 from transformers import AutoTokenizer
 
 KEY = "LMFLOWS_HARNESS_KEY"
-TOLD, TELL_SECONDS = "answered", 10.0  # how a line of progress begins, and how often there is one
+# how a line of progress begins, and how often there is one
+PROGRESS, PROGRESS_SECONDS = "answered", 10.0
 LOG = logging.getLogger("lmflows")
 # an endpoint is asked itself, whatever proxy there is
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class Endpoint(TemplateLM):  # type: ignore[misc]  # the library is not installed where types are checked
-    """A served model.
+@dataclass(frozen=True)
+class Settings:
+    """The served model, as the request names it.
 
-    Args:
+    Attributes:
         url: of the server, without /v1.
         tokenizer: the folder of the served model's tokenizer.
-        chat: send chats to the server's own chat template.
-        trust_remote_code: run the folder's Python files; the caller has checked their hashes.
         longest: most tokens of question and answer together.
         at_once: requests under way at a time.
+        timeout_s: of one request.
+        trust_remote_code: run the folder's Python files; the caller has checked their hashes.
     """
+
+    url: str
+    model: str
+    tokenizer: str
+    longest: int
+    at_once: int
+    timeout_s: float
+    trust_remote_code: bool
+
+
+class Endpoint(TemplateLM):  # type: ignore[misc]  # the library is not installed where types are checked
+    """A served model, as the library asks it."""
 
     backend = "causal"
 
-    def __init__(
-        self,
-        *,
-        url: str,
-        model: str,
-        tokenizer: str,
-        chat: bool,
-        longest: int,
-        at_once: int,
-        timeout_s: float,
-        trust_remote_code: bool,
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.url, self.model, self.chat, self.longest, self.timeout_s = (
-            url,
-            model,
-            chat,
-            longest,
-            timeout_s,
-        )
+        self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(
-            tokenizer, trust_remote_code=trust_remote_code
+            settings.tokenizer, trust_remote_code=settings.trust_remote_code
         )
-        self.pool = ThreadPoolExecutor(at_once)
+        self.pool = ThreadPoolExecutor(settings.at_once)
         # what the library holds as a rendered text
         self.chats: dict[str, list[dict[str, str]]] = {}
-        self.answered, self.told = 0, time.monotonic()
+        self.answered = 0
+        self.last_line = time.monotonic()
 
     @property
     def eot_token_id(self) -> int:
@@ -157,12 +156,13 @@ class Endpoint(TemplateLM):  # type: ignore[misc]  # the library is not installe
         self, question: list[int], answer: list[int]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """At most `longest` tokens; the question loses its beginning."""
-        if len(answer) >= self.longest:
+        longest = self.settings.longest
+        if len(answer) >= longest:
             raise ValueError(
-                f"an answer of {len(answer)} tokens; this server takes {self.longest} with the"
-                " question"
+                f"an answer of {len(answer)} tokens; this server takes {longest} with the question"
             )
-        return tuple(question[max(0, len(question) + len(answer) - self.longest) :]), tuple(answer)
+        excess = max(0, len(question) + len(answer) - longest)
+        return tuple(question[excess:]), tuple(answer)
 
     def _nll(self, ids: tuple[int, ...]) -> float:
         """Sum of the NLL of ids 1..n-1, in nats."""
@@ -171,11 +171,8 @@ class Endpoint(TemplateLM):  # type: ignore[misc]  # the library is not installe
     def _is_greedy(self, question: str, answer: str) -> bool:
         # cut otherwise where the question ends, it may have one more
         tokens = len(self.tok_encode(answer, add_special_tokens=False)) + 1
-        return (
-            self._complete(question, {"max_tokens": tokens, "temperature": 0})
-            .strip()
-            .startswith(answer.strip())
-        )
+        given = self._complete(question, {"max_tokens": tokens, "temperature": 0})
+        return given.strip().startswith(answer.strip())
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Of each text: the log-likelihood of all its tokens, in windows that do not overlap."""
@@ -187,7 +184,7 @@ class Endpoint(TemplateLM):  # type: ignore[misc]  # the library is not installe
                 for pair in get_rolling_token_windows(
                     token_list=self.tok_encode(text, add_special_tokens=False),
                     prefix_token=self.prefix_token_id,
-                    max_seq_len=self.longest - 1,
+                    max_seq_len=self.settings.longest - 1,
                     context_len=1,
                 )
             ]
@@ -208,38 +205,29 @@ class Endpoint(TemplateLM):  # type: ignore[misc]  # the library is not installe
         if until:
             body["stop"] = until[:4]  # OpenAI's limit
         history = self.chats.get(context)
-        text = (
-            self._complete(context, body)
-            if history is None
-            else str(
-                self._post(
-                    "/v1/chat/completions", {"model": self.model, "messages": history} | body
-                )["choices"][0]["message"]["content"]
-                or ""
-            )
-        )
-        return text[
-            : min(
-                (at for stop in until if stop and (at := text.find(stop)) >= 0), default=len(text)
-            )
-        ]
+        text = self._complete(context, body) if history is None else self._reply(history, body)
+        ends = [text.find(stop) for stop in until if stop]
+        return text[: min((end for end in ends if end >= 0), default=len(text))]
 
     def _complete(self, prompt: str, body: dict[str, Any]) -> str:
-        return str(
-            self._post("/v1/completions", {"model": self.model, "prompt": prompt} | body)[
-                "choices"
-            ][0]["text"]
-        )
+        request = {"model": self.settings.model, "prompt": prompt} | body
+        return str(self._post("/v1/completions", request)["choices"][0]["text"])
+
+    def _reply(self, history: list[dict[str, str]], body: dict[str, Any]) -> str:
+        request = {"model": self.settings.model, "messages": history} | body
+        answer = self._post("/v1/chat/completions", request)
+        return str(answer["choices"][0]["message"]["content"] or "")
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {}
-        )
+        headers = {"Content-Type": "application/json"}
+        key = os.environ.get(KEY)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
-            self.url + path, data=json.dumps(body).encode(), headers=headers
+            self.settings.url + path, data=json.dumps(body).encode(), headers=headers
         )
         try:
-            with OPENER.open(request, timeout=self.timeout_s) as response:
+            with OPENER.open(request, timeout=self.settings.timeout_s) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             raise RuntimeError(
@@ -248,9 +236,9 @@ class Endpoint(TemplateLM):  # type: ignore[misc]  # the library is not installe
         except OSError as error:
             raise RuntimeError(f"{path} did not answer: {error}") from None
         self.answered += 1
-        if time.monotonic() - self.told > TELL_SECONDS:
-            self.told = time.monotonic()
-            print(f"{TOLD} {self.answered} requests", flush=True)
+        if time.monotonic() - self.last_line > PROGRESS_SECONDS:
+            self.last_line = time.monotonic()
+            print(f"{PROGRESS} {self.answered} requests", flush=True)
         return answer
 
 
@@ -258,14 +246,14 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     try:
         manager = _manager(request["include"], request["tasks"])
-        model = Endpoint(**request["endpoint"])
+        model = Endpoint(Settings(**request["endpoint"]))
         found = lm_eval.simple_evaluate(
             model=model,
             tasks=request["tasks"],
             task_manager=manager,
             limit=request["limit"],
             log_samples=True,
-            apply_chat_template=request["endpoint"]["chat"],
+            apply_chat_template=request["chat"],
             num_fewshot=request["fewshot"],
         )
     except Exception as error:
@@ -277,7 +265,7 @@ def main() -> None:
             "version": importlib.metadata.version("lm_eval"),
             "results": found["results"],
             "samples": {
-                task: [_sample(one) for one in samples]
+                task: [_sample(sample) for sample in samples]
                 for task, samples in found["samples"].items()
             },
         }

@@ -23,10 +23,8 @@ def mcnemar(lost: int, gained: int) -> tuple[float, float]:
     """
     if lost + gained == 0:
         return 1.0, 1.0
-    two_sided, worse = (
-        binomtest(lost, lost + gained, alternative=alternative).pvalue
-        for alternative in ("two-sided", "greater")
-    )
+    two_sided = binomtest(lost, lost + gained, alternative="two-sided").pvalue
+    worse = binomtest(lost, lost + gained, alternative="greater").pvalue
     return min(1.0, float(two_sided)), min(1.0, float(worse))
 
 
@@ -34,8 +32,10 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Holm's step-down adjustment (Scand. J. Statist. 6, 1979), in the given order: those at most
     alpha may be rejected together, and the chance of any false rejection is at most alpha, however
     the tests depend on each other."""
-    adjusted, reached = [0.0] * len(p_values), 0.0
-    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
+    adjusted = [0.0] * len(p_values)
+    reached = 0.0
+    smallest_first = sorted(range(len(p_values)), key=lambda number: p_values[number])
+    for rank, number in enumerate(smallest_first):
         reached = max(reached, min(1.0, (len(p_values) - rank) * p_values[number]))
         adjusted[number] = reached
     return tuple(adjusted)
@@ -71,6 +71,5 @@ def _power(n: int, rate: float, drop: float, alpha: float) -> float:
     low, high = binom.ppf([1e-9, 1 - 1e-9], n, rate)
     flips = np.arange(low, high + 1)
     needed = binom.isf(alpha, flips, 0.5) + 1  # losses: the fewest whose tail is at most alpha
-    return float(
-        (binom.pmf(flips, n, rate) * binom.sf(needed - 1, flips, (rate + drop) / (2 * rate))).sum()
-    )
+    rejects = binom.sf(needed - 1, flips, (rate + drop) / (2 * rate))
+    return float((binom.pmf(flips, n, rate) * rejects).sum())

@@ -60,24 +60,27 @@ def paired_difference(
     Raises:
         ValueError: fewer than two documents.
     """
-    sums, counts = np.asarray(differences, np.float64), np.asarray(tokens, np.float64)
+    sums = np.asarray(differences, np.float64)
+    counts = np.asarray(tokens, np.float64)
     if len(sums) < 2:
         raise ValueError("an interval needs at least two documents")
-    mean, error = _ratio(sums[None], counts[None])
-    half = stats.t.ppf((1 + level) / 2, len(sums) - 1) * error[0]
-    low, high = mean[0] - half, mean[0] + half
-    if error[0] > 0:
-        below, above = np.quantile(
-            _studentized(sums, counts, np.random.default_rng(seed), resamples),
-            [(1 - level) / 2, (1 + level) / 2],
-        )
-        low, high = min(low, mean[0] - above * error[0]), max(high, mean[0] - below * error[0])
+    means, errors = _ratio(sums[None], counts[None])
+    mean = means[0]
+    error = errors[0]
+    half = stats.t.ppf((1 + level) / 2, len(sums) - 1) * error
+    low = mean - half
+    high = mean + half
+    if error > 0:
+        deviations = _studentized(sums, counts, np.random.default_rng(seed), resamples)
+        below, above = np.quantile(deviations, [(1 - level) / 2, (1 + level) / 2])
+        low = min(low, mean - above * error)
+        high = max(high, mean - below * error)
     return Estimate(
-        float(mean[0]),
-        float(low),
-        float(high),
-        float(error[0]),
-        float(counts.sum() ** 2 / (counts * counts).sum()),
+        mean=float(mean),
+        low=float(low),
+        high=float(high),
+        error=float(error),
+        documents=float(counts.sum() ** 2 / (counts * counts).sum()),
     )
 
 
@@ -90,9 +93,8 @@ def smallest_detectable(estimate: Estimate) -> float:
     stated power).
     """
     half = estimate.mean - estimate.low
-    return float(
-        half + stats.norm.ppf(POWER) * np.hypot(estimate.error, half / np.sqrt(estimate.documents))
-    )
+    spread = np.hypot(estimate.error, half / np.sqrt(estimate.documents))
+    return float(half + stats.norm.ppf(POWER) * spread)
 
 
 @cache
@@ -126,17 +128,16 @@ def _studentized(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], rng: Generator, resamples: int
 ) -> npt.NDArray[np.float64]:
     """Deviations of resampled means in units of their own standard errors, float64[resamples]."""
-    mean, documents, parts = float(sums.sum() / counts.sum()), len(sums), []
-    for start in range(0, resamples, max(1, CHUNK // documents)):
-        drawn = rng.integers(
-            0, documents, (min(resamples - start, max(1, CHUNK // documents)), documents)
-        )
+    mean = float(sums.sum() / counts.sum())
+    documents = len(sums)
+    at_once = max(1, CHUNK // documents)
+    parts = []
+    for start in range(0, resamples, at_once):
+        drawn = rng.integers(0, documents, (min(resamples - start, at_once), documents))
         means, errors = _ratio(sums[drawn], counts[drawn])
         with np.errstate(divide="ignore", invalid="ignore"):
-            parts.append(
-                np.nan_to_num((means - mean) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
-            )
-    deviations = np.concatenate(parts)
+            parts.append((means - mean) / errors)
+    deviations = np.nan_to_num(np.concatenate(parts), nan=0.0, posinf=np.inf, neginf=-np.inf)
     return np.clip(deviations, *_finite_range(deviations))
 
 
@@ -155,7 +156,8 @@ def _ratio(
     Leaving out one document moves the mean by its residual over the tokens that are left, so a long
     document weighs more.
     """
-    total, documents = counts.sum(1), sums.shape[1]
+    total = counts.sum(1)
+    documents = sums.shape[1]
     mean = sums.sum(1) / total
     moves = (sums - mean[:, None] * counts) / (total[:, None] - counts)
     return mean, np.sqrt((documents - 1) / documents * (moves * moves).sum(1))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 
 from artifacts.records.evidence import Evidence
-from artifacts.records.report import Difference, Verdict
+from artifacts.records.report import Difference, Outcome, Verdict
 from configs.evaluation import Evaluate
 from tasks.quality.non_inferiority import looks_levels, paired_difference, smallest_detectable
 
@@ -30,46 +30,45 @@ def judge(evidence: Evidence, evidence_digest: str, config: Evaluate) -> Verdict
     """Decide. `config` has the margin, the looks that were planned, and the confidence of all of
     them together."""
     difference = find_difference(evidence, config)
+    outcome, reasons = _outcome(evidence, difference, config)
+    return Verdict(
+        outcome=outcome,
+        reasons=tuple(reasons),
+        variant=evidence.variant,
+        candidate=evidence.candidate,
+        evidence=evidence_digest,
+        margin=math.log(config.max_perplexity_ratio),
+        difference=difference,
+    )
+
+
+def _outcome(
+    evidence: Evidence, difference: Difference | None, config: Evaluate
+) -> tuple[Outcome, list[str]]:
     margin = math.log(config.max_perplexity_ratio)
     anomalies = [*anomalies_of(evidence, difference, config)]
     broken = [*defects_of(evidence)]
     if difference and difference.low > margin:
         broken.append(f"worse than the margin: {_figures(difference, config)}")
     if anomalies:
-        outcome, reasons = "ANOMALOUS", anomalies + broken
-    elif broken:
-        outcome, reasons = "FAIL", broken
-    elif evidence.itself:
-        outcome, reasons = "PASS", ["it is the baseline itself"]
-    elif difference is None or difference.documents < FEWEST_DOCUMENTS:
-        outcome, reasons = (
-            "INCONCLUSIVE",
-            [
-                f"{len(evidence.documents)} documents are too few to judge by,"
-                f" {FEWEST_DOCUMENTS} are needed (evaluate.documents)"
-            ],
+        return "ANOMALOUS", anomalies + broken
+    if broken:
+        return "FAIL", broken
+    if evidence.itself:
+        return "PASS", ["it is the baseline itself"]
+    if difference is None or difference.documents < FEWEST_DOCUMENTS:
+        too_few = (
+            f"{len(evidence.documents)} documents are too few to judge by, {FEWEST_DOCUMENTS} are"
+            " needed (evaluate.documents)"
         )
-    elif difference.high < margin:
-        outcome, reasons = "PASS", [f"within the margin: {_figures(difference, config)}"]
-    else:
-        outcome, reasons = (
-            "INCONCLUSIVE",
-            [
-                f"the interval reaches across the margin: {_figures(difference, config)}; "
-                f"a loss of {difference.smallest_detectable:.4f} nats a token could have been seen"
-            ],
-        )
-    return Verdict.model_validate(
-        {
-            "outcome": outcome,
-            "reasons": tuple(reasons),
-            "variant": evidence.variant,
-            "candidate": evidence.candidate,
-            "evidence": evidence_digest,
-            "margin": margin,
-            "difference": difference,
-        }
+        return "INCONCLUSIVE", [too_few]
+    if difference.high < margin:
+        return "PASS", [f"within the margin: {_figures(difference, config)}"]
+    across = (
+        f"the interval reaches across the margin: {_figures(difference, config)}; a loss of"
+        f" {difference.smallest_detectable:.4f} nats a token could have been seen"
     )
+    return "INCONCLUSIVE", [across]
 
 
 def wants_more(evidence: Evidence, verdict: Verdict, config: Evaluate) -> bool:
@@ -83,9 +82,8 @@ def find_difference(evidence: Evidence, config: Evaluate) -> Difference | None:
     scored = [document for document in evidence.documents if document.tokens]
     if len(scored) < 2:
         return None
-    level = looks_levels(config.looks, config.confidence)[
-        min(evidence.looks, len(config.looks)) - 1
-    ]
+    look = min(evidence.looks, len(config.looks))
+    level = looks_levels(config.looks, config.confidence)[look - 1]
     estimate = paired_difference(
         [document.nll_candidate - document.nll_parent for document in scored],
         [document.tokens for document in scored],
@@ -106,12 +104,10 @@ def anomalies_of(
     evidence: Evidence, difference: Difference | None, config: Evaluate
 ) -> Iterator[str]:
     """What says that the measurement itself is wrong."""
-    if (
-        evidence.tokens
-        and not LOWEST_PERPLEXITY <= evidence.perplexity_parent <= config.max_parent_perplexity
-    ):
+    perplexity = evidence.perplexity_parent
+    if evidence.tokens and not LOWEST_PERPLEXITY <= perplexity <= config.max_parent_perplexity:
         yield (
-            f"the parent's own perplexity is {evidence.perplexity_parent:.4g} (expected"
+            f"the parent's own perplexity is {perplexity:.4g} (expected"
             f" {LOWEST_PERPLEXITY} to {config.max_parent_perplexity:g}): its weights, tokenizer or"
             " text are not what they should be"
         )

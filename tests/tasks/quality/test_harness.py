@@ -15,13 +15,16 @@ import yaml
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.items import HarnessResult
+from configs.callbacks import no_progress
 from configs.deployment import Deploy
 from configs.engines import EngineTransformers
 from configs.errors import ConfigError, EndpointError
 from flows.cli.harness import harness
 from tasks.engines.reference import ReferenceEngine
-from tasks.quality.harness import RUNTIME, run_harness
-from tasks.quality.items import Item, compare_items, run_items
+from tasks.quality.harness import RUNTIME, HarnessTasks, ServedModel, run_harness
+from tasks.quality.item_answers import run_items
+from tasks.quality.item_comparison import compare_items
+from tasks.quality.items import Item
 from tasks.runner import runtimes
 from tasks.serving import endpoints
 from tasks.serving.endpoints import Endpoint
@@ -127,15 +130,8 @@ def engine(tiny_model: Path) -> ReferenceEngine:
 @pytest.fixture(scope="module")
 def found(home: Path, engine: ReferenceEngine, tiny_model: Path, include: Path) -> HarnessResult:
     with serving(engine, keys=["secret"]) as url:
-        return run_harness(
-            f"{url}/v1",
-            NAME,
-            tiny_model,
-            ["tiny_choice", "tiny_word"],
-            include,
-            key="secret",
-            longest=512,
-        )
+        served = ServedModel(f"{url}/v1", NAME, tiny_model, key="secret", longest=512)
+        return run_harness(served, HarnessTasks(["tiny_choice", "tiny_word"], include))
 
 
 @pytest.mark.slow
@@ -155,7 +151,7 @@ def test_multiple_choice_is_the_items_own_result(
             for number, question in enumerate(QUESTIONS)
         ],
         batch_size=8,
-        saw=lambda *_: None,
+        progress=no_progress,
     )
     theirs = [outcome for outcome in found.outcomes if outcome.task == "tiny_choice"]
     assert (
@@ -197,14 +193,9 @@ def test_a_chat_is_answered_through_the_servers_template_and_two_endpoints_compa
     with serving(engine) as url, serving(ReferenceEngine(tmp_path / "worse")) as other:
         parent, candidate = (
             run_harness(
-                address,
-                NAME,
-                tiny_model,
-                ["tiny_answer"],
-                include,
-                chat=True,
-                limit=1,
-                say=lines.append,
+                ServedModel(address, NAME, tiny_model),
+                HarnessTasks(["tiny_answer"], include, limit=1, chat=True),
+                lines.append,
             )
             for address in (url, other)
         )
@@ -228,9 +219,15 @@ def test_what_is_wrong_is_said(
         with pytest.raises(
             EndpointError, match=r"tiny_choice: /get_ppl answered 401: .*invalid API key"
         ):
-            run_harness(url, NAME, tiny_model, ["tiny_choice"], include, key="other")
+            run_harness(
+                ServedModel(url, NAME, tiny_model, key="other"),
+                HarnessTasks(["tiny_choice"], include),
+            )
         with pytest.raises(ConfigError, match="no_such_task"):
-            run_harness(url, NAME, tiny_model, ["no_such_task"], include, key="secret")
+            run_harness(
+                ServedModel(url, NAME, tiny_model, key="secret"),
+                HarnessTasks(["no_such_task"], include),
+            )
 
 
 @pytest.mark.slow
@@ -301,4 +298,7 @@ def test_a_folder_that_is_not_there_is_named(home: Path, tiny_model: Path) -> No
     with pytest.raises(
         ConfigError, match="is not a folder -> name the folder that has the task files"
     ):
-        run_harness("http://127.0.0.1:1", NAME, tiny_model, ["tiny"], tiny_model / "none")
+        run_harness(
+            ServedModel("http://127.0.0.1:1", NAME, tiny_model),
+            HarnessTasks(["tiny"], tiny_model / "none"),
+        )

@@ -43,7 +43,8 @@ def test_an_interval_holds_the_true_percentile_19_times_in_20(percent: float, tr
 
 def test_correlated_requests_count_for_less() -> None:
     rng = np.random.default_rng(2)
-    honest, naive = [], []
+    honest: list[bool] = []
+    naive: list[bool] = []
     for _ in range(300):
         values = autocorrelated(rng, 600, 0.8)  # worth 600 * (1 - 0.8) / (1 + 0.8), about 67
         for found, effective in ((honest, None), (naive, 600.0)):

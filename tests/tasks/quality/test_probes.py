@@ -39,9 +39,7 @@ def test_whether_a_template_offers_functions(
     assert not offers(engine, TOOLS), "it does not say which"
 
 
-def test_an_engine_in_its_own_process_answers_the_same(
-    tiny_model: Path, tmp_path: Path, parent: ProbeAnswers
-) -> None:
+def test_an_engine_in_its_own_process_answers_the_same(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     (folder / "chat_template.jinja").write_text(

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import read_evidence
+from artifacts.records.outcomes import VariantOutcome
 from artifacts.records.report import Verdict
 from configs.errors import LmflowsError
 from configs.evaluation import Evaluate
@@ -20,7 +21,6 @@ from tasks.load_test import LoadTestRequest, load_test
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
 from tasks.preflight import refused
 from tasks.quality.verdict import judge, wants_more
-from tasks.report import VariantOutcome
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.outcomes import VariantOutcome
 from artifacts.registry.promotion import require_no_problem
 from configs import paths
 from configs.variants import Variant
@@ -32,7 +33,7 @@ from tasks.preflight import preflight
 from tasks.promote import PromoteRequest, PromoteResult, SignRequest, promote, sign
 from tasks.quality.objective import choose
 from tasks.quantize import quantize
-from tasks.report import ReportRequest, VariantOutcome, report
+from tasks.report import ReportRequest, report
 from tasks.smoke_test import smoke_test
 from tasks.texts import TextsRequest, texts
 from tasks.upload import UploadRequest, upload

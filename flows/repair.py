@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.outcomes import Attempt, VariantOutcome
 from artifacts.records.report import Verdict
 from configs.errors import SourceError
 from configs.quantization import Quantize
@@ -16,7 +17,6 @@ from flows.run.run import Run
 from tasks.keep_layers import KeepLayersRequest, keep_layers
 from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
-from tasks.report import Attempt, VariantOutcome
 
 # a measurement that cannot be right is not mended by another recipe
 TRY_ANOTHER = ("FAIL", "INCONCLUSIVE")

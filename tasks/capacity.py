@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from artifacts.records.model import ModelSummary
 from artifacts.registry.signing import require_keys
 from artifacts.store.protocol import open_store
 from configs.deployment import Deploy
@@ -26,7 +27,6 @@ from configs.quantization import Quantize
 from configs.units import gb
 from tasks.machine.gpus import choose, free_bytes
 from tasks.machine.ports import port_problem
-from tasks.preflight import PreflightResult
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving.endpoints import given_keys
@@ -74,7 +74,7 @@ def machine(request: MachineRequest, context: Context) -> MachineResult:
 class CapacityRequest(Request):
     """`reused`: the quantization is there already, so what the machine has left is no obstacle."""
 
-    model: PreflightResult
+    model: ModelSummary
     quantize: Quantize
     evaluate: Evaluate
     engine: Engine

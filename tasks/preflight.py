@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.model import ModelSummary
 from artifacts.records.texts import CALIBRATION, read_documents
 from configs.engines import Engine, EngineTransformers, EngineTurbomind
 from configs.errors import SourceError, require_ready
@@ -60,16 +61,8 @@ class PreflightRequest(Request):
         }
 
 
-class PreflightResult(Result):
-    """What the model is; sizes in bytes."""
-
-    architecture: str
-    parameters: int
-    parent_bytes: int
-    candidate_bytes: int
-    hidden_size: int
-    head_dim: int
-    vocabulary: int
+class PreflightResult(ModelSummary, Result):
+    """What the model is."""
 
 
 @dataclass(frozen=True)

@@ -1,103 +1,17 @@
-"""The report step: the verdict and the run's story, as an artifact of its own that names what it
-speaks of."""
+"""The report step: the verdict about a run's candidate, and the report that people read, as an
+artifact of its own that names what it speaks of."""
 
 from __future__ import annotations
 
-import pydantic
-
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
+from artifacts.records.outcomes import RunOutcome
 from artifacts.records.report import MARKDOWN, PAGE, VARIANTS, VERDICT, Verdict
-from configs.evaluation import Evaluate
-from configs.variants import Variant
-from tasks.preflight import PreflightResult
 from tasks.reporting.markdown import markdown, variant_rows
 from tasks.runner.step import Context, Request, Result, step, versions
-from tasks.smoke_test import SmokeTestResult
 
 
-class StepTime(pydantic.BaseModel):
-    """A step's wall time in seconds, the most host memory of its largest process, and the most GPU
-    memory (NVML) above what was in use when it started, both in bytes; None without a GPU."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    seconds: float
-    peak_rss_bytes: int
-    peak_gpu_bytes: int | None
-
-
-class VariantOutcome(pydantic.BaseModel):
-    """What became of one variant: measured, or the reason why not. The evidence of fp16 compares it
-    with itself.
-
-    Attributes:
-        load: its load test, if the pipeline has one.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    variant: Variant
-    model: ModelArtifact
-    model_bytes: int
-    measurement: ModelArtifact | None = None
-    evidence: ModelArtifact | None = None
-    load: ModelArtifact | None = None
-    problem: str | None = None
-
-
-class Attempt(pydantic.BaseModel):
-    """One rung of the repair ladder: what was changed in the recipe (nothing in the first attempt),
-    and what came of it."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    change: str
-    candidate: ModelArtifact
-    model_bytes: int
-    evidence: ModelArtifact
-
-
-class Choice(pydantic.BaseModel):
-    """Why this variant is served: the objective, and every eligible variant's figure by it, best
-    first."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    objective: str
-    unit: str
-    figures: tuple[tuple[Variant, float], ...]
-    why: str
-
-    @property
-    def variant(self) -> Variant:
-        """The variant that was chosen."""
-        return self.figures[0][0]
-
-
-class ReportRequest(Request):
-    """A run's story, or that of a comparison of two artifacts, which has no model check, no smoke
-    test and no attempts.
-
-    Attributes:
-        served: the variant that the verdict is about.
-        attempts: every rung of the repair ladder that was tried, the one whose candidate is served
-            among them.
-        steps: the times of the steps that led here, as they were measured when each ran.
-    """
-
-    name: str
-    served: Variant
-    variants: tuple[VariantOutcome, ...]
-    config: Evaluate
-    attempts: tuple[Attempt, ...] = ()
-    choice: Choice | None = None
-    model: PreflightResult | None = None
-    smoke_test: SmokeTestResult | None = None
-    steps: tuple[StepTime, ...] = ()
-
-    def outcome(self, variant: Variant) -> VariantOutcome:
-        return next(item for item in self.variants if item.variant == variant)
+class ReportRequest(RunOutcome, Request):
+    """What a run has found."""
 
 
 class ReportResult(Result):

@@ -10,9 +10,8 @@ import resource
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import pydantic
-
 from artifacts.manifest import ModelArtifact
+from artifacts.records.model import SmokeTestRecord, Turn
 from configs.errors import SmokeTestFailed
 from configs.evaluation import SmokeTest
 from tasks.machine.gpus import cuda_is_visible
@@ -37,23 +36,8 @@ class SmokeTestRequest(Request):
         return self.config.timeout_minutes
 
 
-class Turn(pydantic.BaseModel):
-    """One question and its answer; tokens are counted with the end token."""
-
-    model_config = pydantic.ConfigDict(frozen=True)
-
-    prompt: str
-    answer: str
-    tokens: int
-    seconds: float
-
-
-class SmokeTestResult(Result):
-    turns: tuple[Turn, ...]
-    load_seconds: float
-    tokens_per_second: float
-    peak_rss_bytes: int
-    dtype: str
+class SmokeTestResult(SmokeTestRecord, Result):
+    """What the model said."""
 
 
 @step(gpu=True, libraries=("transformers", "torch"))

@@ -17,13 +17,13 @@ from prefect import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
+from artifacts.records.outcomes import StepTime
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
 from flows.run.display import display
 from flows.run.task import Job, Stored, prefect_task, results_folder
 from tasks.machine.gpus import Gpu
-from tasks.report import StepTime
 from tasks.runner.parent import reap_orphans
 from tasks.runner.step import In, Out, Step
 

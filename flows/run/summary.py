@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import Digest, ModelArtifact, canonical_json
 from artifacts.records.evidence import Evidence, read_evidence
+from artifacts.records.outcomes import Choice, VariantOutcome
 from artifacts.records.report import Verdict
 from artifacts.store.files import write_atomic
 from configs.errors import VerdictFailed
@@ -15,7 +16,7 @@ from configs.location import Location
 from tasks.capacity import CapacityResult
 from tasks.deploy import DeployResult
 from tasks.promote import PromoteResult
-from tasks.report import Choice, ReportResult, VariantOutcome
+from tasks.report import ReportResult
 
 SUMMARY = "summary.json"
 REMEDIES = {

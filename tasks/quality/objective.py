@@ -8,11 +8,11 @@ from typing import Literal
 
 from artifacts.records.evidence import read_evidence
 from artifacts.records.measurement import read_measurement
+from artifacts.records.outcomes import Choice, VariantOutcome
 from configs.evaluation import Evaluate
 from configs.variants import weights_and_kv
 from tasks.checkpoints import files
 from tasks.quality.verdict import judge
-from tasks.report import Choice, VariantOutcome
 
 Objective = Literal["memory", "latency", "throughput"]
 CACHED_TOKENS = 32_768  # what `memory` counts beside the weights: eight sessions of 4096 tokens

@@ -241,7 +241,7 @@ def _memory(story: Story) -> dict[str, float]:
     """GB that each measured variant needs by the model's config; those whose config cannot be read
     are left out."""
     found = {}
-    for one, item in zip(story.subjects, story.request.variants, strict=True):
+    for one, item in zip(story.subjects, story.run.variants, strict=True):
         if item.measurement is not None:
             with suppress(LmflowsError, KeyError):
                 found[one.label] = figure(item, "memory")

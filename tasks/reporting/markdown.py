@@ -11,7 +11,7 @@ from configs.units import size
 
 if TYPE_CHECKING:
     from artifacts.records.measurement import Measurement, Speed
-    from tasks.report import ReportRequest
+    from artifacts.records.outcomes import RunOutcome
     from tasks.reporting.page import Ancestor, Story, Subject
 
 COLUMNS = (
@@ -37,7 +37,7 @@ def markdown(story: Story, headline: str, explanation: str) -> str:
         "\n\n".join(
             part
             for part in [
-                f"# {story.request.name}: {story.verdict.outcome}",
+                f"# {story.run.name}: {story.verdict.outcome}",
                 headline,
                 explanation,
                 "\n".join(f"- {reason}" for reason in story.verdict.reasons),
@@ -49,7 +49,7 @@ def markdown(story: Story, headline: str, explanation: str) -> str:
                 *_section("Generation checks", _checks(story)),
                 *_section("Answers", _answers(story)),
                 *_section("Recipe", _recipe(story)),
-                *_section("Steps", table(step_rows(story.request))),
+                *_section("Steps", table(step_rows(story.run))),
                 *_section("Lineage", "\n".join(_lineage(story.lineage))),
             ]
             if part
@@ -145,9 +145,9 @@ def task_rows(story: Story) -> list[dict[str, str]]:
     return rows
 
 
-def step_rows(request: ReportRequest) -> list[dict[str, str]]:
+def step_rows(run: RunOutcome) -> list[dict[str, str]]:
     """The table of steps; without a GPU it has no column for one."""
-    gpu = any(item.peak_gpu_bytes is not None for item in request.steps)
+    gpu = any(item.peak_gpu_bytes is not None for item in run.steps)
     return [
         {
             "step": item.name,
@@ -163,7 +163,7 @@ def step_rows(request: ReportRequest) -> list[dict[str, str]]:
                 else {}
             ),
         }
-        for item in request.steps
+        for item in run.steps
     ]
 
 
@@ -188,7 +188,7 @@ def _choices(story: Story) -> Iterator[str]:
                 for number, rung in enumerate(story.rungs, 1)
             ]
         )
-    if choice := story.request.choice:
+    if choice := story.run.choice:
         yield (
             f"**Chosen for {choice.objective}**: {choice.why} ("
             + ", ".join(f"{variant} {figure:g} {choice.unit}" for variant, figure in choice.figures)
@@ -250,7 +250,7 @@ def _recipe(story: Story) -> str:
         for key, value in story.recipe.items()
         if key.startswith("versions.")
     )
-    model, smoke_test = story.request.model, story.request.smoke_test
+    model, smoke_test = story.run.model, story.run.smoke_test
     parts = [
         f"{model.architecture}, {model.parameters / 1e6:.0f} million parameters." if model else "",
         f"{settings}." if settings else "",

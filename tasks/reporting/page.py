@@ -1,7 +1,7 @@
 """The report's page: everything that a run or a comparison has found, in one HTML file that needs
 nothing else.
 
-`collect` reads the artifacts of a request into one plain `Story`, which the page and the markdown
+`collect` reads the artifacts of a run into one plain `Story`, which the page and the markdown
 tell; `render` makes the page. What a model has said is hostile input: it is shown, never obeyed.
 Decides nothing: that is `tasks.quality.verdict`.
 """
@@ -31,7 +31,7 @@ from tasks.quality.verdict import judge
 from tasks.reporting.markdown import percent, step_rows, task_rows, variant_rows
 
 if TYPE_CHECKING:
-    from tasks.report import ReportRequest, VariantOutcome
+    from artifacts.records.outcomes import RunOutcome, VariantOutcome
     from tasks.reporting.plots import Plot
 
 WIDEST_CELL = 28  # characters that a cell shows in one line
@@ -87,7 +87,7 @@ class Ancestor:
 class Story:
     """All that a report tells."""
 
-    request: ReportRequest
+    run: RunOutcome
     served: Subject
     parent: Subject | None
     evidence: Evidence
@@ -107,34 +107,30 @@ class Story:
         return self.parent.label if self.parent else f"artifact {self.evidence.parent[:12]}"
 
 
-def collect(request: ReportRequest, store: LocalStore) -> Story:
-    """Read and judge everything that the request names.
+def collect(run: RunOutcome, store: LocalStore) -> Story:
+    """Read and judge everything that the run names.
 
     Raises:
         ValueError: the variant that the verdict is about has no evidence.
     """
     chosen = next(
-        (
-            item
-            for item in reversed(request.variants)
-            if item.variant == request.served and item.evidence
-        ),
+        (item for item in reversed(run.variants) if item.variant == run.served and item.evidence),
         None,
     )
     if chosen is None or chosen.evidence is None:
-        raise ValueError(f"no evidence about {request.served}")
+        raise ValueError(f"no evidence about {run.served}")
     evidence = read_evidence(chosen.evidence)
     baseline = next(
         (
             item
-            for item in request.variants
+            for item in run.variants
             if item.model.digest == evidence.parent and item.problem is None
         ),
         None,
     )
-    subjects = tuple(_subject(item, request, parent=item is baseline) for item in request.variants)
+    subjects = tuple(_subject(item, run, parent=item is baseline) for item in run.variants)
     rungs = []
-    for attempt in request.attempts:
+    for attempt in run.attempts:
         found = read_evidence(attempt.evidence)
         rungs.append(
             Rung(
@@ -142,16 +138,16 @@ def collect(request: ReportRequest, store: LocalStore) -> Story:
                 attempt.candidate,
                 attempt.model_bytes,
                 found,
-                judge(found, attempt.evidence.digest, request.config),
+                judge(found, attempt.evidence.digest, run.config),
                 kept=attempt.candidate.digest == chosen.model.digest,
             )
         )
     return Story(
-        request=request,
-        served=subjects[_place(chosen, request.variants)],
+        run=run,
+        served=subjects[_place(chosen, run.variants)],
         evidence=evidence,
-        parent=subjects[_place(baseline, request.variants)] if baseline else None,
-        verdict=judge(evidence, chosen.evidence.digest, request.config),
+        parent=subjects[_place(baseline, run.variants)] if baseline else None,
+        verdict=judge(evidence, chosen.evidence.digest, run.config),
         subjects=subjects,
         rungs=tuple(rungs),
         recipe=recipe_of(chosen.model.digest, store),
@@ -159,9 +155,9 @@ def collect(request: ReportRequest, store: LocalStore) -> Story:
     )
 
 
-def _subject(item: VariantOutcome, request: ReportRequest, *, parent: bool) -> Subject:
+def _subject(item: VariantOutcome, run: RunOutcome, *, parent: bool) -> Subject:
     evidence = read_evidence(item.evidence) if item.evidence else None
-    alone = [other.variant for other in request.variants].count(item.variant) == 1
+    alone = [other.variant for other in run.variants].count(item.variant) == 1
     return Subject(
         label=item.variant if alone else f"{item.variant} {item.model.short}",
         model=item.model,
@@ -169,7 +165,7 @@ def _subject(item: VariantOutcome, request: ReportRequest, *, parent: bool) -> S
         measurement=read_measurement(item.measurement) if item.measurement else None,
         evidence=evidence,
         verdict=(
-            judge(evidence, item.evidence.digest, request.config)
+            judge(evidence, item.evidence.digest, run.config)
             if evidence and item.evidence
             else None
         ),
@@ -400,7 +396,7 @@ def render(story: Story) -> str:
 
     return environment.get_template("report.html.j2").render(
         story=story,
-        name=story.request.name,
+        name=story.run.name,
         verdict=story.verdict,
         evidence=story.evidence,
         sign=SIGNS[story.verdict.outcome],
@@ -418,8 +414,8 @@ def render(story: Story) -> str:
         speeds=engine_table(story),
         notes=load_notes(story),
         machines=machines(story),
-        steps=step_rows(story.request),
-        run=story.request,
+        steps=step_rows(story.run),
+        run=story.run,
     )
 
 

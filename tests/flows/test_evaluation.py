@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.measurement import read_scores
+from artifacts.records.model import ModelSummary, SmokeTestRecord
+from artifacts.records.outcomes import StepTime, VariantOutcome
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
@@ -27,10 +29,8 @@ from configs.schema import Pipeline
 from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
 from tasks.download import DownloadRequest, download
-from tasks.preflight import PreflightResult
-from tasks.report import ReportRequest, ReportResult, StepTime, VariantOutcome
+from tasks.report import ReportRequest, ReportResult
 from tasks.runner.step import Context
-from tasks.smoke_test import SmokeTestResult
 from tasks.texts import TextsRequest, texts
 from tests.support import planted_runtime
 
@@ -87,7 +87,7 @@ def story(outcomes: list[VariantOutcome]) -> ReportRequest:
         served="w4a16",
         variants=tuple(outcomes),
         config=pipeline("w4a16", "planted").evaluate_each_attempt,
-        model=PreflightResult(
+        model=ModelSummary(
             architecture="LlamaForCausalLM",
             parameters=1,
             parent_bytes=1,
@@ -96,7 +96,7 @@ def story(outcomes: list[VariantOutcome]) -> ReportRequest:
             head_dim=64,
             vocabulary=1,
         ),
-        smoke_test=SmokeTestResult(
+        smoke_test=SmokeTestRecord(
             turns=(), load_seconds=1, tokens_per_second=1, peak_rss_bytes=1, dtype="float32"
         ),
         steps=(StepTime(name="measure fp16", seconds=1, peak_rss_bytes=1, peak_gpu_bytes=None),),

@@ -25,14 +25,14 @@ from artifacts.records.load_results import (
     Warmup,
 )
 from artifacts.records.measurement import MEASUREMENT, Answer, Measurement, Speed
+from artifacts.records.model import ModelSummary, SmokeTestRecord, Turn
+from artifacts.records.outcomes import Attempt, Choice, StepTime, VariantOutcome
 from artifacts.store.local import LocalStore
 from configs.evaluation import Evaluate
 from configs.variants import Variant
 from tasks.load.metrics import summarize
 from tasks.load.pool import Measured
-from tasks.preflight import PreflightResult
-from tasks.report import Attempt, Choice, ReportRequest, StepTime, VariantOutcome
-from tasks.smoke_test import SmokeTestResult, Turn
+from tasks.report import ReportRequest
 
 PROMPTS = (
     "hello",
@@ -510,7 +510,7 @@ class Site:
                 figures=(("w4a16", 9676.0), ("w4a16-kv8", 9120.0)),
                 why="the fastest of those that pass",
             ),
-            model=PreflightResult(
+            model=ModelSummary(
                 architecture="InternLM2ForCausalLM",
                 parameters=1_889_110_016,
                 parent_bytes=3_790_000_000,
@@ -519,7 +519,7 @@ class Site:
                 head_dim=128,
                 vocabulary=92544,
             ),
-            smoke_test=SmokeTestResult(
+            smoke_test=SmokeTestRecord(
                 turns=(Turn(prompt="hello", answer="Hello!", tokens=3, seconds=0.2),),
                 load_seconds=9.8,
                 tokens_per_second=71.3,

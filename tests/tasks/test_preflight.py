@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.model import ModelSummary
 from artifacts.store.local import LocalStore
 from configs.deployment import Deploy
 from configs.engines import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
@@ -325,7 +326,7 @@ def test_all_problems_are_told_at_once(
 
 
 def demand(parameters: int, folder: Path, **more: Any) -> CapacityRequest:
-    model = PreflightResult(
+    model = ModelSummary(
         architecture="LlamaForCausalLM",
         parameters=parameters,
         parent_bytes=2 * parameters,

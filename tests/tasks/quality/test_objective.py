@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.outcomes import VariantOutcome
 from artifacts.store.local import LocalStore
 from configs.evaluation import Evaluate
 from configs.variants import Variant
 from tasks.quality.objective import CACHED_TOKENS, Objective, choose, kv_bytes_per_token
-from tasks.report import VariantOutcome
 from tests.support.stories import SPEEDS, Site
 
 CONFIG = Evaluate(max_perplexity_ratio=1.1)

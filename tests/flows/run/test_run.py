@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.store.local import LocalStore
 from configs.errors import StepTimeout
@@ -33,10 +35,10 @@ GPU = Gpu(0, "GPU-test-run", "Test", "sm_90", 1, 1, "1")
 
 
 @pytest.fixture
-def run(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("LMFLOWS_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
-    return Run(tmp_path / "run", LocalStore(tmp_path / "store"))
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        yield Run(tmp_path / "run", LocalStore(tmp_path / "store"))
 
 
 def mypy(code: str, folder: Path) -> tuple[int, str]:

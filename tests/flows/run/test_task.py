@@ -3,10 +3,12 @@ holds and which GPUs its child sees."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.store.local import LocalStore
 from flows.run.run import Run
@@ -20,10 +22,10 @@ ASKED = Uuids(uuids=tuple(gpu.uuid for gpu in GPUS))
 
 
 @pytest.fixture
-def run(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("LMFLOWS_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
-    return Run(tmp_path / "run", LocalStore(tmp_path / "store"), GPUS)
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        yield Run(tmp_path / "run", LocalStore(tmp_path / "store"), GPUS)
 
 
 def test_a_step_that_computes_on_gpus_holds_their_slots_and_no_other_step_does(

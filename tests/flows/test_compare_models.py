@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.records.report import Verdict
 from artifacts.store.local import LocalStore
-from tests.flows.test_quantize_and_deploy import Site
+from tests.support.site import Site
 
 SHORT = ("--set", "evaluate.probes=0", "--set", "evaluate.max_perplexity_ratio=1.06")
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from configs.errors import TransferError
-from tests.flows.test_quantize_and_deploy import Site
 from tests.support.internlm2 import CODE, convert, remote_code
+from tests.support.site import Site
 
 
 @pytest.fixture

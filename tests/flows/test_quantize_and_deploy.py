@@ -31,8 +31,9 @@ from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.machine.ports import port_problem
 from tests.support import planted_runtime, s3_server
+from tests.support.keys import Keys
 from tests.support.prefect_server import prefect_server
-from tests.tasks.test_deploy import key_pair
+from tests.support.site import Site
 
 MEASURED = ("measure fp16", "evaluate fp16", "measure w4a16", "evaluate w4a16")
 STEPS = (
@@ -53,69 +54,6 @@ KINDS = {"fp16", "w4a16", "texts", "measurement", "evidence", "report"}
 BENCHMARK = "benchmark={batch_sizes: [1, 3], prompt_tokens: 16, new_tokens: 8, rounds: 2}"
 ALONE = {"PREFECT_API_URL": ""}  # with a Prefect server of the run's own, as on a new machine
 SEARCH = ("--set", "deploy=null", "--set", "quantize.search_scale=true")
-
-
-class Site:
-    """A home folder, a config in it, and the command line. `api`: of the Prefect server that runs
-    use, unless they are given another."""
-
-    def __init__(self, folder: Path, model: Path, port: int, api: str) -> None:
-        self.folder, self.home, self.port, self.api = folder, folder / "home", port, api
-        self.config = folder / "pipeline.yaml"
-        self.config.write_text(
-            yaml.safe_dump(
-                {
-                    "name": "tiny",
-                    "source": {"type": "local", "path": str(model)},
-                    "texts": {"source": {"type": "python_docs"}, "held_out_documents": 24},
-                    "quantize": {"samples": 4, "sequence_length": 64, "batch_size": 4},
-                    "evaluate": {
-                        "max_documents": 24,
-                        "max_tokens_per_document": 96,
-                        "max_perplexity_ratio": 1.2,
-                        "max_new_tokens": 16,
-                        "probes": 2,
-                        "probe_tokens": 16,
-                    },
-                    "engine": {"name": "transformers"},
-                    "deploy": {"port": port},
-                }
-            )
-        )
-
-    def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
-        }
-        environment |= {
-            "LMFLOWS_HOME": str(self.home),
-            "HOME": str(self.folder),
-            "PREFECT_API_URL": self.api,
-        } | more
-        if not environment["PREFECT_API_URL"]:
-            del environment["PREFECT_API_URL"]
-        # tests that run in the background of a script inherit an ignored SIGINT; a person's
-        # terminal does not
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli.main", *words],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=PROJECT,
-            env=environment,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def call(self, *words: str, **more: str) -> tuple[int, str]:
-        process = self.start(*words, **more)
-        output, _ = process.communicate(timeout=240)
-        return process.returncode, output
-
-    def run(self, *words: str) -> tuple[int, str]:
-        return self.call("run", str(self.config), *words)
-
-    def logs(self, step: str) -> list[Path]:
-        return sorted((self.home / "runs").glob(f"*/{step}/log.txt"))
 
 
 @pytest.fixture(scope="module")
@@ -294,8 +232,8 @@ def test_on_s3_with_signatures_from_the_upload_to_production_and_back(
 ) -> None:
     """A real S3 server over HTTP; the policy names the store and the keys, the environment the
     credentials."""
-    private, public = key_pair(tmp_path)
-    policy = {"require_signature": True, "trusted": [{"type": "key", "public_key": str(public)}]}
+    ours, theirs = Keys(tmp_path).pair("signer")
+    policy = {"require_signature": True, "trusted": [theirs.model_dump(mode="json")]}
     with s3_server.running() as server:
         policy["store"] = server.location("team")
         environment = s3_server.ENVIRONMENT | {"LMFLOWS_POLICY": str(tmp_path / "policy.yaml")}
@@ -317,7 +255,7 @@ def test_on_s3_with_signatures_from_the_upload_to_production_and_back(
         assert "no-such-bucket" in nowhere and "texts" not in nowhere  # before anything else
         assert "SignatureRefused" in call("run", str(site.config), status=3)
         (tmp_path / "policy.yaml").write_text(
-            yaml.safe_dump(policy | {"sign": {"type": "key", "private_key": str(private)}})
+            yaml.safe_dump(policy | {"sign": ours.model_dump(mode="json")})
         )
         output = call("run", str(site.config))
         assert re.search(r"done\s+sign", output) and "tiny/dev" in output

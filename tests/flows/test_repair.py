@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.records.evidence import read_evidence
 from artifacts.records.report import Verdict
 from artifacts.store.local import LocalStore
-from tests.flows.test_quantize_and_deploy import Site
+from tests.support.site import Site
 
 FACTOR, COLUMN, HEAD = 100.0, 5, 64
 SETTINGS = (

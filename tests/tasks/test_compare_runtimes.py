@@ -35,7 +35,8 @@ from tasks.compare_runtimes import (
 )
 from tasks.runner import runtimes
 from tasks.runner.step import Context
-from tests.tasks.engines.test_process import another_python, children
+from tests.support.interpreters import another_python
+from tests.support.processes import children
 
 TEXT = "\n\n".join(
     [

@@ -25,8 +25,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact, canonical_json
@@ -38,7 +36,7 @@ from configs import paths
 from configs.deployment import Deploy
 from configs.engines import EngineTransformers, EngineTurbomind
 from configs.errors import ArtifactDamaged, ConfigError, EndpointError, SignatureRefused
-from configs.policy import Policy, SigningKey, TrustedKey
+from configs.policy import Policy
 from tasks.deploy import HELLO, DeployRequest, DeployResult, check_scores, deploy
 from tasks.engines.reference import ReferenceEngine
 from tasks.machine.ports import port_problem
@@ -46,6 +44,7 @@ from tasks.runner.step import Context
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import KEYS, LOG, RECORD, Endpoint
 from tests.support import s3_server
+from tests.support.keys import Keys
 
 KEYS_VARIABLE = "LMFLOWS_TEST_KEYS"
 
@@ -301,30 +300,6 @@ def test_one_store_that_cannot_be_told_does_not_keep_the_others_from_hearing_it(
         running.announce()
 
 
-def key_pair(folder: Path) -> tuple[Path, Path]:
-    """A new key's private and public half, as PEM files."""
-    key, (private, public) = (
-        ec.generate_private_key(ec.SECP256R1()),
-        (
-            folder / "private.pem",
-            folder / "public.pem",
-        ),
-    )
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return private, public
-
-
 def test_one_flipped_byte_is_refused_and_the_endpoint_goes_on(
     site: Site, running: Endpoint
 ) -> None:
@@ -344,13 +319,13 @@ def test_one_flipped_byte_is_refused_and_the_endpoint_goes_on(
 def test_what_nobody_has_signed_is_not_served_if_the_policy_says_so(
     site: Site, running: Endpoint, tmp_path: Path
 ) -> None:
-    private, public = key_pair(tmp_path)
-    policy = Policy(require_signature=True, trusted=(TrustedKey(type="key", public_key=public),))
+    ours, theirs = Keys(tmp_path).pair("signer")
+    policy = Policy(require_signature=True, trusted=(theirs,))
     with pytest.raises(SignatureRefused):
         site.deploy(policy=policy)
     assert supervisor.state(running)[0] == "RUNNING"
     for artifact in (site.model, site.evidence):
-        sign(site.store, artifact.digest, SigningKey(type="key", private_key=private))
+        sign(site.store, artifact.digest, ours)
     assert site.deploy(policy=policy).score_difference == 0.0
 
 

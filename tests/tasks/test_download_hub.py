@@ -19,7 +19,7 @@ from configs.texts import HubDataset
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.quality.documents import read_source
 from tasks.runner.parent import run_child
-from tests.tasks.runner.test_parent import Heard
+from tests.support.heard import Heard
 
 COMMIT = "c0ffee" + "0" * 34
 

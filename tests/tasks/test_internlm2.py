@@ -44,9 +44,9 @@ from tasks.runner.parent import run_child
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, smoke_test, unwell
 from tasks.texts import TextsRequest, texts
+from tests.support.heard import Heard
 from tests.support.internlm2 import CODE, convert, internlm2_config, remote_code
 from tests.support.random_model import SHAPES, build, tensors
-from tests.tasks.runner.test_parent import Heard
 
 RECIPE = Quantize(group_size=128, samples=4, sequence_length=64, batch_size=4)
 

@@ -37,7 +37,7 @@ from tasks.quality.verdict import judge
 from tasks.runner import runtimes
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
-from tests.tasks.engines.test_process import another_python
+from tests.support.interpreters import another_python
 
 Logits = npt.NDArray[np.float64]
 

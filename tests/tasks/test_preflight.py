@@ -39,8 +39,8 @@ from tasks.runner import runtimes
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support import s3_server
-from tests.tasks.machine.test_gpus import GB, Board, Machine
-from tests.tasks.runner.test_runtimes import interpreter
+from tests.support.interpreters import interpreter
+from tests.support.nvml import GB, Board, Machine
 
 SMALL = {"samples": 4, "sequence_length": 64}
 REFERENCE, TURBOMIND, PYTORCH = (

@@ -22,8 +22,8 @@ from tasks.checkpoints.int4 import Int4Weight, Tensors
 from tasks.engines.reference import ReferenceEngine
 from tasks.repack import RepackRequest, RepackResult, repack
 from tasks.runner.step import Context
-from tests.tasks.checkpoints.test_int4 import awq_layer, same_bits
-from tests.tasks.test_quantize import Bench
+from tests.support.int4_layers import awq_layer, same_bits
+from tests.support.quantizing import Bench
 
 AWQ = {"bits": 4, "group_size": 32, "quant_method": "awq", "version": "gemm", "zero_point": True}
 RECIPE = {"method": "awq", "group_size": 32, "seed": 7}

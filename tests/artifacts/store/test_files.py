@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +32,6 @@ TENSORS: dict[str, np.ndarray[Any, Any]] = {
     "empty": np.zeros((0, 3), np.int64),
 }
 WHOLE = save(TENSORS, metadata={"format": "pt"})
-
-
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a real file system with the given size options."""
-    mounts: list[Path] = []
-
-    def mount(options: str) -> Path:
-        folder = tmp_path / f"tmpfs-{len(mounts)}"
-        folder.mkdir()
-        if (
-            os.geteuid() != 0
-            or subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True
-            ).returncode
-        ):
-            pytest.skip("only root with the right to mount can make a full disk")
-        mounts.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounts:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def header_of(data: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -24,7 +24,7 @@ from configs.deployment import Deploy
 from configs.engines import EngineTransformers
 from tasks.engines.reference import ReferenceEngine
 from tasks.serving.endpoints import Endpoint
-from tests.tasks.serving.test_reference_server import serving
+from tests.support.reference_server import serving
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ compared for real, and what cannot be is refused before anything is started."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from artifacts.records.evidence import DocumentScore
@@ -25,7 +23,8 @@ from flows.compare_engines import comparison_rows, memory_rows
 from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures
 from tasks.kv_memory import MemoryRequest, MemoryResult, Taken, kv_memory
 from tasks.runner.step import Context
-from tests.tasks.engines.test_process import another_python
+from tests.support.interpreters import another_python
+from tests.support.processes import with_environment
 
 
 class Site:
@@ -66,16 +65,6 @@ class Site:
         ) and time.monotonic() < deadline:
             time.sleep(0.1)
         return [" ".join(process.cmdline()) for process in found]
-
-
-def with_environment(name: str, value: str) -> list[psutil.Process]:
-    """The living processes that have this in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 @pytest.fixture(scope="module")

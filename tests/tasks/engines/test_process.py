@@ -9,10 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
-import venv
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -35,7 +33,8 @@ from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine
 from tasks.runner import runtimes
-from tests.tasks.runner.test_parent import all_gone
+from tests.support.interpreters import another_python
+from tests.support.processes import all_gone, children
 
 TRANSFORMERS = EngineTransformers(name="transformers")
 RECORDS: list[dict[str, Any]] = [
@@ -58,20 +57,6 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def spec(folder: Path, engine: Engine = TRANSFORMERS, *, trust: bool = False) -> EngineSpec:
     return EngineSpec(folder=folder, engine=engine, trust_remote_code=trust)
-
-
-def another_python(folder: Path) -> Path:
-    """The interpreter of a new environment with no packages of its own, which sees those of this
-    one."""
-    venv.create(folder, symlinks=True, with_pip=False)
-    [packages] = folder.glob("lib/python3*/site-packages")
-    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder / "bin" / "python"
-
-
-def children() -> set[int]:
-    """This process's children, the dead ones that nobody has reaped among them."""
-    return {child.pid for child in psutil.Process().children()}
 
 
 @pytest.fixture(scope="module")

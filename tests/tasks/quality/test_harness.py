@@ -28,7 +28,7 @@ from tasks.quality.items import Item
 from tasks.runner import runtimes
 from tasks.serving import endpoints
 from tasks.serving.endpoints import Endpoint
-from tests.tasks.serving.test_reference_server import NAME, serving
+from tests.support.reference_server import NAME, serving
 
 QUESTIONS = [
     {

@@ -21,7 +21,7 @@ from tasks.report import report
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support import stories
-from tests.tasks.test_evaluate import compared, planted
+from tests.support.measurements import compared, planted
 
 
 @pytest.fixture

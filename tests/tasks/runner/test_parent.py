@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,24 +18,9 @@ from configs.paths import PROJECT
 from tasks.machine.gpus import Gpu
 from tasks.runner.parent import reap_orphans, run_child
 from tests.support import planted
+from tests.support.heard import Heard
 from tests.support.planted import Planted
-
-
-class Heard:
-    """A listener that remembers."""
-
-    def __init__(self, on_line: Callable[[], None] | None = None) -> None:
-        self.lines: list[str] = []
-        self.events: list[tuple[float, str]] = []
-        self.on_line = on_line
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-        if self.on_line:
-            self.on_line()
-
-    def progress(self, fraction: float, text: str) -> None:
-        self.events.append((fraction, text))
+from tests.support.processes import all_gone
 
 
 def run(
@@ -60,18 +44,6 @@ def wait_for(path: Path) -> list[int]:
             return [int(pid) for pid in text.split()]
         time.sleep(0.05)
     raise AssertionError("the child never started")
-
-
-def all_gone(pids: list[int], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not any(
-            psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-            for pid in pids
-        ):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_log_progress_answer_and_usage_arrive(tmp_path: Path) -> None:
@@ -188,7 +160,7 @@ from pathlib import Path
 from artifacts.store.local import LocalStore
 from tasks.runner.parent import run_child
 from tests.support import planted
-from tests.tasks.runner.test_parent import Heard
+from tests.support.heard import Heard
 folder = Path(sys.argv[1])
 run_child(
     planted.sleeps, planted.Planted(folder=folder), folder=folder / "runs" / "run" / "sleeps",

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tarfile
 import time
-import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ import pytest
 from configs.errors import ConfigError, DiskFull, EngineError, TransferError
 from configs.paths import PROJECT
 from tasks.runner import runtimes
-from tests.artifacts.store.test_files import tmpfs as tmpfs
+from tests.support.interpreters import interpreter
 
 NAME = "tiny"
 WHEEL = "lmdeploy-0.0.1-py3-none-any.whl"
@@ -460,19 +459,6 @@ def test_two_locks_of_one_name_are_refused(folder: Path) -> None:
     lock(folder, "0" * 64, name="lmdeploy-0.18.0")
     with pytest.raises(ConfigError, match=r"2 runtimes are called 'lmdeploy-0\.18\.0'"):
         runtimes.list_all()
-
-
-def interpreter(folder: Path, version: str | None) -> Path:
-    """A virtual environment, as a container would bring it, with a distribution called lmdeploy of
-    that version."""
-    venv.create(folder, symlinks=True)
-    if version:
-        info = next(folder.glob("lib/python3*/site-packages")) / f"lmdeploy-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: lmdeploy\nVersion: {version}\n"
-        )
-    return folder / "bin" / "python"
 
 
 def test_an_interpreter_is_adopted_under_a_name_and_says_that_it_is_unlocked(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +18,17 @@ import httpx
 import openai
 import pytest
 import torch
-import uvicorn
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from tasks.engines.reference import ReferenceEngine
-from tasks.serving.reference_server import Service, _Text, build_app
+from tasks.serving.reference_server import _Text
+from tests.support.reference_server import NAME, serving
 
-NAME = "tiny"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 LIST = [{"role": "user", "content": "What is a list in Python?"}]
 LIST_ANSWER = "A list is a mutable sequence of objects."
-
-
-@contextmanager
-def serving(engine: ReferenceEngine, keys: list[str] | None = None) -> Iterator[str]:
-    """The app over an engine, on a free port in a thread; gives its URL."""
-    config = uvicorn.Config(
-        build_app(Service(engine, 1024), NAME, keys or []),
-        port=0,
-        log_level="critical",
-        timeout_graceful_shutdown=2,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from configs.errors import EndpointError
 from flows.cli import main
 from tasks.runner import runtimes
 from tasks.serving.temporary import served
-from tests.flows.cli.test_engines import with_environment
-from tests.tasks.engines.test_process import another_python
+from tests.support.interpreters import another_python
+from tests.support.processes import with_environment
 
 HELLO = "Hello! How can I help you today?"
 

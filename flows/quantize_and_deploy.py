@@ -52,7 +52,6 @@ def quantize_and_deploy(
     """
     plan = make_plan(config, overrides)
     pipeline, trusted = plan.pipeline, plan.trust_remote_code
-    paths.remember_store(plan.store)
     run = begin_run(pipeline.name, plan.gpus)
     run(machine, plan.machine_request())
     split = run(texts, TextsRequest(config=pipeline.texts)).texts
@@ -92,12 +91,8 @@ def quantize_and_deploy(
         promoted = promote_candidate(run, plan, uploaded)
         deployed = deploy_candidate(run, plan, uploaded)
     summary = Summary(
-        name=pipeline.name,
-        parent=variants[0],
-        served=served,
+        asked=report_request,
         judged=judged,
-        attempts=len(repaired.attempts),
-        choice=choice,
         needs=needs,
         store=plan.named_store,
         promoted=promoted,
@@ -131,6 +126,7 @@ class Uploaded:
 def upload_served(run: Run, plan: Plan, served: VariantOutcome, report: ModelArtifact) -> Uploaded:
     """Upload the variant that is served, with its report and evidence."""
     assert served.evidence is not None
+    paths.remember_store(plan.store)
     request = UploadRequest(artifacts=(served.model, report, served.evidence), store=plan.store)
     candidate, report, evidence = run(upload, request).uploaded
     return Uploaded(served.variant, candidate, report, evidence)

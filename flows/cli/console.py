@@ -199,13 +199,14 @@ def print_summary(
     if len(summary.judged.variants) > 2 or "decode tokens/s" in summary.judged.variants[0]:
         show_rows(list(summary.judged.variants), False, "", console)
         console.print()
-    if summary.attempts > 1:
+    if len(summary.asked.attempts) > 1:
         console.print(
-            f"taken from {summary.attempts} attempts of the repair ladder\n", highlight=False
+            f"taken from {len(summary.asked.attempts)} attempts of the repair ladder\n",
+            highlight=False,
         )
-    if summary.choice:
+    if choice := summary.asked.choice:
         console.print(
-            f"served for {escape(summary.choice.objective)}: {escape(summary.choice.why)}\n",
+            f"served for {escape(choice.objective)}: {escape(choice.why)}\n",
             highlight=False,
             soft_wrap=True,
         )

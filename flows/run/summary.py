@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import Digest, ModelArtifact, canonical_json
 from artifacts.records.evidence import Evidence, read_evidence
-from artifacts.records.outcomes import Choice, VariantOutcome
+from artifacts.records.outcomes import VariantOutcome
 from artifacts.records.report import Verdict
 from artifacts.store.files import write_atomic
 from configs.errors import VerdictFailed
@@ -16,7 +16,7 @@ from configs.location import Location
 from tasks.capacity import CapacityResult
 from tasks.deploy import DeployResult
 from tasks.promote import PromoteResult
-from tasks.report import ReportResult
+from tasks.report import ReportRequest, ReportResult
 
 SUMMARY = "summary.json"
 REMEDIES = {
@@ -46,26 +46,34 @@ class Summary(BaseModel):
     """What a run of the main flow has led to.
 
     Attributes:
-        parent: the fp16 variant.
-        served: the variant that the verdict is about.
-        attempts: how many recipes were tried.
+        asked: the variants, the one that the verdict is about, the attempts and the choice.
         store: where it was uploaded to, if commands mean another store by themselves.
         reused: the steps whose earlier answer was taken.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    parent: VariantOutcome
-    served: VariantOutcome
+    asked: ReportRequest
     judged: ReportResult
-    attempts: int
-    choice: Choice | None
     needs: CapacityResult
     store: Location | None
     promoted: PromoteResult | None
     deployed: DeployResult | None
     reused: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.asked.name
+
+    @property
+    def parent(self) -> VariantOutcome:
+        """The fp16 variant."""
+        return self.asked.variants[0]
+
+    @property
+    def served(self) -> VariantOutcome:
+        """The variant that the verdict is about."""
+        return self.asked.outcome(self.asked.served)
 
     @property
     def verdict(self) -> Verdict:

@@ -14,7 +14,7 @@ help:
 	@echo 'make demo    a real model, from its source to a judged and served 4-bit endpoint'
 	@echo 'make test    the whole test suite'
 	@echo 'make soak    50 rounds of 32 whole promotions at once on S3, of which make test runs 3'
-	@echo 'make lint    ruff and mypy'
+	@echo 'make lint    ruff, mypy and what may import what'
 	@echo 'make bench   what orchestration costs, how fast text is scored, how often a slower server is found,'
 	@echo '             and S3 transfers beside the AWS command line: ratios of one run'
 	@echo 'make test-gpu, make bench-gpu    the same on a machine with an NVIDIA GPU'
@@ -48,6 +48,7 @@ soak: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.orchestration

@@ -22,8 +22,8 @@ from tasks.runner import runtimes
 
 @flow(name="compare-engines", flow_run_name="{title}", persist_result=False)
 def compare_engines(title: str, request: CompareRuntimesRequest) -> CompareRuntimesResult:
-    """Run one model through several engine runtimes by turns: which is faster, by how much, and do
-    the answers agree?"""
+    """Run one model through several engine runtimes, interleaved: which is faster, by how much, and
+    do the answers agree?"""
     for name in request.runtimes:
         runtimes.python(name)  # made on first use, before a GPU is held
     run = begin_run(artifact_key(title), choose(None, request.engine.tp))
@@ -54,12 +54,10 @@ def comparison_rows(result: CompareRuntimesResult) -> list[dict[str, str]]:
         )
         row = {"runtime": item.runtime, "versions": ", ".join(versions)}
         for speed in item.speeds:
-            row[f"prefill, batch {speed.batch_size}"] = f"{speed.prefill_median:.0f}" + _ratio(
-                item.prefill_ratio, speed.batch_size
-            )
-            row[f"decode, batch {speed.batch_size}"] = f"{speed.decode_median:.0f}" + _ratio(
-                item.decode_ratio, speed.batch_size
-            )
+            batch = speed.batch_size
+            prefill = f"{speed.prefill_median:.0f}{_ratio(item.prefill_ratio, batch)}"
+            decode = f"{speed.decode_median:.0f}{_ratio(item.decode_ratio, batch)}"
+            row |= {f"prefill, batch {batch}": prefill, f"decode, batch {batch}": decode}
         row["agreement"] = _agreement(item)
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -68,9 +66,9 @@ def comparison_rows(result: CompareRuntimesResult) -> list[dict[str, str]]:
 
 def _ratio(ratios: tuple[Ratio, ...], batch_size: int) -> str:
     return "".join(
-        f" ({one.median:.2f}; {one.low:.2f} to {one.high:.2f})"
-        for one in ratios
-        if one.batch_size == batch_size
+        f" ({ratio.median:.2f}; {ratio.low:.2f} to {ratio.high:.2f})"
+        for ratio in ratios
+        if ratio.batch_size == batch_size
     )
 
 

@@ -127,9 +127,9 @@ def _owner(address: str) -> str:
     ):
         caller.setblocking(False)
         caller.connect(address)
-        pid = struct.unpack(
-            "3i", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        )[0]
+        size = struct.calcsize("3i")
+        peer = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        pid, _, _ = struct.unpack("3i", peer)
         if pid == os.getpid():
             return "another step of this run"
         if pid:  # 0: a process of another container
@@ -144,31 +144,29 @@ def _take(names: list[str], log: Log) -> AbstractContextManager[None]:
     It looks itself and does not let Prefect wait, which after long steps would try only every half
     a minute.
     """
-    began, told = time.monotonic(), False
+    began = time.monotonic()
+    said = False
     with get_client(sync_client=True) as client:
         patience = 0 if client.server_type is ServerType.EPHEMERAL else LOST_SECONDS
         while True:
-            full = [
-                limit
-                for name in names
-                if (limit := _limit(client, name)).active and limit.active_slots >= limit.limit
-            ]
-            if not full and (slot := _entered(names)):
+            limits = [_limit(client, name) for name in names]
+            full = [item for item in limits if item.active and item.active_slots >= item.limit]
+            slot = None if full else _entered(names)
+            if slot is not None:
                 return slot
-            if time.monotonic() - began >= patience and (
-                lost := [limit.name for limit in full if limit.active_slots]
-            ):
+            lost = [item.name for item in full if item.active_slots]
+            if lost and time.monotonic() - began >= patience:
                 for name in lost:
                     client.update_global_concurrency_limit(
                         name, GlobalConcurrencyLimitUpdate(active_slots=0)
                     )
                 continue
-            if full and not told:
+            if full and not said:
                 log(
-                    f"Prefect's slot {' and '.join(limit.name for limit in full)} is taken; waiting"
+                    f"Prefect's slot {' and '.join(item.name for item in full)} is taken; waiting"
                     f" for it (that of a killed run comes back after about {LEASE_SECONDS} s)"
                 )
-                told = True
+                said = True
             time.sleep(LOOK_SECONDS)
 
 

@@ -14,3 +14,13 @@ def no_progress(_fraction: float, _text: str) -> None:
 
 def no_log(_text: str) -> None:
     """The log of something that nobody reads."""
+
+
+def part_of(progress: Progress, start: float, length: float) -> Progress:
+    """The progress of a part of something longer, which begins at `start` and takes `length` of
+    it."""
+
+    def part(fraction: float, text: str) -> None:
+        progress(start + length * fraction, text)
+
+    return part

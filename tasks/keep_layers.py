@@ -1,5 +1,5 @@
-"""The keep layers step: the decoder layers that quantization damages most go back to fp16, the last
-rung of the repair ladder.
+"""The keep layers step: the decoder layers that quantization damages most go back to fp16, what a
+repair tries last.
 
 AWQ scales weights against each other within one decoder layer only, so a whole layer of the parent,
 norms included, fits in the place of the quantized one. A layer's damage is what it does by itself:
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.manifest import ModelArtifact, Parent
 from artifacts.records.texts import CALIBRATION, read_documents
+from configs.callbacks import Progress, part_of
 from configs.errors import SourceError
 from configs.quantization import Quantize
 from tasks.checkpoints import card, files
@@ -26,6 +27,7 @@ from tasks.runner.step import Context, Request, Result, step, versions
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.hooks import RemovableHandle
 
 LIBRARIES = ("torch", "transformers")
 LAYER = re.compile(r"^(.*\b(?:layers|h|blocks)\.)(\d+)\.")
@@ -71,20 +73,16 @@ def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResul
     kept = sorted(layer for layer, _ in ranked[: request.config.keep_layers])
     context.log(f"kept in fp16: layers {', '.join(map(str, kept))}")
     source = request.quantized.path
-    quantized, parent, config = (
-        Tensors(source),
-        Tensors(request.parent.path),
-        files.read_config(source),
-    )
+    config = files.read_config(source)
+    quantized = Tensors(source)
+    parent = Tensors(request.parent.path)
     prefix = next(match[1] for name in quantized if (match := LAYER.match(name)))
     marked = {
         **config["quantization_config"],
         "modules_to_not_convert": [f"{prefix}{layer}." for layer in kept],
     }
-    manifest, new = (
-        context.store.manifest(request.quantized.digest),
-        config | {"quantization_config": marked},
-    )
+    new = config | {"quantization_config": marked}
+    manifest = context.store.manifest(request.quantized.digest)
     recipe = manifest.recipe | {
         "keep_layers": kept,
         "quantized_from": request.quantized.digest,
@@ -100,7 +98,7 @@ def keep_layers(request: KeepLayersRequest, context: Context) -> KeepLayersResul
             new,
             readme,
             lambda names: mixed_shard(quantized, parent, names, kept),
-            lambda done, text: context.progress(0.8 + 0.15 * done, text),
+            part_of(context.progress, 0.8, 0.15),
         )
         candidate = context.store.commit(
             staging,
@@ -136,21 +134,14 @@ def rank(request: KeepLayersRequest, context: Context) -> list[tuple[int, float]
         seed=request.config.seed,
     )
     layers = decoder_layers(engine.model, files.inspect(request.parent.path).layers)
-    errors, norms = [0.0] * len(layers), [0.0] * len(layers)
-    tensors = Tensors(request.quantized.path)
+    comparison = Comparison(layers, Tensors(request.quantized.path))
     for number, row in enumerate(rows):
-
-        def saw(layer: int, row: int = number) -> None:
-            context.progress(
-                0.1 + 0.7 * (row + layer / len(layers)) / len(rows),
-                f"layer {layer + 1}/{len(layers)}, row {row + 1}/{len(rows)}",
-            )
-
-        with watched(layers, tensors, errors, norms, saw), torch.inference_mode():
+        share = 0.7 / len(rows)
+        progress = part_of(context.progress, 0.1 + share * number, share)
+        with comparison.watching(f"row {number + 1}/{len(rows)}", progress), torch.inference_mode():
             engine.model(input_ids=torch.tensor([row], device=engine.device), use_cache=False)
     engine.close()
-    damage = [error / norm if norm else 0.0 for error, norm in zip(errors, norms, strict=True)]
-    return sorted(enumerate(damage), key=lambda item: (-item[1], item[0]))
+    return sorted(enumerate(comparison.damage()), key=lambda item: (-item[1], item[0]))
 
 
 def decoder_layers(model: torch.nn.Module, count: int) -> Sequence[torch.nn.Module]:
@@ -175,38 +166,47 @@ def decoder_layers(model: torch.nn.Module, count: int) -> Sequence[torch.nn.Modu
     )
 
 
-@contextmanager
-def watched(
-    layers: Sequence[torch.nn.Module],
-    tensors: Mapping[str, torch.Tensor],
-    errors: list[float],
-    norms: list[float],
-    saw: Any,
-) -> Iterator[None]:
-    """While the body runs the model, each layer's quantized twin is run on the same input, and the
-    squares are added up."""
-    with ExitStack() as stack:
-        for number, layer in enumerate(layers):
+class Comparison:
+    """The layers of a running model beside their quantized twins, each run on the same input.
 
-            def compare(
-                module: torch.nn.Module, args: Any, kwargs: Any, output: Any, number: int = number
-            ) -> None:
-                saw(number)
-                right = _hidden(output)
-                wrong = _hidden(quantized_twin(module, tensors, number).forward(*args, **kwargs))
-                errors[number] += float((wrong - right).double().pow(2).sum())
-                norms[number] += float(right.double().pow(2).sum())
+    Args:
+        tensors: those of the quantized checkpoint.
+    """
 
-            stack.enter_context(_hook(layer.register_forward_hook(compare, with_kwargs=True)))
-        yield
+    def __init__(
+        self, layers: Sequence[torch.nn.Module], tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._layers = layers
+        self._tensors = tensors
+        self._errors = [0.0] * len(layers)  # squared, summed over all that was run
+        self._norms = [0.0] * len(layers)
 
+    @contextmanager
+    def watching(self, what: str, progress: Progress) -> Iterator[None]:
+        """While the body runs the model on `what`, every layer is compared with its twin."""
+        with ExitStack() as stack:
+            for number, layer in enumerate(self._layers):
+                stack.callback(self._watch(number, layer, what, progress).remove)
+            yield
 
-@contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
+    def _watch(
+        self, number: int, layer: torch.nn.Module, what: str, progress: Progress
+    ) -> RemovableHandle:
+        def compare(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            count = len(self._layers)
+            progress(number / count, f"layer {number + 1}/{count}, {what}")
+            twin = quantized_twin(module, self._tensors, number)
+            right = _hidden(output)
+            wrong = _hidden(twin.forward(*args, **kwargs))
+            self._errors[number] += float((wrong - right).double().pow(2).sum())
+            self._norms[number] += float(right.double().pow(2).sum())
+
+        return layer.register_forward_hook(compare, with_kwargs=True)
+
+    def damage(self) -> list[float]:
+        """Each layer's squared error over the squared norm of the right output."""
+        both = zip(self._errors, self._norms, strict=True)
+        return [error / norm if norm else 0.0 for error, norm in both]
 
 
 def quantized_twin(
@@ -215,18 +215,18 @@ def quantized_twin(
     """A copy of a decoder layer with the quantized checkpoint's weights, unpacked."""
     from tasks.checkpoints.int4 import dequantize_checkpoint
 
-    one = next(layer.parameters())
+    like = next(layer.parameters())
     found = {
         name: match.end()
         for name in tensors
         if (match := LAYER.match(name)) and int(match[2]) == number
     }
     plain = dequantize_checkpoint(
-        {name[end:]: tensors[name] for name, end in found.items()}, one.dtype
+        {name[end:]: tensors[name] for name, end in found.items()}, like.dtype
     )
     twin = copy.deepcopy(layer)
     twin._forward_hooks.clear()  # the copy must not be watched in its turn
-    twin.load_state_dict({name: tensor.to(one.device) for name, tensor in plain.items()})
+    twin.load_state_dict({name: tensor.to(like.device) for name, tensor in plain.items()})
     return twin
 
 
@@ -240,7 +240,8 @@ def mixed_shard(
     parent's, in the same dtype."""
     shard: dict[str, torch.Tensor] = {}
     for name in names:
-        match, (module, _, part) = LAYER.match(name), name.rpartition(".")
+        match = LAYER.match(name)
+        module, _, part = name.rpartition(".")
         if match is None or int(match[2]) not in kept:
             shard[name] = quantized[name]
         elif part == "qweight":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
-from artifacts.records.checks import ProbeAnswers
+from artifacts.records.checks import ProbeAnswer, ProbeAnswers
 from artifacts.records.items import ItemOutcome
 from artifacts.records.load_results import Environment
 from artifacts.records.measurement import (
@@ -31,6 +31,7 @@ from artifacts.records.measurement import (
     scores_to_bytes,
 )
 from artifacts.store.files import sha256_file
+from configs.callbacks import Progress, part_of
 from configs.engines import Engine
 from configs.errors import SourceError
 from configs.evaluation import Benchmark, Evaluate
@@ -133,7 +134,8 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
                 0.15 + 0.5 * done / len(sequences), f"scored {done}/{len(sequences)} documents"
             ),
         )
-        said = ask(engine, request, context) if request.part[0] == 0 else Said()
+        first_part = request.part[0] == 0
+        replies = ask(engine, request, context.progress) if first_part else Replies()
     record = Measurement(
         variant=request.variant,
         engine=request.engine.name,
@@ -142,13 +144,13 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
         hardware=request.hardware,
         model=request.model.digest,
         texts=request.texts.digest,
-        answers=said.answers,
-        items=said.items,
-        probes=said.probes,
+        answers=replies.answers,
+        items=replies.items,
+        probes=replies.probes,
         load_seconds=round(engine.load_seconds, 2),
         gpu_bytes=after - before if gpus.visible() else None,
-        speeds=said.speeds,
-        environment=said.environment,
+        speeds=replies.speeds,
+        environment=replies.environment,
     )
     with context.store.staging() as staging:
         staging.write(MEASUREMENT, canonical_json(record.model_dump(mode="json")))
@@ -165,8 +167,8 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What an engine said beside scoring the documents."""
+class Replies:
+    """What an engine has answered beside scoring the documents, and how fast it is."""
 
     answers: tuple[Answer, ...] = ()
     probes: ProbeAnswers | None = None
@@ -175,17 +177,14 @@ class Said:
     environment: Environment | None = None
 
 
-def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Said:
+def ask(engine: EngineProcess, request: MeasureRequest, progress: Progress) -> Replies:
     """Answer the prompts one by one, the probes and the task items in batches, and be timed if that
     is asked for."""
     config = request.config
-
-    def saw(start: float, length: float) -> Callable[[float, str], None]:
-        return lambda done, text: context.progress(start + length * done, text)
-
-    answers, asked = [], []
+    answers: list[Answer] = []
+    asked: list[ProbeAnswer] = []
     for number, prompt in enumerate(config.prompts):
-        context.progress(0.65 + 0.05 * number / len(config.prompts), f"asking {prompt!r}")
+        progress(0.65 + 0.05 * number / len(config.prompts), f"asking {prompt!r}")
         ids = engine.prompt_ids([{"role": "user", "content": prompt}])
         answer = engine.generate([ids], config.max_new_tokens)[0]
         answers.append(
@@ -198,25 +197,26 @@ def ask(engine: EngineProcess, request: MeasureRequest, context: Context) -> Sai
             )
         )
         asked.append(probe_answer(prompt, answer))
-    probes = (
-        ask_probes(
+    probes = None
+    if config.probes:
+        probes = ask_probes(
             engine,
             prompts=PROBE_PROMPTS[: config.probes],
             new_tokens=config.probe_tokens,
             asked=asked,
-            progress=saw(0.7, 0.05),
+            progress=part_of(progress, 0.7, 0.05),
         )
-        if config.probes
-        else None
-    )
     items = run_items(
-        engine, items_of(request.items), batch_size=config.batch_size, progress=saw(0.75, 0.1)
+        engine,
+        items_of(request.items),
+        batch_size=config.batch_size,
+        progress=part_of(progress, 0.75, 0.1),
     )
     if request.benchmark is None:
-        return Said(tuple(answers), probes, items)
+        return Replies(tuple(answers), probes, items)
     with Watch(THIS_MACHINE, engine.versions) as watch:
-        timed = speeds(engine, request.benchmark, saw(0.85, 0.13))
-    return Said(tuple(answers), probes, items, timed, watch.environment())
+        timed = speeds(engine, request.benchmark, part_of(progress, 0.85, 0.13))
+    return Replies(tuple(answers), probes, items, timed, watch.environment())
 
 
 def items_files(paths: Sequence[Path]) -> tuple[ItemsFile, ...]:

@@ -12,17 +12,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from artifacts.manifest import ModelArtifact, Parent
+from artifacts.manifest import Manifest, ModelArtifact, Parent
 from artifacts.records.texts import CALIBRATION, read_documents
+from configs.callbacks import Progress
 from configs.quantization import Quantize
 from tasks.checkpoints import card
 from tasks.checkpoints import files as model_files
 from tasks.checkpoints.calibration import calibration_rows
+from tasks.checkpoints.hub_card import CARD, card_files
 from tasks.machine.gpus import cuda_is_visible
 from tasks.runner.step import Context, Request, Result, step, versions
 
@@ -55,61 +57,22 @@ class QuantizeResult(Result):
 @step(gpu=True, libraries=LIBRARIES, revision=2)  # 2: the model card
 def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     """Quantize the model to 4 bit with LMDeploy's AWQ and the user's calibration text."""
-    config, source = request.config, request.model.path
+    config = request.config
+    source = request.model.path
     device = _choose_device(config.device)
-    import torch
-    from transformers import AutoTokenizer
-
-    from tasks.checkpoints import lmdeploy_hooks
-
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=request.trust_remote_code)
-    rows = calibration_rows(
-        tokenizer,
-        read_documents(request.texts.path / CALIBRATION),
-        samples=config.samples,
-        length=config.sequence_length,
-        seed=config.seed,
-    )
-    torch.manual_seed(config.seed)
+    rows = _draw_rows(request)
+    parent = context.store.manifest(request.model.digest)
+    recipe = config.model_dump(mode="json", exclude={"timeout_minutes", "device"}) | {
+        "device": device,
+        "calibration_sha256": _rows_digest(rows),
+        "versions": versions((*LIBRARIES, "huggingface_hub")),
+        "license": parent.recipe.get("license"),
+        "trusted_code": parent.recipe.get("trusted_code", {}),
+    }
     with context.store.staging() as staging:
-        with ExitStack() as stack:
-            stack.enter_context(lmdeploy_hooks.calibrate_with(rows))
-            stack.enter_context(
-                lmdeploy_hooks.layer_progress(context, model_files.inspect(source).layers)
-            )
-            if device == "cpu":
-                stack.enter_context(lmdeploy_hooks.mended_for_cpu())
-            from lmdeploy.lite.apis.auto_awq import auto_awq
-
-            auto_awq(
-                str(source),
-                work_dir=str(staging.path),
-                calib_dataset="wikitext2",
-                calib_samples=config.samples,
-                calib_seqlen=config.sequence_length,
-                batch_size=config.batch_size,
-                w_bits=config.bits,
-                w_group_size=config.group_size,
-                search_scale=config.search_scale,
-                device=device,
-                dtype=config.dtype,
-                trust_remote_code=request.trust_remote_code,
-            )
-        parent = context.store.manifest(request.model.digest)
-        recipe = config.model_dump(mode="json", exclude={"timeout_minutes", "device"}) | {
-            "device": device,
-            "calibration_sha256": _rows_digest(rows),
-            "versions": versions((*LIBRARIES, "huggingface_hub")),
-            "license": parent.recipe.get("license"),
-            "trusted_code": parent.recipe.get("trusted_code", {}),
-        }
+        run_awq(request, rows, staging.path, device, context.progress)
         clean(staging.path, source)
-        base, files = card.base_of(source, parent), model_files.companions(staging.path)
-        (staging.path / card.CARD).write_text(
-            card.card(base, model_files.read_config(staging.path), recipe, files),
-            encoding="utf-8",
-            newline="",
-        )
+        write_card(staging.path, source, parent, recipe)
         context.progress(0.98, "hashing")
         candidate = context.store.commit(
             staging,
@@ -127,22 +90,87 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     )
 
 
+def _draw_rows(request: QuantizeRequest) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        request.model.path, trust_remote_code=request.trust_remote_code
+    )
+    return calibration_rows(
+        tokenizer,
+        read_documents(request.texts.path / CALIBRATION),
+        samples=request.config.samples,
+        length=request.config.sequence_length,
+        seed=request.config.seed,
+    )
+
+
+def run_awq(
+    request: QuantizeRequest,
+    rows: Sequence[Sequence[int]],
+    folder: Path,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Fill `folder` with LMDeploy's quantized checkpoint, calibrated with these rows."""
+    import torch
+
+    from tasks.checkpoints import lmdeploy_hooks
+
+    config = request.config
+    layers = model_files.inspect(request.model.path).layers
+    torch.manual_seed(config.seed)
+    with ExitStack() as stack:
+        stack.enter_context(lmdeploy_hooks.calibrate_with(rows))
+        stack.enter_context(lmdeploy_hooks.layer_progress(progress, layers))
+        if device == "cpu":
+            stack.enter_context(lmdeploy_hooks.mended_for_cpu())
+        from lmdeploy.lite.apis.auto_awq import auto_awq
+
+        auto_awq(
+            str(request.model.path),
+            work_dir=str(folder),
+            calib_dataset="wikitext2",  # the hook replaces it
+            calib_samples=config.samples,
+            calib_seqlen=config.sequence_length,
+            batch_size=config.batch_size,
+            w_bits=config.bits,
+            w_group_size=config.group_size,
+            search_scale=config.search_scale,
+            device=device,
+            dtype=config.dtype,
+            trust_remote_code=request.trust_remote_code,
+        )
+
+
 def clean(folder: Path, source: Path) -> None:
     """Make LMDeploy's output an artifact: no calibration by-products, the parent's settings back,
     nothing of the place."""
     for leftover in folder.glob("*.pth"):
         leftover.unlink()
-    config, parent = model_files.read_config(folder), model_files.read_config(source)
+    config = model_files.read_config(folder)
     config.pop("use_cache", None)
-    model_files.write_config(
-        folder, config | {key: parent[key] for key in ("use_cache",) if key in parent}
-    )
+    parent = model_files.read_config(source)
+    if "use_cache" in parent:
+        config["use_cache"] = parent["use_cache"]
+    model_files.write_config(folder, config)
     names = model_files.companions(source)
     # license, remote code, and what the tokenizer's save leaves out
-    for name in set(names) - set(card.card_files(names)):
+    for name in set(names) - set(card_files(names)):
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
+
+
+def write_card(folder: Path, source: Path, parent: Manifest, recipe: Mapping[str, Any]) -> None:
+    """Write the model card of the quantized checkpoint in `folder`."""
+    text = card.card(
+        card.base_of(source, parent),
+        model_files.read_config(folder),
+        recipe,
+        model_files.companions(folder),
+    )
+    (folder / CARD).write_text(text, encoding="utf-8", newline="")
 
 
 def _choose_device(wanted: str) -> str:

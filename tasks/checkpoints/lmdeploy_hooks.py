@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
-from tasks.runner.step import Context
+from configs.callbacks import Log, Progress
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def calibrate_with(rows: Sequence[Sequence[int]]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def layer_progress(context: Context, layers: int) -> Iterator[None]:
+def layer_progress(progress: Progress, layers: int) -> Iterator[None]:
     """Turn the lines that LMDeploy prints for each decoder layer into progress.
 
     The three passes over the layers take very unequal time; the shares are those of the demo with
@@ -43,28 +43,28 @@ def layer_progress(context: Context, layers: int) -> Iterator[None]:
         r"^\S*?\.(\d+)\.\S+ weight packed": (0.82, 0.97, "packing"),
     }
 
-    def saw(line: str) -> None:
+    def read(line: str) -> None:
         for pattern, (start, end, verb) in passes.items():
             if match := re.match(pattern, line):
                 done = int(match[1]) + 1
-                context.progress(
-                    start + (end - start) * done / layers, f"{verb} layer {done}/{layers}"
-                )
+                progress(start + (end - start) * done / layers, f"{verb} layer {done}/{layers}")
 
-    with contextlib.redirect_stdout(_Watched(sys.stdout, saw)):
+    with contextlib.redirect_stdout(_Watched(sys.stdout, read)):
         yield
 
 
 class _Watched:
-    """A text stream that shows each whole line to a function as it passes."""
+    """A text stream that shows each whole line to a log as it passes."""
 
-    def __init__(self, stream: TextIO, saw: Any) -> None:
-        self.stream, self.saw, self.rest = stream, saw, ""
+    def __init__(self, stream: TextIO, log: Log) -> None:
+        self.stream = stream
+        self.log = log
+        self.rest = ""
 
     def write(self, text: str) -> int:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            self.saw(line)
+            self.log(line)
         return self.stream.write(text)
 
     def flush(self) -> None:
@@ -86,15 +86,14 @@ def mended_for_cpu() -> Iterator[None]:
     """
     from lmdeploy.lite.quantization import calibration
 
-    state_dict, search = nn.Module.state_dict, calibration.auto_scale_block
+    state_dict = nn.Module.state_dict
+    search = calibration.auto_scale_block
 
     def copied(self: nn.Module, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         state = state_dict(self, *args, destination=destination, **kwargs)
-        return (
-            {name: tensor.clone() for name, tensor in state.items()}
-            if destination is None
-            else state
-        )
+        if destination is not None:
+            return state
+        return {name: tensor.clone() for name, tensor in state.items()}
 
     def search_on_copies(*args: Any, **kwargs: Any) -> Any:
         with _replaced(nn.Module, "state_dict", copied):

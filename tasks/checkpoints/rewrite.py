@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.store.files import safetensors_header
-from tasks.checkpoints import card, files
+from configs.callbacks import Progress
+from tasks.checkpoints import files
+from tasks.checkpoints.hub_card import CARD, card_files
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,7 @@ def rewrite(
     config: Mapping[str, Any],
     readme: str,
     shard_of: Callable[[list[str]], dict[str, torch.Tensor]],
-    saw: Callable[[float, str], None],
+    progress: Progress,
 ) -> None:
     """Write a checkpoint into `staging`, with the tokenizer and all that travels with the weights.
 
@@ -35,18 +37,19 @@ def rewrite(
     from safetensors.torch import save_file
 
     weight_map: dict[str, str] = {}
-    tensor_bytes, weights = 0, files.weight_files(source)
+    tensor_bytes = 0
+    weights = files.weight_files(source)
     for number, name in enumerate(weights):
-        saw(number / len(weights), f"writing {name}")
+        progress(number / len(weights), f"writing {name}")
         shard = shard_of(list(safetensors_header(source / name)))
         save_file(shard, staging.target(name), metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
         tensor_bytes += sum(tensor.nbytes for tensor in shard.values())
     names = files.companions(source)
     for name in names:
-        if name not in ("config.json", *card.card_files(names)):
+        if name not in ("config.json", *card_files(names)):
             staging.copy(source / name, name)
-    staging.write(card.CARD, readme.encode())
+    staging.write(CARD, readme.encode())
     if (source / files.INDEX).exists():
         index = {"metadata": {"total_size": tensor_bytes}, "weight_map": weight_map}
         staging.write(files.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())

@@ -19,7 +19,7 @@ from artifacts.store.local import LocalStore
 from configs.quantization import Quantize
 from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
-from tasks.checkpoints import card
+from tasks.checkpoints import card, hub_card
 from tasks.checkpoints.files import write_config
 from tasks.download import DownloadRequest, download
 from tasks.keep_layers import KeepLayersRequest, keep_layers
@@ -337,7 +337,7 @@ def test_any_parents_card_gives_a_card_that_can_be_read(tmp_path: Path, case: st
     text = made(tmp_path, readme, recipe=HUB)
     assert time.monotonic() - started < 5
     assert read_back(text, tmp_path)["license"] == license_
-    assert "\r" not in text and len(text.encode()) < 2 * card.MAX_CARD_BYTES
+    assert "\r" not in text and len(text.encode()) < 2 * hub_card.MAX_CARD_BYTES
     if b"# Title" in (readme if isinstance(readme, bytes) else readme.encode()):
         assert "# Title" in text
 
@@ -458,7 +458,7 @@ class Place:
         ).candidate
 
     def card(self, artifact: ModelArtifact) -> tuple[dict[str, Any], str]:
-        assert card.card_files(path.name for path in artifact.path.iterdir()) == ["README.md"]
+        assert hub_card.card_files(path.name for path in artifact.path.iterdir()) == ["README.md"]
         assert (artifact.path / "LICENSE").read_text() == "You may." and not self.store.verify(
             artifact.digest
         )

@@ -1,9 +1,9 @@
 """One model through several engine runtimes: which is faster, by how much, and do they still say
 the same?
 
-All engines are loaded side by side and take turns, so that a GPU that warms up or clocks down slows
-all of them alike; if they do not fit together, each turn loads its engine anew. What a team asks
-before it upgrades its engine.
+All engines are loaded side by side and interleaved, so that a GPU that warms up or clocks down
+slows all of them alike; if they do not fit together, each turn loads its engine anew. What a team
+asks before it upgrades its engine.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
 from pydantic import Field, field_validator
 
 from artifacts.records.evidence import DocumentScore
 from artifacts.records.measurement import Scores, Speed
-from configs.engines import Engine, EngineTransformers
+from artifacts.records.record import Record
+from configs.engines import Engine
 from configs.errors import EngineError, LmflowsError, SourceError
 from configs.evaluation import Benchmark
 from configs.texts import PythonDocs, TextFile
@@ -39,6 +40,7 @@ from tasks.quality.documents import read_source
 from tasks.runner.step import Context, Request, Result, step
 
 T = TypeVar("T")
+Round = dict[int, tuple[float, float]]  # prefill and decode tokens/s, by batch size
 RESAMPLES = 10_000
 # of each engine beside its weights: context, workspace, a KV cache large enough for the batches
 MARGIN_BYTES = 4_000_000_000
@@ -76,11 +78,9 @@ class CompareRuntimesRequest(Request):
         return names
 
 
-class Ratio(pydantic.BaseModel):
+class Ratio(Record):
     """Tokens per second over those of the first runtime: median over the rounds, with the bootstrap
     interval of the median."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int
     median: float
@@ -88,11 +88,9 @@ class Ratio(pydantic.BaseModel):
     high: float
 
 
-class RuntimeFigures(pydantic.BaseModel):
+class RuntimeFigures(Record):
     """One runtime. `agreement` and `same_answers` are against the first one; a `problem` says why
     there are no figures."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     runtime: str
     versions: dict[str, str] = {}
@@ -131,53 +129,30 @@ class Subject:
     at: list[npt.NDArray[np.int32]] | None
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One runtime's part: its quality, and its speeds of each round."""
+
+    runtime: str
+    versions: dict[str, str]
+    quality: Quality
+    rounds: list[Round]
+
+
 @step(gpu=True, cached=False)
 def compare_runtimes(request: CompareRuntimesRequest, context: Context) -> CompareRuntimesResult:
-    """Run one model through several engine runtimes by turns, and compare their speed and their
+    """Run one model through several engine runtimes, interleaved, and compare their speed and their
     scores."""
-    together = fit_together(request)
-    quality: dict[str, Quality] = {}
-    rounds: dict[str, list[dict[int, tuple[float, float]]]] = {
-        name: [] for name in request.runtimes
+    side_by_side = fit_together(request)
+    with Turns(request, context, side_by_side) as turns:
+        quality = score_and_answer(turns, request)
+        rounds = time_rounds(turns, request)
+    measured = {
+        name: Measured(name, turns.versions[name], quality[name], rounds[name])
+        for name in request.runtimes
+        if name not in turns.problems
     }
-    with Turns(request, context, together) as turns:
-        subject: Subject | None = None
-        for name in request.runtimes:
-
-            def examine(
-                engine: EngineProcess, known: Subject | None = subject
-            ) -> tuple[Subject, Quality]:
-                asked = known or find_subject(engine, request)
-                return asked, judge(engine, asked, request)
-
-            if examined := turns.take(name, examine):
-                subject, quality[name] = examined
-                subject = (
-                    subject
-                    if subject.at
-                    else replace(subject, at=[score.ids for score in quality[name].scores])
-                )
-        # side by side, the first one warms all of them up
-        for number in range(-1 if together else 0, request.benchmark.rounds):
-            for name in request.runtimes if number % 2 else reversed(request.runtimes):  # A B B A
-
-                def measure(
-                    engine: EngineProcess, seed: int = number + 2
-                ) -> dict[int, tuple[float, float]]:
-                    sizes = request.benchmark.batch_sizes
-                    if not together:  # it was loaded for this turn
-                        for size in sizes:
-                            one_round(engine, request.benchmark, size, seed=1)
-                    return {
-                        size: one_round(engine, request.benchmark, size, seed=seed)
-                        for size in sizes
-                    }
-
-                figures = turns.take(name, measure)
-                if figures and number >= 0:
-                    rounds[name].append(figures)
-    first = next((name for name in request.runtimes if name not in turns.problems), None)
-    if first is None:
+    if not measured:
         raise EngineError(
             "; ".join(f"{name}: {problem}" for name, problem in turns.problems.items()),
             where="every runtime",
@@ -185,28 +160,64 @@ def compare_runtimes(request: CompareRuntimesRequest, context: Context) -> Compa
                 "`lmflows engines ls` shows the runtimes; the engines' logs lie in the run's folder"
             ),
         )
-    outcome = tuple(
-        (
-            RuntimeFigures(
-                runtime=name, versions=turns.versions.get(name, {}), problem=turns.problems[name]
-            )
-            if name in turns.problems
-            else summarize(name, first, request.benchmark, turns.versions[name], rounds, quality)
-        )
-        for name in request.runtimes
+    first = next(iter(measured.values()))
+    failed = {
+        name: RuntimeFigures(runtime=name, versions=turns.versions.get(name, {}), problem=problem)
+        for name, problem in turns.problems.items()
+    }
+    worked = {
+        name: summarize(runtime, first, request.benchmark) for name, runtime in measured.items()
+    }
+    figures = failed | worked
+    return CompareRuntimesResult(
+        figures=tuple(figures[name] for name in request.runtimes),
+        side_by_side=side_by_side,
+        hardware=request.hardware,
     )
-    return CompareRuntimesResult(figures=outcome, side_by_side=together, hardware=request.hardware)
+
+
+def score_and_answer(turns: Turns, request: CompareRuntimesRequest) -> dict[str, Quality]:
+    """The quality of each runtime that does not fail. The first one that works chooses the tokens
+    at which all are compared."""
+    quality: dict[str, Quality] = {}
+    subject: Subject | None = None
+    for name in request.runtimes:
+        examined = turns.take(name, partial(examine, known=subject, request=request))
+        if examined is not None:
+            subject, quality[name] = examined
+    return quality
+
+
+def time_rounds(turns: Turns, request: CompareRuntimesRequest) -> dict[str, list[Round]]:
+    """Each runtime's speeds, round by round, in the order A B, B A, A B, ..."""
+    rounds: dict[str, list[Round]] = {name: [] for name in request.runtimes}
+    # side by side, the first round warms all of them up; else each turn warms up its own engine
+    for number in range(-1 if turns.side_by_side else 0, request.benchmark.rounds):
+        job = partial(
+            time_turn, config=request.benchmark, seed=number + 2, cold=not turns.side_by_side
+        )
+        for name in request.runtimes if number % 2 else reversed(request.runtimes):
+            figures = turns.take(name, job)
+            if figures and number >= 0:
+                rounds[name].append(figures)
+    return rounds
 
 
 class Turns:
     """The engines of the runtimes, of which one works at a time. One that fails is out, with the
     reason in `problems`."""
 
-    def __init__(self, request: CompareRuntimesRequest, context: Context, together: bool) -> None:
-        self.request, self.context, self.together = request, context, together
+    def __init__(
+        self, request: CompareRuntimesRequest, context: Context, side_by_side: bool
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.side_by_side = side_by_side
         self.problems: dict[str, str] = {}
         self.versions: dict[str, dict[str, str]] = {}
-        self._stack, self._open, self._taken = ExitStack(), dict[str, EngineProcess](), 0
+        self._stack = ExitStack()
+        self._open: dict[str, EngineProcess] = {}
+        self._taken = 0
 
     def __enter__(self) -> Self:
         return self
@@ -224,7 +235,7 @@ class Turns:
         )
         self._taken += 1
         try:
-            if self.together:
+            if self.side_by_side:
                 return job(self._open.get(name) or self._load(name))
             with self._start(name) as engine:
                 return job(engine)
@@ -239,19 +250,12 @@ class Turns:
 
     def _start(self, name: str) -> EngineProcess:
         """Start an engine whose KV cache leaves room for the others'."""
-        options, share = (
-            self.request.engine,
-            0.8 / (len(self.request.runtimes) if self.together else 1),
-        )
-        cache = (
-            {}
-            if isinstance(options, EngineTransformers)
-            else {"cache_max_entry_count": min(options.cache_max_entry_count, share)}
-        )
-        engine = options.model_copy(update={"runtime": name, **cache})
+        options = self.request.engine
+        share = 0.8 / (len(self.request.runtimes) if self.side_by_side else 1)
+        options = options.with_cache_share(share).model_copy(update={"runtime": name})
         spec = EngineSpec(
             folder=self.request.folder,
-            engine=engine,
+            engine=options,
             kv_bits=self.request.kv_bits,
             trust_remote_code=self.request.trust_remote_code,
         )
@@ -268,80 +272,88 @@ def fit_together(request: CompareRuntimesRequest) -> bool:
 
 def find_subject(engine: EngineProcess, request: CompareRuntimesRequest) -> Subject:
     """The first documents that have something to score, and the prompts, as token ids."""
-    records = (
-        engine.encode(record)[: request.longest]
-        for record in islice(read_source(request.texts), 4 * request.documents)
-    )
-    sequences = list(islice((ids for ids in records if len(ids) >= 2), request.documents))
+    documents = islice(read_source(request.texts), 4 * request.documents)
+    encoded = (engine.encode(document)[: request.longest] for document in documents)
+    sequences = list(islice((ids for ids in encoded if len(ids) >= 2), request.documents))
     if not sequences:
         raise SourceError("no document has two tokens", where="texts", hint="give longer documents")
-    return Subject(
-        sequences,
-        [engine.prompt_ids([{"role": "user", "content": prompt}]) for prompt in request.prompts],
-        None,
-    )
+    prompts = [engine.prompt_ids([{"role": "user", "content": text}]) for text in request.prompts]
+    return Subject(sequences, prompts, at=None)
 
 
-def judge(engine: EngineProcess, subject: Subject, request: CompareRuntimesRequest) -> Quality:
-    """Score the documents and answer the prompts."""
+def examine(
+    engine: EngineProcess, known: Subject | None, request: CompareRuntimesRequest
+) -> tuple[Subject, Quality]:
+    """Score the documents and answer the prompts; with the tokens at which the next runtime shall
+    be compared."""
+    subject = known or find_subject(engine, request)
     scores = score_all(engine, subject.sequences, subject.at, BATCH)
-    return Quality(
-        scores, tuple(engine.generate([ids], request.new_tokens)[0].text for ids in subject.prompts)
-    )
+    answers = tuple(engine.generate([ids], request.new_tokens)[0].text for ids in subject.prompts)
+    kept = subject.at or [score.ids for score in scores]
+    return replace(subject, at=kept), Quality(scores, answers)
 
 
-def summarize(
-    name: str,
-    first: str,
-    config: Benchmark,
-    versions: dict[str, str],
-    rounds: dict[str, list[dict[int, tuple[float, float]]]],
-    quality: dict[str, Quality],
-) -> RuntimeFigures:
+def time_turn(engine: EngineProcess, config: Benchmark, seed: int, cold: bool) -> Round:
+    """One round of every batch size; a cold engine goes through another one before."""
+    if cold:
+        for size in config.batch_sizes:
+            one_round(engine, config, size, seed=1)
+    return {size: one_round(engine, config, size, seed=seed) for size in config.batch_sizes}
+
+
+def summarize(measured: Measured, first: Measured, config: Benchmark) -> RuntimeFigures:
     """One runtime's figures, and how they compare with the first one's."""
-    mine, theirs = quality[name], quality[first]
-    documents = [compare(one, other) for one, other in zip(theirs.scores, mine.scores, strict=True)]
-    agreement = DocumentScore.model_validate(
-        {
-            field: sum(getattr(document, field) for document in documents)
-            for field in DocumentScore.model_fields
-        }
-    )
-
-    def ratios(which: int) -> tuple[Ratio, ...]:
-        if name == first:
-            return ()
-        return tuple(
-            ratio(
-                size,
-                [
-                    mine[size][which] / theirs[size][which]
-                    for mine, theirs in zip(rounds[name], rounds[first], strict=True)
-                ],
-            )
-            for size in config.batch_sizes
-        )
-
+    mine = measured.quality
+    theirs = first.quality
+    documents = [
+        compare(baseline, score) for baseline, score in zip(theirs.scores, mine.scores, strict=True)
+    ]
+    prefill = [{size: figures[0] for size, figures in turn.items()} for turn in measured.rounds]
+    decode = [{size: figures[1] for size, figures in turn.items()} for turn in measured.rounds]
     return RuntimeFigures(
-        runtime=name,
-        versions=versions,
-        agreement=agreement,
+        runtime=measured.runtime,
+        versions=measured.versions,
+        agreement=total(documents),
         answers=mine.answers,
-        prefill_ratio=ratios(0),
-        decode_ratio=ratios(1),
+        prefill_ratio=ratios(measured, first, 0),
+        decode_ratio=ratios(measured, first, 1),
         same_answers=sum(
-            one == other for one, other in zip(mine.answers, theirs.answers, strict=True)
+            answer == other for answer, other in zip(mine.answers, theirs.answers, strict=True)
         ),
         speeds=tuple(
             Speed(
                 batch_size=size,
                 prompt_tokens=config.prompt_tokens,
                 new_tokens=config.new_tokens,
-                prefill=tuple(one[size][0] for one in rounds[name]),
-                decode=tuple(one[size][1] for one in rounds[name]),
+                prefill=tuple(speeds[size] for speeds in prefill),
+                decode=tuple(speeds[size] for speeds in decode),
             )
             for size in config.batch_sizes
         ),
+    )
+
+
+def total(documents: Sequence[DocumentScore]) -> DocumentScore:
+    """The sums of all documents."""
+    return DocumentScore(
+        tokens=sum(document.tokens for document in documents),
+        broken=sum(document.broken for document in documents),
+        nll_parent=sum(document.nll_parent for document in documents),
+        nll_candidate=sum(document.nll_candidate for document in documents),
+        kl=sum(document.kl for document in documents),
+        same_top=sum(document.same_top for document in documents),
+    )
+
+
+def ratios(measured: Measured, first: Measured, which: int) -> tuple[Ratio, ...]:
+    """Prefill (0) or decode (1) speed over the first runtime's, by batch size; none of the first
+    itself."""
+    if measured.runtime == first.runtime:
+        return ()
+    both = list(zip(measured.rounds, first.rounds, strict=True))
+    return tuple(
+        ratio(size, [mine[size][which] / theirs[size][which] for mine, theirs in both])
+        for size in both[0][0]
     )
 
 

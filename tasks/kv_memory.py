@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import pydantic
 from pydantic import Field
 
+from artifacts.records.record import Record
 from configs.engines import EnginePytorch, EngineTurbomind
 from configs.errors import EngineError, LmflowsError
 from configs.variants import KvBits
@@ -33,10 +33,8 @@ class MemoryRequest(Request):
         return 60.0
 
 
-class Taken(pydantic.BaseModel):
+class Taken(Record):
     """Device memory that a loaded engine takes, in bytes; a `problem` says why it did not load."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     share: float
     gpu_bytes: int = 0

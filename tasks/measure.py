@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.checks import ProbeAnswer, ProbeAnswers
@@ -30,6 +29,7 @@ from artifacts.records.measurement import (
     read_scores,
     scores_to_bytes,
 )
+from artifacts.records.record import Record
 from artifacts.store.files import sha256_file
 from configs.callbacks import Progress, part_of
 from configs.engines import Engine
@@ -51,10 +51,8 @@ from tasks.runner.step import Context, Request, Result, step
 THIS_MACHINE = "http://127.0.0.1"  # where the engine's process runs
 
 
-class ItemsFile(BaseModel):
+class ItemsFile(Record):
     """Task items: the file, and the SHA-256 of what it held when the run began."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
     sha256: str

@@ -345,4 +345,4 @@ class SpeedComparison(Record):
     environments: tuple[Environment, Environment]
 
     def ratio(self, metric: Metric) -> RatioInterval:
-        return next(one for one in self.ratios if one.metric == metric)
+        return next(ratio for ratio in self.ratios if ratio.metric == metric)

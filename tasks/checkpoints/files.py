@@ -255,13 +255,7 @@ def code_references(folder: Path) -> dict[str, set[str]]:
             auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
         except (ValueError, AttributeError):
             continue
-        values = (
-            list(auto_map.values())
-            if isinstance(auto_map, dict)
-            else [auto_map]
-            if auto_map
-            else []
-        )
+        values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
         names = {
             str(item)
             for value in values

@@ -39,7 +39,7 @@ import select, sys, time
 from flows.run.gpu_slots import held
 from tasks.machine.gpus import Gpu
 gpus = [Gpu(0, uuid, "Test", "sm_90", 1, 1, "1") for uuid in sys.argv[1].split(",")]
-with held(gpus, waiting=lambda text: print("waiting", text, flush=True)):
+with held(gpus, log=lambda text: print("waiting", text, flush=True)):
     print("in", time.time(), flush=True)
     select.select([sys.stdin], [], [], float(sys.argv[2]))
     print("out", time.time(), flush=True)
@@ -169,7 +169,7 @@ def test_two_runs_on_one_gpu_take_turns_and_the_second_says_once_who_has_it(
 def test_two_gpus_named_in_opposite_order_are_no_deadlock(folder: Path, api: str, gpu: Gpu) -> None:
     pair = sorted([gpu, new_gpu()], key=lambda gpu: gpu.uuid)
     # so that one of them surely stands between its two GPUs
-    with held(pair[1:], waiting=nobody_waits):
+    with held(pair[1:], log=nobody_waits):
         both = [
             Holder(folder, gpus, 0.2, PREFECT_API_URL=api).reaches("waiting")
             for gpus in (pair, pair[::-1])
@@ -209,11 +209,11 @@ def test_behind_ephemeral_servers_a_killed_run_gives_its_slot_back_at_once(
 
 
 def test_an_exception_in_the_body_frees_the_slot_and_comes_out(api: str, gpu: Gpu) -> None:
-    with pytest.raises(ZeroDivisionError), held([gpu], waiting=nobody_waits):
+    with pytest.raises(ZeroDivisionError), held([gpu], log=nobody_waits):
         assert slots_in_use(gpu) == 1
         _ = 1 // 0
     assert slots_in_use(gpu) == 0
-    with held([gpu], waiting=nobody_waits):
+    with held([gpu], log=nobody_waits):
         pass
 
 
@@ -221,23 +221,23 @@ def test_a_child_that_is_being_started_keeps_the_slot_for_a_moment_and_nobody_is
     api: str, gpu: Gpu
 ) -> None:
     """Between fork and exec a child has all files of its parent, the lock among them."""
-    with held([gpu], waiting=nobody_waits):
+    with held([gpu], log=nobody_waits):
         threading.Thread(
             target=subprocess.run, args=(["true"],), kwargs={"preexec_fn": lambda: time.sleep(0.3)}
         ).start()
         time.sleep(0.1)
-    with held([gpu], waiting=nobody_waits):
+    with held([gpu], log=nobody_waits):
         pass
 
 
 def test_a_gpu_that_is_named_twice_is_taken_once(api: str, gpu: Gpu) -> None:
-    with held([gpu, replace(gpu, free_bytes=0)], waiting=nobody_waits):
+    with held([gpu, replace(gpu, free_bytes=0)], log=nobody_waits):
         assert slots_in_use(gpu) == 1
 
 
 def test_a_slot_that_somebody_took_from_prefect_alone_is_waited_for(api: str, gpu: Gpu) -> None:
     said: list[str] = []
-    with held([gpu], waiting=nobody_waits):
+    with held([gpu], log=nobody_waits):
         pass  # now the limit exists
     with concurrency(slot_name(gpu), strict=True):
         thread = threading.Thread(target=take, args=(api, gpu, said))
@@ -253,7 +253,7 @@ def test_a_slot_that_somebody_took_from_prefect_alone_is_waited_for(api: str, gp
 
 
 def take(api: str, gpu: Gpu, said: list[str]) -> None:
-    with temporary_settings({PREFECT_API_URL: api}), held([gpu], waiting=said.append):
+    with temporary_settings({PREFECT_API_URL: api}), held([gpu], log=said.append):
         said.append("in")
 
 
@@ -267,7 +267,7 @@ def test_a_slot_whose_lease_a_restarted_server_has_forgotten_is_taken_after_a_wh
         )
     said: list[str] = []
     began = time.monotonic()
-    with held([gpu], waiting=said.append):
+    with held([gpu], log=said.append):
         assert time.monotonic() - began >= 1 and len(said) == 1
         assert slots_in_use(gpu) == 1
     assert slots_in_use(gpu) == 0
@@ -307,7 +307,7 @@ def test_a_run_without_a_gpu_asks_prefect_nothing() -> None:
             temporary_settings(
                 {PREFECT_API_URL: f"http://127.0.0.1:{listener.getsockname()[1]}/api"}
             ),
-            held([], waiting=nobody_waits),
+            held([], log=nobody_waits),
         ):
             pass
         with pytest.raises(TimeoutError):

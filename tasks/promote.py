@@ -151,7 +151,7 @@ def promote(request: PromoteRequest, context: Context) -> PromoteResult:
         approved_by=request.approved_by,
         progress=context.progress,
     )
-    return _told(request.model, request.to_stage, done)
+    return _result(request.model, request.to_stage, done)
 
 
 @step(child=False, cached=False)
@@ -166,7 +166,7 @@ def roll_back(request: RollbackRequest, context: Context) -> PromoteResult:
         why=request.why,
         policy=request.policy,
     )
-    return _told(request.model, request.stage, done)
+    return _result(request.model, request.stage, done)
 
 
 @step(child=False, cached=False)
@@ -187,7 +187,7 @@ def sign(request: SignRequest, context: Context) -> SignResult:
     )
 
 
-def _told(model: str, stage: Stage, done: promotion.Promotion) -> PromoteResult:
+def _result(model: str, stage: Stage, done: promotion.Promotion) -> PromoteResult:
     now: RefEntry = done.now
     return PromoteResult(
         model=model,

@@ -44,8 +44,10 @@ def repack(request: RepackRequest, context: Context) -> RepackResult:
     """Rewrite an AWQ checkpoint in the compressed-tensors format, with the same numbers."""
     from tasks.checkpoints.int4 import Tensors
 
-    source, group_size = request.model.path, request.group_size
-    facts, config = files.inspect(source), files.read_config(source)
+    source = request.model.path
+    group_size = request.group_size
+    facts = files.inspect(source)
+    config = files.read_config(source)
     old = awq_group_size(config, where=str(source / "config.json"))
     check_group_size(old, group_size)
     check_layers(facts.tensors, old, group_size, where=str(source))

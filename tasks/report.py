@@ -25,7 +25,7 @@ class ReportResult(Result):
 
 @step(child=False, cached=False)
 def report(request: ReportRequest, context: Context) -> ReportResult:
-    """Judge the candidate by the evidence, and write down the verdict and the run's story."""
+    """Judge the candidate by the evidence, and write the report."""
     # it loads what draws and what judges, which the command line has no use for
     from tasks.reporting import page
 

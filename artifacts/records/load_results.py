@@ -8,6 +8,7 @@ could not be measured, or not with so few requests.
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -58,26 +59,22 @@ class Load(Record):
 
 def loads_of(config: LoadTest, processes: int) -> tuple[Load, ...]:
     """The loads of a sweep: concurrencies first, then rates, each in the order that was given."""
-    common = {
-        "duration_seconds": None if config.requests else config.duration_seconds,
-        "requests": config.requests,
-        "prompt_tokens": config.prompt_tokens,
-        "new_tokens": config.new_tokens,
-        "api": config.api,
-        "slo": config.slo,
-        "processes": processes,
-        "seed": config.seed,
-        "request_timeout_seconds": config.request_timeout_seconds,
-        "max_lag_seconds": config.max_lag_ms / 1e3,
-        "max_error_share": config.max_error_share,
-    }
-    return tuple(
-        [Load.model_validate({"concurrency": value} | common) for value in config.concurrencies]
-        + [
-            Load.model_validate({"rate_per_second": value} | common)
-            for value in config.rates_per_second
-        ]
+    load = partial(
+        Load,
+        duration_seconds=None if config.requests else config.duration_seconds,
+        requests=config.requests,
+        prompt_tokens=config.prompt_tokens,
+        new_tokens=config.new_tokens,
+        api=config.api,
+        slo=config.slo,
+        processes=processes,
+        seed=config.seed,
+        request_timeout_seconds=config.request_timeout_seconds,
+        max_lag_seconds=config.max_lag_ms / 1e3,
+        max_error_share=config.max_error_share,
     )
+    closed = [load(concurrency=concurrency) for concurrency in config.concurrencies]
+    return (*closed, *(load(rate_per_second=rate) for rate in config.rates_per_second))
 
 
 class Rows(Record):
@@ -90,8 +87,8 @@ class Rows(Record):
         ttft: from sending it to the first piece of text.
         tpot: (e2e - ttft) / (tokens - 1); None with fewer than two tokens.
         e2e: from sending it to the last event of the answer; of a failed request to its failure.
-        prompt_tokens: by the server's count; None if it tells none.
-        tokens: by the server's count where it tells, else the pieces of text.
+        prompt_tokens: by the server's count; None if it gives none.
+        tokens: by the server's count where it gives one, else the pieces of text.
         chunks: pieces of text, of which one can hold several tokens, or a part of one.
         status: "ok", "http 500", "cut" (the stream ended early), "timeout", "connection", "server
             error" (an error event in the stream).
@@ -119,8 +116,8 @@ class Percentile(Record):
 
 
 class Percentiles(Record):
-    """A distribution. `effective`: the number of independent values that tell as much as these,
-    which may hang together."""
+    """A distribution. `effective`: the number of independent values that say as much as these,
+    which may be correlated."""
 
     count: int
     effective: float
@@ -147,7 +144,7 @@ class Spread(Record):
 
 
 class GpuState(Record):
-    """One GPU during a run, sampled by NVML; a figure that the board does not tell is None.
+    """One GPU during a run, sampled by NVML; a figure that the board does not give is None.
 
     Attributes:
         throttle: share of the samples in which NVML named the reason.
@@ -304,7 +301,7 @@ class RatioInterval(Record):
         low, high: its 95 % interval, by inverting the exact signed-rank test.
         bootstrap_low, bootstrap_high: the percentile bootstrap interval of the median, which is too
             short with few rounds.
-        smallest_seen: the relative difference that would be told nine times in ten, with this
+        smallest_seen: the relative difference that would be seen nine times in ten, with this
             noise, these rounds and the tolerance.
     """
 
@@ -322,8 +319,8 @@ Outcome = Literal["slower", "faster", "no difference seen", "invalid"]
 
 
 class SpeedComparison(Record):
-    """Two servers by turns. `outcome` says of the second one what the ratio of `metric` says; the
-    other ratios are for reading.
+    """Two servers, interleaved. `outcome` says of the second one what the ratio of `metric` says;
+    the other ratios are for reading.
 
     Attributes:
         tolerance: the relative difference up to which they count as equally fast; the interval must

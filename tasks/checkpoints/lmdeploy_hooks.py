@@ -1,6 +1,6 @@
 """The three hooks into LMDeploy 0.17's `auto_awq`, each undone on the way out.
 
-It has no option for the user's own text, tells its progress on stdout only, and on a CPU has one
+It has no option for the user's own text, prints its progress on stdout only, and on a CPU has one
 bug and one slow path. One quantization per process: its observers are registries of their classes.
 """
 

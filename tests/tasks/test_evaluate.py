@@ -1,4 +1,4 @@
-"""Comparison, smoke test and verdict: the figures are right, and what is broken is seen.
+"""Comparison and verdict: documents are paired, and what is broken is seen.
 `test_measure` has what is measured."""
 
 from __future__ import annotations
@@ -8,34 +8,26 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import PROBES, Probe, SampleAnswer, read_evidence
 from artifacts.records.measurement import (
-    Scores,
     read_scores,
 )
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
-from configs.errors import SmokeTestFailed, SourceError
-from configs.evaluation import Evaluate, SmokeTest
-from configs.sources import LocalSource
+from configs.errors import SourceError
+from configs.evaluation import Evaluate
 from configs.texts import PythonDocs, Texts
-from tasks.download import DownloadRequest, download
-from tasks.engines.protocol import Generation
 from tasks.engines.reference import ReferenceEngine
-from tasks.engines.scoring import scores
 from tasks.measure import MeasureRequest, measure
-from tasks.quality.divergence import compare, divergence, summarize_kl
 from tasks.quality.verdict import judge
 from tasks.runner.step import Context
-from tasks.smoke_test import SmokeTestRequest, endless_repetition, smoke_test, unwell
 from tasks.texts import TextsRequest, texts
 from tests.support.measurements import DIGEST, compared, planted, planted_texts
+from tests.support.models import fetch, spoil
 
 CONFIG = Evaluate(
     max_perplexity_ratio=1.1,
@@ -44,74 +36,6 @@ CONFIG = Evaluate(
     max_tokens_per_document=100,
     max_new_tokens=12,
 )
-
-
-def scored(
-    probabilities: list[list[float]], targets: list[int], at: Scores | None = None
-) -> Scores:
-    """What the engines' own scoring says of a model that gives these probabilities, one row a
-    position."""
-    return scores(torch.tensor(probabilities).log(), [0, *targets], None if at is None else at.ids)
-
-
-def kept(probabilities: list[list[float]], targets: list[int], ids: list[int]) -> Scores:
-    """The same, with the distribution kept at one token a position."""
-    return scores(
-        torch.tensor(probabilities).log(), [0, *targets], np.array(ids, np.int32)[:, None]
-    )
-
-
-def test_figures_of_a_known_case() -> None:
-    """Two positions, two words: parent (1/2, 1/2) then (3/4, 1/4); candidate (1/4, 3/4) twice;
-    targets 0 and 0."""
-    parent = scored([[0.5, 0.5], [0.75, 0.25]], [0, 0])
-    score = compare(parent, scored([[0.25, 0.75], [0.25, 0.75]], [0, 0], at=parent))
-    assert score.nll_parent == pytest.approx(-math.log(0.5) - math.log(0.75))
-    assert score.nll_candidate == pytest.approx(-2 * math.log(0.25))
-    kl = 0.5 * math.log(2) + 0.5 * math.log(2 / 3) + 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
-    assert score.kl == pytest.approx(kl)
-    assert (score.tokens, score.same_top, score.broken) == (2, 0, 0)
-
-
-def test_what_is_not_kept_counts_as_one_event() -> None:
-    """Three words, of which the parent's likeliest is kept: (1/2, 1/4, 1/4) beside (1/4, 1/2, 1/4)
-    is (1/2, 1/2) beside (1/4, 3/4)."""
-    score = compare(kept([[0.5, 0.25, 0.25]], [0], [0]), kept([[0.25, 0.5, 0.25]], [0], [0]))
-    assert score.kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
-
-
-@pytest.mark.parametrize("spoilt_is_parent", [False, True])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_position_with_nan_is_counted_and_not_averaged(
-    value: float, spoilt_is_parent: bool
-) -> None:
-    """An infinite logit makes every probability of its row NaN."""
-    logits = torch.zeros(3, 4)
-    spoilt = logits.clone()
-    spoilt[1, 2] = value
-    parent, candidate = (spoilt, logits) if spoilt_is_parent else (logits, spoilt)
-    first = scores(parent, [3, 0, 1, 2])
-    score = compare(first, scores(candidate, [3, 0, 1, 2], first.ids))
-    assert (score.tokens, score.broken) == (2, 1)
-    assert score.nll_candidate == pytest.approx(
-        2 * math.log(4)
-    ) and score.nll_parent == pytest.approx(2 * math.log(4))
-    assert (score.kl, score.same_top) == (pytest.approx(0, abs=1e-6), 2)
-
-
-def test_a_target_of_probability_zero_is_counted_and_not_averaged() -> None:
-    parent = scored([[0.5, 0.5], [0.5, 0.5]], [0, 1])
-    score = compare(parent, scored([[0.5, 0.5], [1.0, 0.0]], [0, 1], at=parent))
-    assert (score.tokens, score.broken, score.nll_candidate) == (1, 1, pytest.approx(math.log(2)))
-    # one that is not among the kept tokens
-    score = compare(kept([[0.5, 0.3, 0.2]], [2], [0]), kept([[0.5, 0.5, 0.0]], [2], [0]))
-    assert (score.tokens, score.broken, score.nll_candidate) == (0, 1, 0)
-
-
-def test_a_likely_token_of_probability_zero_is_counted_though_it_is_not_the_target() -> None:
-    parent = scored([[0.5, 0.5], [0.5, 0.5]], [0, 0])
-    score = compare(parent, scored([[0.5, 0.5], [1.0, 0.0]], [0, 0], at=parent))
-    assert (score.tokens, score.broken, score.kl) == (1, 1, pytest.approx(0, abs=1e-6))
 
 
 # -- the evidence of planted scores
@@ -183,102 +107,12 @@ def test_held_out_text_that_was_calibrated_with_is_counted(store: LocalStore) ->
     assert read_evidence(compared(store, [planted(store, [9])], [planted(store, [9])])).overlap == 0
 
 
-def test_the_tail_of_the_divergence_is_that_of_single_positions() -> None:
-    """1 position of 1000 differs, by KL = log 2 nats: the mean hides it, the largest value does
-    not."""
-    parent = scored([[0.5, 0.5]] * 1000, [0] * 1000)
-    candidate = scored(
-        [[0.5, 0.5]] * 999 + [[1 / 4 * (2 - 3**0.5), 1 / 4 * (2 + 3**0.5)]], [0] * 1000, at=parent
-    )
-    found = summarize_kl([divergence(parent, candidate)])
-    assert found.largest == pytest.approx(math.log(2), rel=1e-4) and found.median == pytest.approx(
-        0, abs=1e-6
-    )
-    assert (
-        found.mean == pytest.approx(math.log(2) / 1000, rel=1e-3)
-        and found.median <= found.p999 <= found.largest
-    )
-
-
-# -- smoke test
-
-
-def say(text: str, *, reason: str = "length", finite: bool = True) -> Generation:
-    return Generation(text=text, tokens=9, finish_reason=reason, finite=finite, seconds=1.0)
-
-
-@pytest.mark.parametrize(
-    ("answer", "problem"),
-    [
-        (say("fine words", finite=False), "NaN"),
-        (say(""), "empty"),
-        (say("\ufffd\ufffd\ufffd ok"), "not text"),
-        (say("one two " + "and again " * 12), "repeats 'and again'"),
-        (say("!" * 60), "repeats '!'"),
-        (say("no no " * 3 + "maybe " + "no no " * 12), "repeats 'no'"),
-    ],
-)
-def test_an_unwell_answer_is_recognized(answer: Generation, problem: str) -> None:
-    assert problem in (unwell(answer) or "")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Hello!",
-        "1. Read. 2. Write. 3. Speak. 4. Listen.",
-        "1. 1. 1. 2. 3. 4. 5. 6. 7. 8. 9. 10. 11.",
-        "你好,我是助手。",
-    ],
-)
-def test_a_sane_answer_is_well(text: str) -> None:
-    assert unwell(say(text)) is None
-    assert endless_repetition(text) is None
-
-
-def test_a_finished_answer_may_repeat_itself() -> None:
-    assert unwell(say("ha " * 20, reason="stop")) is None
-
-
 # -- with a model
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     return LocalStore(tmp_path_factory.mktemp("evaluate"))
-
-
-def fetch(store: LocalStore, folder: Path) -> ModelArtifact:
-    return download(
-        DownloadRequest(source=LocalSource(type="local", path=folder)), Context(store)
-    ).model
-
-
-def spoil(tiny_model: Path, folder: Path, change: object) -> Path:
-    """A copy of the small model with one changed tensor."""
-    shutil.copytree(tiny_model, folder)
-    tensors = load_file(folder / "model.safetensors")
-    name = "model.layers.1.mlp.down_proj.weight"
-    tensors[name] = change(tensors[name])  # type: ignore[operator]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def test_the_small_model_speaks(store: LocalStore, tiny_model: Path) -> None:
-    result = smoke_test(
-        SmokeTestRequest(model=fetch(store, tiny_model), config=SmokeTest()), Context(store)
-    )
-    assert result.turns[0].answer == "Hello! How can I help you today?"
-    assert "practice speaking" in result.turns[1].answer
-    assert result.tokens_per_second > 1 and result.peak_rss_bytes > 10**8
-
-
-def test_nan_weights_fail_the_smoke_test(
-    store: LocalStore, tiny_model: Path, tmp_path: Path
-) -> None:
-    folder = spoil(tiny_model, tmp_path / "model", lambda w: torch.full_like(w, float("nan")))
-    with pytest.raises(SmokeTestFailed, match="NaN or infinite"):
-        smoke_test(SmokeTestRequest(model=fetch(store, folder), config=SmokeTest()), Context(store))
 
 
 # -- measured and compared

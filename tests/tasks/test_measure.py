@@ -23,21 +23,20 @@ from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
 from configs.errors import SourceError
 from configs.evaluation import Benchmark, Evaluate
-from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
 from configs.variants import Variant
-from tasks.download import DownloadRequest, download
 from tasks.engines.documents import held_out_ids
 from tasks.engines.reference import ReferenceEngine
 from tasks.engines.scoring import KEPT, scores
 from tasks.evaluate import EvaluateRequest, evaluate
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
-from tasks.quality.divergence import compare, kl_divergence
+from tasks.quality.divergence import kl_divergence
 from tasks.quality.verdict import judge
 from tasks.runner import runtimes
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support.interpreters import another_python
+from tests.support.models import fetch
 
 Logits = npt.NDArray[np.float64]
 
@@ -71,12 +70,6 @@ def split(store: LocalStore) -> ModelArtifact:
 @pytest.fixture(scope="module")
 def model(store: LocalStore, tiny_model: Path) -> ModelArtifact:
     return fetch(store, tiny_model)
-
-
-def fetch(store: LocalStore, folder: Path) -> ModelArtifact:
-    return download(
-        DownloadRequest(source=LocalSource(type="local", path=folder)), Context(store)
-    ).model
 
 
 def request(
@@ -324,13 +317,6 @@ def test_a_candidate_of_nan_is_judged_and_not_averaged(
         judge(found, artifact.digest, CONFIG).outcome == "FAIL"
         and json.loads((artifact.path / PROBES).read_text()) == []
     )
-
-
-def test_probability_0_on_both_sides_is_no_divergence() -> None:
-    """Some models forbid tokens that fill the vocabulary up."""
-    logits = torch.tensor([[0.0, 0.0, -torch.inf]])
-    score = compare(scores(logits, [0, 1]), scores(logits, [0, 1]))
-    assert (score.tokens, score.broken, score.kl) == (1, 0, 0.0)
 
 
 # -- how close the divergence of the kept tokens is to that of the whole vocabulary

@@ -131,14 +131,14 @@ def test_a_report_leads_back_to_the_source(store: LocalStore) -> None:
         "    model fp16",
         "    texts texts",
         "  evidence evidence",
+        "    baseline measurement",
+        "      model fp16 again",
+        "      texts texts again",
         "    candidate w4a16 again",
         "    measurement measurement",
         "      model w4a16 again",
         "      texts texts again",
         "    parent fp16 again",
-        "    baseline measurement",
-        "      model fp16 again",
-        "      texts texts again",
         "  parent fp16 again",
     ]
 
@@ -208,7 +208,7 @@ def test_a_tree_is_json(store: LocalStore) -> None:
     run = Run(store)
     value = json.loads(json.dumps(tree(store, run.report).to_dict()))
     assert (
-        value["parents"][1]["parents"][1]["facts"]["hardware"] == {"gpu": "H200"}
+        value["parents"][1]["parents"][2]["facts"]["hardware"] == {"gpu": "H200"}
         and value["facts"]["verdict"] == "PASS"
     )
     assert json.loads(json.dumps([one.to_dict() for one in about(store, run.candidate)]))

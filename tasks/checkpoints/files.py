@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,18 +114,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 def end_ids(folder: Path, eos_token_id: int | None) -> set[int]:
     """The token ids that end an answer: those of generation_config.json (else config.json), and the
     tokenizer's."""
+    generation = folder / "generation_config.json"
     try:
-        named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get(
-            "eos_token_id"
-        )
+        named = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError):
         named = None
-    named = read_config(folder).get("eos_token_id") if named is None else named
-    return {
-        int(index)
-        for index in (*(named if isinstance(named, list) else [named]), eos_token_id)
-        if index is not None
-    }
+    if named is None:
+        named = read_config(folder).get("eos_token_id")
+    ids = [*(named if isinstance(named, list) else [named]), eos_token_id]
+    return {int(index) for index in ids if index is not None}
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -179,27 +177,28 @@ def weight_files(folder: Path) -> list[str]:
         return names
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names:
-        others = (
-            sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-            if folder.is_dir()
-            else []
-        )
-        hint = (
-            "convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder,"
-            " safe_serialization=True), or set source.allow_pickle: true if you trust where it"
-            " comes from"
-            if others
-            else (
-                "the folder needs model.safetensors, or model.safetensors.index.json with its parts"
-            )
-        )
-        found = (
-            f"only pickles ({', '.join(others)}), which can run code when they are loaded"
-            if others
-            else "no weights"
-        )
-        raise SourceError(found, where=str(folder), hint=hint)
+        raise _no_weights(folder)
     return names
+
+
+def _no_weights(folder: Path) -> SourceError:
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    pickles = [path.name for path in files if path.suffix in PICKLES]
+    if pickles:
+        return SourceError(
+            f"only pickles ({', '.join(pickles)}), which can run code when they are loaded",
+            where=str(folder),
+            hint=(
+                "convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder,"
+                " safe_serialization=True), or set source.allow_pickle: true if you trust where it"
+                " comes from"
+            ),
+        )
+    return SourceError(
+        "no weights",
+        where=str(folder),
+        hint="the folder needs model.safetensors, or model.safetensors.index.json with its parts",
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -256,12 +255,8 @@ def code_references(folder: Path) -> dict[str, set[str]]:
         except (ValueError, AttributeError):
             continue
         values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
-        names = {
-            str(item)
-            for value in values
-            for item in (value if isinstance(value, list) else [value])
-            if item
-        }
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        names = {str(name) for name in chain(*lists) if name}
         if names:
             found[path.name] = names
     return found

@@ -22,6 +22,9 @@ from tasks.checkpoints import files
 # Nibble i of an int32 holds column ORDER[i] of its eight: AutoAWQ's gemm packing, which LMDeploy
 # writes too.
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+# the tensors of a layer in either format; compressed-tensors has the shape of the weight, too
+AWQ_PARTS = ("qweight", "qzeros", "scales")
+PACKED_PARTS = ("weight_packed", "weight_zero_point", "weight_scale")
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,19 +176,12 @@ def dequantize_checkpoint(
     for name in tensors:
         layer, _, part = name.rpartition(".")
         if part == "qweight":
-            weight = Int4Weight.from_awq(
-                *(tensors[f"{layer}.{other}"] for other in ("qweight", "qzeros", "scales"))
-            )
+            weight = Int4Weight.from_awq(*(tensors[f"{layer}.{other}"] for other in AWQ_PARTS))
             plain[f"{layer}.weight"] = weight.dequantize().to(dtype)
         elif part == "weight_packed":
-            weight = Int4Weight.from_packed(
-                *(
-                    tensors[f"{layer}.{other}"]
-                    for other in ("weight_packed", "weight_zero_point", "weight_scale")
-                )
-            )
-            plain[f"{layer}.weight"] = weight.dequantize().to(dtype)
-        elif part not in ("qzeros", "scales", "weight_zero_point", "weight_scale", "weight_shape"):
+            packed = (tensors[f"{layer}.{other}"] for other in PACKED_PARTS)
+            plain[f"{layer}.weight"] = Int4Weight.from_packed(*packed).dequantize().to(dtype)
+        elif part not in (*AWQ_PARTS, *PACKED_PARTS, "weight_shape"):
             tensor = tensors[name]
             plain[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return plain

@@ -1,13 +1,40 @@
-"""The errors of the project: what happened, where, and what to do about it.
+"""The errors of the project: what happened, where, and what to do about it. All of them:
 
-Only the command line turns them into text and an exit status, and only `tasks.runner.step` asks
-`retryable`. An error crosses from a step's child process to its parent as `to_dict()` and comes
-back as the same class through `from_dict`.
+    LmflowsError
+      ConfigError               what the user asked cannot be: a config, a value, a name
+      SourceError               the model or the text that was named cannot be used
+      PreflightError            a known trap, found before any long work
+      TransferError             a download or upload broke off
+      ArtifactDamaged           files are not what their manifest says
+      ArtifactMissing           no such digest in the store
+      UnsafeManifest            a manifest that leaves its folder or contradicts itself
+      DiskFull                  no space left
+      StoreBusy                 somebody else works on the store
+      ConditionalWritesIgnored  a store without compare-and-swap
+      PromotionRefused          a stage may not move like that
+      SignatureRefused          a signature is missing or does not hold
+      StaleRef                  somebody else moved the stage meanwhile
+      StepFailed                a step's unforeseen exception
+      StepCrashed               a step's process died without an answer
+      StepTimeout               a step ran longer than its limit
+      SmokeTestFailed           the model does not speak
+      VerdictFailed             the candidate is not good enough
+      GpuBusy                   somebody else holds the GPU memory that a step needs
+      EngineError               an engine is missing, or refuses the model or a request
+        EngineCrashed           its process died
+      EndpointError             a server does not start, or does not answer as it should
+      DifferentHardware         two results that nobody may compare
+      LoadClientDied            a process of the load generator died
+
+Only the command line turns them into text and an exit status, and only `flows.run` asks
+`retryable`. An error crosses from a child process to its parent as `to_dict()` and comes back as
+the same class through `from_dict`, because both have imported this module and no other has errors.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import ClassVar
 
 
 class LmflowsError(Exception):
@@ -19,12 +46,14 @@ class LmflowsError(Exception):
         hint: what the reader can do about it.
     """
 
-    exit_status = 1
-    retryable = False
+    exit_status: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(message)
-        self.message, self.where, self.hint = message, where, hint
+        self.message = message
+        self.where = where
+        self.hint = hint
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -125,18 +154,27 @@ class SmokeTestFailed(LmflowsError):
 
 
 class VerdictFailed(LmflowsError):
-    """The candidate is not good enough; it is kept for inspection and goes nowhere. `summary` is
-    the run's."""
+    """The candidate is not good enough; it is kept for inspection and goes nowhere.
+
+    `summary` is what the flow that raises it would have returned, for a caller in the same process
+    that knows the flow's type; None from another one.
+    """
 
     exit_status = 3
-    summary: Any = None
+    summary: object = None
+
+
+class GpuBusy(LmflowsError):
+    """Somebody else holds the GPU memory that a step needs. Trying again can help."""
+
+    retryable = True
 
 
 class EngineError(LmflowsError):
     """An engine that is not available here, refuses the model, or fails at a request."""
 
 
-class EngineCrashed(LmflowsError):
+class EngineCrashed(EngineError):
     """An engine's process died: TurboMind aborts from C++ on some configurations. The message has
     its last lines."""
 
@@ -145,14 +183,14 @@ class EndpointError(LmflowsError):
     """A server that did not start, did not answer, or did not answer like the evidence says."""
 
 
-class LoadClientDied(LmflowsError):
-    """A process of the load generator ended in the middle: what it measured is lost."""
-
-
 class DifferentHardware(LmflowsError):
     """Two results that nobody may compare: they hold on different hardware or drivers."""
 
     exit_status = 2
+
+
+class LoadClientDied(LmflowsError):
+    """A process of the load generator ended in the middle: what it measured is lost."""
 
 
 def require_ready(problems: list[str]) -> None:
@@ -167,6 +205,13 @@ def require_ready(problems: list[str]) -> None:
 
 def from_dict(data: dict[str, str]) -> LmflowsError:
     """Rebuild an error from `to_dict()`; an unknown type becomes StepFailed."""
-    known = {cls.__name__: cls for cls in LmflowsError.__subclasses__()}
-    cls = known.get(data["type"], StepFailed)
+    by_name = {cls.__name__: cls for cls in family(LmflowsError)}
+    cls = by_name.get(data["type"], StepFailed)
     return cls(data["message"], where=data["where"], hint=data["hint"])
+
+
+def family(cls: type[LmflowsError]) -> Iterator[type[LmflowsError]]:
+    """A class of errors, and all below it."""
+    yield cls
+    for child in cls.__subclasses__():
+        yield from family(child)

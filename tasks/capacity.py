@@ -67,7 +67,7 @@ def machine(request: MachineRequest, context: Context) -> MachineResult:
     require_keys(request.policy)
     open_store(request.store).objects.probe()  # a bucket that cannot be promoted in shows here, too
     # an unknown one shows here, and not after the quantization
-    runtimes.prepare(request.engine.runtime, say=context.log)
+    runtimes.prepare(request.engine.runtime, log=context.log)
     return MachineResult(gpus=len(gpus))
 
 

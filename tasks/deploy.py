@@ -13,7 +13,6 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import read_probes
@@ -27,6 +26,7 @@ from configs.errors import ConfigError, EndpointError
 from configs.location import Location
 from configs.policy import Policy
 from tasks.machine.ports import port_problem
+from tasks.runner.output import last_lines
 from tasks.runner.step import Context, Request, Result, step
 from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import LOG, Endpoint
@@ -270,12 +270,7 @@ def _api_keys(variable: str | None) -> list[str]:
 
 
 def _not_ready(endpoint: Endpoint, what: str) -> EndpointError:
-    try:
-        last = Path(endpoint.folder / LOG).read_text(errors="replace").splitlines()[-12:]
-    except FileNotFoundError:
-        last = []
+    log = endpoint.folder / LOG
     return EndpointError(
-        f"{what}; its last lines:\n    " + "\n    ".join(last or ["(none)"]),
-        where=f"endpoint {endpoint.name}",
-        hint=f"its log: {endpoint.folder / LOG}",
+        f"{what}; {last_lines(log)}", where=f"endpoint {endpoint.name}", hint=f"its log: {log}"
     )

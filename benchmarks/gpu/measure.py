@@ -33,6 +33,7 @@ from artifacts.records.report import MARKDOWN, VARIANTS, VERDICT
 from artifacts.store.files import sha256_file
 from configs import paths
 from tasks.machine import gpus
+from tasks.machine.sampler import GpuMemoryMeter
 from tasks.runner.step import versions
 
 PROMPT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, "temperature": 0}
@@ -213,7 +214,7 @@ def quantization(place: Path) -> dict[str, Any]:
     )
     turns: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
     for name in ("ours", "bare", "bare", "ours"):
-        with gpus.PeakMeter(gpus.visible()[:1]) as meter:
+        with GpuMemoryMeter(gpus.visible()[:1]) as meter:
             started = time.monotonic()
             if name == "bare":
                 work = place / "bare-awq"
@@ -261,12 +262,7 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
     from artifacts.store.local import LocalStore
     from configs.quantization import Quantize
     from tasks.quantize import QuantizeRequest, quantize
-    from tasks.runner.parent import run_child
-
-    class Quiet:
-        def line(self, text: str) -> None: ...
-
-        def progress(self, fraction: float, text: str) -> None: ...
+    from tasks.runner.parent import Placement, run_child
 
     store = LocalStore(paths.workspace())
     digests = {store.open(digest).path.resolve(): digest for digest in store.digests()}
@@ -282,9 +278,7 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
         config=Quantize(samples=samples, sequence_length=length, batch_size=8, device="cuda"),
         trust_remote_code=True,
     )
-    run_child(
-        quantize, request, folder=place / "ours", store=store, timeout_s=600, listener=Quiet()
-    )
+    run_child(quantize, request, Placement(place / "ours", store, timeout_s=600))
 
 
 def start_up(place: Path) -> dict[str, Any]:

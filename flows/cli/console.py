@@ -4,11 +4,8 @@ work; and the end."""
 from __future__ import annotations
 
 import shlex
-import threading
 import time
-from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -108,47 +105,6 @@ class ConsoleDisplay:
             no_wrap=True,
             overflow="ellipsis",
         )
-
-
-class MemoryMeter(threading.Thread):
-    """Samples the memory of this process and all below it (proportional set size, so that shared
-    pages count once)."""
-
-    def __init__(self, also: list[int]) -> None:
-        super().__init__(daemon=True)
-        self.peak_bytes, self._also, self._over = 0, also, threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(0.5):
-            self.peak_bytes = max(self.peak_bytes, sum(_pss(pid) for pid in self._family()))
-
-    def watch(self, pid: int | None) -> None:
-        """Count another tree as well: a daemon is nobody's child."""
-        if pid is not None:
-            self._also.append(pid)
-
-    def stop(self) -> None:
-        self._over.set()
-
-    def _family(self) -> set[int]:
-        family: set[int] = set()
-        for root in (psutil.Process().pid, *self._also):
-            try:
-                process = psutil.Process(root)
-                family |= {root, *(child.pid for child in process.children(recursive=True))}
-            except psutil.Error:
-                continue
-        return family
-
-
-def _pss(pid: int) -> int:
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
 
 
 def print_summary(

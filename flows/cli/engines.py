@@ -70,7 +70,7 @@ def prepare(
     for name in names:
         runtime = runtimes.prepare(
             name,
-            say=lambda text: out.print(text, markup=False, highlight=False, soft_wrap=True),
+            log=lambda text: out.print(text, markup=False, highlight=False, soft_wrap=True),
             wheels=wheels,
             offline=wheels is not None,
         )
@@ -228,5 +228,5 @@ def _make_ready(names: Sequence[str]) -> None:
 
     for name in names:
         runtimes.prepare(
-            name, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
+            name, log=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
         )

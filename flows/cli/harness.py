@@ -73,7 +73,7 @@ def harness(
             hint="name another endpoint",
         )
     runtimes.prepare(
-        RUNTIME, say=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
+        RUNTIME, log=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
     )
     found = [_ask(one, task, include, limit, fewshot, chat) for one in asked]
     comparison = compare_items(found[0].outcomes, found[1].outcomes) if against is not None else ()

@@ -105,10 +105,13 @@ def run(
     server_guard.watch_this_process()
     started = time.monotonic()
     with out.status("starting Prefect") if out.is_terminal else _nothing():
-        from flows.cli.console import ConsoleDisplay, MemoryMeter, print_summary
+        from flows.cli.console import ConsoleDisplay, print_summary
         from flows.quantize_and_deploy import quantize_and_deploy
+        from flows.run.summary import Summary
+        from tasks.machine.sampler import HostMemoryMeter
         from tasks.serving import supervisor
-    meter = MemoryMeter([process] if (process := supervisor.pid()) else [])
+    meter = HostMemoryMeter()
+    meter.watch(supervisor.pid())
     meter.start()
     failed = None
     with _terminated_raises(KeyboardInterrupt()), ConsoleDisplay(out) as display:
@@ -117,13 +120,14 @@ def run(
             with environment.unreachable_is_an_error():
                 summary = quantize_and_deploy(str(config), overrides)
         except VerdictFailed as error:
+            if not isinstance(error.summary, Summary):
+                raise
             summary, failed = error.summary, error
         except KeyboardInterrupt:
             out.print("finished steps are kept, and the next run goes on after them")
             raise
         finally:
             meter.watch(supervisor.pid())
-    time.sleep(0.6)  # one more sample, with the new server in it
     meter.stop()
     print_summary(
         out,
@@ -212,7 +216,7 @@ def chat(
                 variant_of(variant or kind, options),
                 trust_remote_code=trust_remote_code or digest is not None,
                 limit_s=LOADING_SECONDS,
-                waiting=moving.update,
+                log=moving.update,
             ) as endpoint,
         ):
             moving.stop()

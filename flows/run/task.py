@@ -24,11 +24,11 @@ from pydantic import BaseModel, ConfigDict
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.callbacks import Log
-from configs.errors import LmflowsError
+from configs.errors import GpuBusy, LmflowsError
 from flows.run.display import display, note
 from flows.run.gpu_slots import held
-from tasks.machine.gpus import Gpu, GpuBusy, require_free
-from tasks.runner.parent import Usage, run_child
+from tasks.machine.gpus import Gpu, require_free
+from tasks.runner.parent import Placement, Usage, run_child
 from tasks.runner.step import Context, In, Out, Request, Step
 
 PROGRESS_SECONDS = 2.0  # between two updates of the progress artifact: each is a request to the API
@@ -126,11 +126,9 @@ def execute(step: Step[In, Out], request: In, job: Job) -> Stored:
             result, usage = run_child(
                 step,
                 request,
-                folder=job.folder,
-                store=job.store,
-                timeout_s=job.timeout_s,
-                listener=listener,
-                gpus=job.gpus,
+                Placement(job.folder, job.store, job.timeout_s, job.gpus),
+                progress=listener.progress,
+                log=listener.log,
             )
         else:
             started = time.monotonic()
@@ -189,7 +187,7 @@ class _Listener:
         self._artifact: UUID | None = None
         self._updated = 0.0
 
-    def line(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._logger.info(text)
 
     def progress(self, fraction: float, text: str) -> None:

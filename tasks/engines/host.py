@@ -1,4 +1,4 @@
-"""The engine's side of `tasks.engines.process`: `python -m tasks.engines.host DESCRIPTOR PARENT`.
+"""The engine's side of `tasks.engines.process`: `python -m tasks.engines.host DESCRIPTOR`.
 
 Loads one engine and answers one request after the other until it is told to close or its parent is
 gone.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,15 +18,12 @@ from configs.engines import EngineTransformers
 from configs.errors import EngineError, LmflowsError
 from tasks.engines import wire
 from tasks.engines.protocol import Engine, EngineSpec
-from tasks.runner.child import die_with
 
 Answer = tuple[Mapping[str, Any], wire.Arrays]
 
 
 def main() -> None:
-    descriptor, parent = map(int, sys.argv[1:3])
-    die_with(parent, signal.SIGKILL)
-    channel = Connection(descriptor)
+    channel = Connection(int(sys.argv[1]))
     engine: Engine | None = None
     name = ""
     while True:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,9 @@ from configs.paths import process_environment
 from tasks.engines import wire
 from tasks.engines.protocol import EngineSpec, Generation
 from tasks.runner import runtimes
+from tasks.runner.output import last_lines
+from tasks.runner.process import Streams, how_it_ended, module_command, start
 
-LAST_LINES = 15
 CLOSING_SECONDS = 20.0
 
 
@@ -46,17 +46,16 @@ class EngineProcess:
 
     def __init__(self, spec: EngineSpec, *, log: Path | None = None) -> None:
         self.spec = spec
-        program = interpreter(spec.engine)
+        python = interpreter(spec.engine)
         self.log, self._keep_log = log or _temporary_log(), log is not None
         self._channel, theirs = Pipe()
         with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [program, "-P", "-m", "tasks.engines.host", str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+            self._process = start(
+                module_command("tasks.engines.host", str(theirs.fileno()), python=python),
+                Streams(stdout=output),
+                environment=process_environment(),
                 pass_fds=[theirs.fileno()],
-                env=os.environ | process_environment(),
+                own_session=False,
             )
         theirs.close()
         try:
@@ -150,18 +149,10 @@ class EngineProcess:
             code = self._process.wait(CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
             code = None
-        known = {item.value: item.name for item in signal.Signals}
-        how = (
-            f"signal {known.get(-code, -code)}"
-            if code is not None and code < 0
-            else f"exit status {code}"
-        )
-        last = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        engine = self.spec.engine.name
+        how = "no exit status" if code is None else how_it_ended(code)
         return EngineCrashed(
-            f"died with {how} while it was asked to {what}; its last lines:\n    "
-            + "\n    ".join(last or ["(none)"]),
-            where=f"engine {engine}",
+            f"died with {how} while it was asked to {what}; {last_lines(self.log)}",
+            where=f"engine {self.spec.engine.name}",
             hint=self._whole_log(),
         )
 

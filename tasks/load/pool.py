@@ -6,15 +6,12 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,13 +24,13 @@ from configs.paths import process_environment
 from tasks.load.arrivals import deal, poisson, shares, workers_for
 from tasks.load.prompts import WordCount, fit
 from tasks.load.stream import Service
-from tasks.runner.child import die_with
+from tasks.runner.output import last_lines
+from tasks.runner.process import Streams, module_command, start
 
 READY_SECONDS = 120.0
 START_SECONDS = 0.1  # from the command to the first request: all processes have it by then
 PROBE_WORDS = (64, 16, 32, 64)
 MAX_STREAM_SECONDS = 24 * 3600.0
-LAST_LINES = 8
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -69,13 +66,11 @@ class Pool:
             for number in range(processes):
                 with self._log(number).open("wb") as log:
                     self._workers.append(
-                        subprocess.Popen(
-                            [sys.executable, "-P", "-m", "tasks.load.worker"],
-                            stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE,
-                            stderr=log,
-                            preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
-                            env=os.environ | process_environment(),
+                        start(
+                            module_command("tasks.load.worker"),
+                            Streams(subprocess.PIPE, stderr=log, stdin=subprocess.PIPE),
+                            environment=process_environment(),
+                            own_session=False,
                         )
                     )
             # so that all can start at one time
@@ -212,10 +207,9 @@ class Pool:
 
     def _died(self, number: int) -> LoadClientDied:
         worker = self._workers[number]
-        last = self._log(number).read_text(errors="replace").splitlines()[-LAST_LINES:]
         return LoadClientDied(
             f"process {number} of the load generator (pid {worker.pid}) ended with status"
-            f" {worker.wait()}" + ("; its last lines:\n    " + "\n    ".join(last) if last else ""),
+            f" {worker.wait()}; {last_lines(self._log(number))}",
             where="load generator",
             hint=(
                 "status -9 is a kill, by the kernel when memory runs out; what was measured until"

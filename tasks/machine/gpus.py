@@ -11,31 +11,22 @@ process holds. Knows nothing of Prefect.
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePath
-from types import TracebackType
 from typing import Any
 
 import pynvml
 
-from configs.errors import LmflowsError, PreflightError
+from configs.errors import GpuBusy, PreflightError
 from configs.units import gb
 
-SAMPLE_SECONDS = 0.05
 # the flow's CUDA_VISIBLE_DEVICES, in a child to which CUDA shows no GPU
 FLOWS_MASK = "LMFLOWS_VISIBLE_GPUS"
 ALL = "all"
 UNKNOWN = "unknown"
-
-
-class GpuBusy(LmflowsError):
-    """Somebody else holds the GPU memory that a step needs. Trying again can help."""
-
-    retryable = True
 
 
 @dataclass(frozen=True)
@@ -123,11 +114,10 @@ def choose(allowed: tuple[int, ...] | None, count: int) -> list[Gpu]:
     gpus = visible()
     if not gpus and allowed is None:
         return []
-    there = (
-        ", ".join(f"{position}: {gpu.name}" for position, gpu in enumerate(gpus))
-        or f"none ({_why_none()})"
-    )
-    if missing := sorted(set(allowed or ()) - set(range(len(gpus)))):
+    named = ", ".join(f"{position}: {gpu.name}" for position, gpu in enumerate(gpus))
+    there = named or f"none ({_why_none()})"
+    missing = sorted(set(allowed or ()) - set(range(len(gpus))))
+    if missing:
         raise PreflightError(
             f"GPU {', '.join(map(str, missing))} is not here; visible: {there}",
             where="gpus",
@@ -161,16 +151,16 @@ def require_free(gpus: Sequence[Gpu], bytes_each: int, *, what: str) -> None:
         return
     try:
         with _nvml():
-            problems = [problem for gpu in gpus if (problem := _shortage(gpu, bytes_each))]
+            problems = [_shortage(gpu, bytes_each) for gpu in gpus]
     except pynvml.NVMLError as error:
         raise PreflightError(
             f"NVML no longer tells of {', '.join(map(str, gpus))}: {error}",
             where=what,
             hint="look at `nvidia-smi` and `dmesg`; a GPU that was lost comes back with a reboot",
         ) from None
-    if problems:
+    if any(problems):
         raise GpuBusy(
-            "; ".join(problems),
+            "; ".join(filter(None, problems)),
             where=what,
             hint=(
                 "stop what uses it (`nvidia-smi` lists it), wait until it ends, or let the run use"
@@ -188,78 +178,6 @@ def fingerprint(gpu: Gpu) -> dict[str, str]:
         "architecture": gpu.architecture,
         "memory": gb(gpu.total_bytes),
     }
-
-
-class PeakMeter:
-    """The most memory that came into use on some GPUs since the start, over all of them at one
-    moment, in bytes.
-
-    It is the device's figure, everybody's use together: a container often cannot see per-process
-    ones. So it tells what a step took only while nobody else starts or ends on the same GPU. A
-    thread asks NVML every 50 ms; shorter peaks can be missed.
-
-    Use as a context manager, or call start, stop, and sample between them. `peak_bytes` is None
-    without a GPU, or if NVML does not tell.
-    """
-
-    def __init__(self, gpus: Sequence[Gpu]) -> None:
-        self.peak_bytes: int | None = None
-        self._uuids = [gpu.uuid for gpu in gpus]
-        self._handles: list[Any] = []
-        self._baseline = 0
-        self._lock, self._end, self._thread = (
-            threading.Lock(),
-            threading.Event(),
-            threading.Thread(target=self._watch, daemon=True),
-        )
-
-    def __enter__(self) -> PeakMeter:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Take the baseline and begin to watch. Once."""
-        if not self._uuids:
-            return
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlInit()
-            try:
-                self._handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in self._uuids]
-                self._baseline, self.peak_bytes = self._used(), 0
-            except pynvml.NVMLError:
-                pynvml.nvmlShutdown()
-                raise
-            self._thread.start()
-
-    def sample(self) -> None:
-        """Look now."""
-        with self._lock, suppress(pynvml.NVMLError):
-            if self.peak_bytes is not None:
-                self.peak_bytes = max(self.peak_bytes, self._used() - self._baseline)
-
-    def stop(self) -> None:
-        """Look a last time and end; does nothing if it never began or has ended."""
-        if self._thread.is_alive():
-            self._end.set()
-            self._thread.join()
-            self.sample()
-            with suppress(pynvml.NVMLError):
-                pynvml.nvmlShutdown()
-
-    def _watch(self) -> None:
-        while not self._end.wait(SAMPLE_SECONDS):
-            self.sample()
-
-    def _used(self) -> int:
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
 
 
 @contextmanager
@@ -280,24 +198,24 @@ def _all() -> list[Gpu]:
     for index in range(pynvml.nvmlDeviceGetCount()):
         with suppress(pynvml.NVMLError):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory, capability = (
-                pynvml.nvmlDeviceGetMemoryInfo(handle),
-                _asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
-            )
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             gpus.append(
                 Gpu(
                     index=index,
                     uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
                     name=str(_asked(pynvml.nvmlDeviceGetName, handle)),
-                    architecture=(
-                        UNKNOWN if capability == UNKNOWN else f"sm_{capability[0]}{capability[1]}"
-                    ),
+                    architecture=_architecture(handle),
                     total_bytes=int(memory.total),
                     free_bytes=int(memory.free),
                     driver=driver,
                 )
             )
     return gpus
+
+
+def _architecture(handle: Any) -> str:
+    capability = _asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    return UNKNOWN if capability == UNKNOWN else f"sm_{capability[0]}{capability[1]}"
 
 
 def _asked(function: Any, *arguments: Any) -> Any:
@@ -312,17 +230,18 @@ def _unmasked(gpus: list[Gpu], mask: str | None) -> list[Gpu]:
     if mask is None:
         return gpus
     found: list[Gpu] = []
-    for entry in (part.strip() for part in mask.split(",")):
-        if entry.isdecimal():
-            matching = [gpu for gpu in gpus if gpu.index == int(entry)]
-        else:
-            matching = [
-                gpu for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)
-            ]
+    for entry in mask.split(","):
+        matching = [gpu for gpu in gpus if _is_named(gpu, entry.strip())]
         if len(matching) != 1:
             break
         found += matching
     return found if len(set(found)) == len(found) else []
+
+
+def _is_named(gpu: Gpu, entry: str) -> bool:
+    if entry.isdecimal():
+        return gpu.index == int(entry)
+    return entry.startswith("GPU-") and gpu.uuid.startswith(entry)
 
 
 def _why_none() -> str:

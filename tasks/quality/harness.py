@@ -20,13 +20,13 @@ from configs import paths
 from configs.callbacks import Log, no_log
 from configs.errors import ConfigError, EndpointError
 from tasks.runner import runtimes
+from tasks.runner.output import last_lines
 
 RUNTIME = "lm-eval"
 KEY = "LMFLOWS_HARNESS_KEY"  # a command line is for all to see
 PROGRESS = "answered"  # how a line of progress begins
 # metrics that are 1 or 0 for each question, the most telling first
 RIGHT_OR_WRONG = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")
-LAST_LINES = 8
 OFFLINE_WORDS = ("Connection", "offline", "hub", "Hub")
 OFFLINE_HINT = (
     "its data may have to come from the Hugging Face hub: prepare that where there is a network, or"
@@ -142,18 +142,17 @@ def _ask_host(served: ServedModel, tasks: HarnessTasks, log: Log) -> dict[str, A
         request_file = Path(scratch) / "request.json"
         answer_file = Path(scratch) / "answer.json"
         request_file.write_text(json.dumps(request))
-        # -P: the folder that somebody stands in is no package
         status, lines = runtimes.run_tool(
             RUNTIME,
-            ["-P", "-m", "tasks.quality.harness_host", str(request_file), str(answer_file)],
-            say=log,
+            "tasks.quality.harness_host",
+            [request_file, answer_file],
+            log=log,
             environment=paths.process_environment() | {KEY: served.key or ""},
         )
         try:
             answer: dict[str, Any] = json.loads(answer_file.read_text())
         except FileNotFoundError:
-            last = "\n    ".join(lines[-LAST_LINES:])
-            return {"error": f"exit status {status}; its last lines:\n    {last}"}
+            return {"error": f"exit status {status}; {last_lines(lines)}"}
     return answer
 
 

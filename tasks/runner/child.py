@@ -1,16 +1,14 @@
-"""The child's side of a step: `python -m tasks.runner.child MODULE:NAME --folder F --workspace W
---parent PID`.
+"""The child's side of a step: `python -m tasks.runner.child MODULE:NAME --folder F --workspace W`.
 
-The process forks at once. The outer half, the guard, loads nothing: it leads the process group,
-notes what the step used, and kills the whole group when the flow dies, even by kill -9. The inner
-half does the work, reads `request.json`, writes `events.jsonl` as it goes and `answer.json` at the
-end; its output is in `log.txt`.
+The process forks at once. The outer half, the leader, loads nothing: it leads the process group,
+notes what the step used, and kills the whole group when the flow dies, even by kill -9: the kernel
+then sends it SIGTERM (`tasks.runner.process`). The inner half does the work, reads `request.json`,
+writes `events.jsonl` as it goes and `answer.json` at the end; its output is in `log.txt`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import json
 import os
@@ -23,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from tasks.runner.guard import die_with
 
 
 def main() -> NoReturn:
@@ -31,16 +29,14 @@ def main() -> NoReturn:
     parser.add_argument("step", metavar="MODULE:NAME")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--workspace", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, _kill_group)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the flow decides what Ctrl-C means
-    die_with(args.parent, signal.SIGTERM)
     started = time.monotonic()
-    guard = os.getpid()
+    leader = os.getpid()
     worker = os.fork()
     if worker == 0:
-        die_with(guard, signal.SIGKILL)
+        die_with(leader, signal.SIGKILL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os._exit(_work(args.step, args.folder, args.workspace))
     _, status = os.waitpid(worker, 0)
@@ -56,14 +52,6 @@ def main() -> NoReturn:
 
 def _kill_group(_signal: int, _frame: FrameType | None) -> None:
     os.killpg(0, signal.SIGKILL)
-
-
-def die_with(parent: int, how: signal.Signals) -> None:
-    """Ask the kernel to send this process a signal when its parent dies; end now if that has
-    happened already."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, how)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), how)
 
 
 def _write(path: Path, value: object) -> None:
@@ -90,24 +78,18 @@ def _work(address: str, folder: Path, workspace: Path) -> int:
         traceback.print_exc()
         answer = {"error": error.to_dict()}
     except MemoryError:
-        answer = {
-            "error": (
-                StepFailed(
-                    "out of memory", where=f"step {name}", hint="use a machine with more memory"
-                ).to_dict()
-            )
-        }
+        failed = StepFailed(
+            "out of memory", where=f"step {name}", hint="use a machine with more memory"
+        )
+        answer = {"error": failed.to_dict()}
     except Exception as error:
         traceback.print_exc()
-        answer = {
-            "error": (
-                StepFailed(
-                    f"{type(error).__name__}: {error}",
-                    where=f"step {name}",
-                    hint=f"the traceback is in {folder / 'log.txt'}",
-                ).to_dict()
-            )
-        }
+        failed = StepFailed(
+            f"{type(error).__name__}: {error}",
+            where=f"step {name}",
+            hint=f"the traceback is in {folder / 'log.txt'}",
+        )
+        answer = {"error": failed.to_dict()}
     sys.stdout.flush()
     sys.stderr.flush()
     _write(folder / "answer.json", answer)

@@ -13,36 +13,55 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
 from artifacts.store.files import disk_full_is_an_error
 from artifacts.store.local import LocalStore
-from configs.errors import LmflowsError, StepCrashed, StepTimeout, from_dict
+from configs.callbacks import Log, Progress, no_log, no_progress
+from configs.errors import StepCrashed, StepTimeout, from_dict
 from configs.paths import process_environment
-from tasks.machine.gpus import Gpu, PeakMeter, environment
-from tasks.runner.step import In, Out, Step
+from tasks.machine.gpus import Gpu, environment
+from tasks.machine.sampler import GpuMemoryMeter
+from tasks.runner.output import Tail, last_lines
+from tasks.runner.process import (
+    Streams,
+    ending_signal,
+    how_it_ended,
+    kill_group,
+    module_command,
+    start,
+)
+from tasks.runner.step import In, Out, Request, Step
 
 POLL_SECONDS = 0.1
-LAST_LINES = 15
 NOTE = "running.json"  # who runs the step, while it runs
 TOKEN = "LMFLOWS_STEP"  # an environment variable that all processes of a step share
-DYING_SECONDS = 5.0  # SIGKILL is quick, but a process in the middle of a large write takes its time
 
 
-class Listener(Protocol):
-    """Who hears what a child says while it runs."""
+@dataclass(frozen=True)
+class Placement:
+    """Where a step's child runs, and for how long.
 
-    def line(self, text: str) -> None: ...
+    Attributes:
+        folder: the step's folder in the run: request, log, events, answer. Made anew.
+        store: the workspace's.
+        timeout_s: seconds after which the child and all its processes are killed.
+        gpus: those that the step computes on; the child's CUDA sees no others.
+    """
 
-    def progress(self, fraction: float, text: str) -> None: ...
+    folder: Path
+    store: LocalStore
+    timeout_s: float
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
 
 
 @dataclass(frozen=True)
@@ -58,107 +77,44 @@ class Usage:
 def run_child(
     step: Step[In, Out],
     request: In,
+    place: Placement,
     *,
-    folder: Path,
-    store: LocalStore,
-    timeout_s: float,
-    listener: Listener,
-    gpus: Sequence[Gpu] = (),
+    progress: Progress = no_progress,
+    log: Log = no_log,
 ) -> tuple[Out, Usage]:
-    """Run a step in a process of its own.
-
-    Args:
-        folder: the step's folder in the run: request, log, events, answer. Made anew.
-        timeout_s: seconds after which the child and all its processes are killed.
-        gpus: those that the step computes on; the child's CUDA sees no others.
+    """Run a step in a process of its own; `progress` and `log` hear what it says, as it comes.
 
     Raises:
         StepTimeout, StepCrashed: the child was killed, or died without an answer.
         LmflowsError: what the step itself raised.
     """
-    started, token = time.monotonic(), uuid.uuid4().hex
-    with disk_full_is_an_error(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("answer.json", "usage.json", "events.jsonl", "log.txt"):
-            (folder / name).unlink(missing_ok=True)
-        (folder / "request.json").write_text(request.model_dump_json())
-        (folder / NOTE).write_text(
-            json.dumps(
-                {
-                    "host": _host(),
-                    "flow": os.getpid(),
-                    "flow_started": psutil.Process().create_time(),
-                    "token": token,
-                }
-            )
-        )
-    with (folder / "log.txt").open("wb") as log:
-        child = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "tasks.runner.child",
-                step.address,
-                "--folder",
-                folder,
-                "--workspace",
-                store.root,
-                "--parent",
-                str(os.getpid()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=_environment(gpus) | {TOKEN: token},
-        )
+    started = time.monotonic()
+    token = uuid.uuid4().hex
+    with disk_full_is_an_error(str(place.folder)):
+        _prepare(place, request, token)
+    child = _start(step, place, token)
     try:
-        with PeakMeter(gpus) as meter:
-            _follow(child, folder, started + timeout_s, listener)
+        with GpuMemoryMeter(place.gpus) as meter:
+            _follow(child, place, started + place.timeout_s, progress, log)
     except subprocess.TimeoutExpired:
         raise StepTimeout(
-            f"ran longer than its limit of {timeout_s:.0f} s and was killed",
+            f"ran longer than its limit of {place.timeout_s:.0f} s and was killed",
             where=f"step {step.name}",
-            hint=(
-                f"raise timeout_minutes of its section in the config; its log: {folder / 'log.txt'}"
-            ),
+            hint=f"raise timeout_minutes of its section in the config; its log: {place.log}",
         ) from None
     finally:
         kill_group(child)
-        (folder / NOTE).unlink(missing_ok=True)
-        store.sweep()
-    return _answer(step, child.returncode, folder), _usage(
-        folder, time.monotonic() - started, meter.peak_bytes
-    )
-
-
-def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill every process that is left in the child's group, reap the child, and wait until all are
-    gone."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    deadline = time.monotonic() + DYING_SECONDS
-    while _members(child.pid) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS / 10)
-
-
-def _members(group: int) -> list[psutil.Process]:
-    """The living processes of a process group; a zombie is dead, it only has not been reaped."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+        (place.folder / NOTE).unlink(missing_ok=True)
+        place.store.sweep()
+    seconds = time.monotonic() - started
+    return _answer(step, child.returncode, place), _usage(place, seconds, meter.peak_bytes)
 
 
 def reap_orphans(runs: Path) -> list[int]:
     """Kill what is left of steps whose flow is gone; returns the pids.
 
-    The guard of each child does this at once; this is for the day when somebody kills the guard as
-    well.
+    The leader of each child does this at once; this is for the day when somebody kills the leader
+    as well.
     """
     reaped = []
     for path in runs.glob(f"*/*/{NOTE}"):
@@ -186,8 +142,37 @@ def _host() -> str:
     )
 
 
-def _environment(gpus: Sequence[Gpu]) -> dict[str, str]:
-    return os.environ | process_environment() | environment(gpus)
+def _prepare(place: Placement, request: Request, token: str) -> None:
+    """Make the step's folder anew: what an earlier try left goes, request and note come."""
+    place.folder.mkdir(parents=True, exist_ok=True)
+    for name in ("answer.json", "usage.json", "events.jsonl", "log.txt"):
+        (place.folder / name).unlink(missing_ok=True)
+    (place.folder / "request.json").write_text(request.model_dump_json())
+    note = {
+        "host": _host(),
+        "flow": os.getpid(),
+        "flow_started": psutil.Process().create_time(),
+        "token": token,
+    }
+    (place.folder / NOTE).write_text(json.dumps(note))
+
+
+def _start(step: Step[In, Out], place: Placement, token: str) -> subprocess.Popen[bytes]:
+    """SIGTERM, when this process dies, lets the child's leader end its whole group."""
+    with place.log.open("wb") as output:
+        return start(
+            module_command(
+                "tasks.runner.child",
+                step.address,
+                "--folder",
+                place.folder,
+                "--workspace",
+                place.store.root,
+            ),
+            Streams(stdout=output),
+            environment=process_environment() | environment(place.gpus) | {TOKEN: token},
+            dies_by=signal.SIGTERM,
+        )
 
 
 def _same_process(pid: int, started: float) -> bool:
@@ -198,20 +183,21 @@ def _same_process(pid: int, started: float) -> bool:
 
 
 def _follow(
-    child: subprocess.Popen[bytes], folder: Path, deadline: float, listener: Listener
+    child: subprocess.Popen[bytes], place: Placement, deadline: float, progress: Progress, log: Log
 ) -> None:
     """Hand on log lines and progress until the child ends; raises TimeoutExpired at the
     deadline."""
-    log, events = Tail(folder / "log.txt"), Tail(folder / "events.jsonl")
+    output = Tail(place.log)
+    events = Tail(place.folder / "events.jsonl")
 
     def hand_on(last: bool = False) -> None:
         for line in events.lines(last):
             # a line that the child did not live to finish
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 event = json.loads(line)
-                listener.progress(event["fraction"], event["text"])
-        for line in log.lines(last):
-            listener.line(line)
+                progress(event["fraction"], event["text"])
+        for line in output.lines(last):
+            log(line)
 
     while True:
         try:
@@ -224,58 +210,28 @@ def _follow(
     hand_on(last=True)
 
 
-class Tail:
-    """The new whole lines of a growing file. A progress bar's carriage returns keep only its last
-    state."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.offset = path, 0
-
-    def lines(self, last: bool = False) -> list[str]:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        end = len(data) if last else data.rfind(b"\n") + 1
-        self.offset += end
-        texts = [
-            line.rsplit(b"\r", 1)[-1].decode(errors="replace").rstrip()
-            for line in data[:end].split(b"\n")
-        ]
-        return [text for text in texts if text]
-
-
-def _answer(step: Step[In, Out], returncode: int, folder: Path) -> Out:
+def _answer(step: Step[In, Out], returncode: int, place: Placement) -> Out:
     try:
-        answer = json.loads((folder / "answer.json").read_text())
+        answer = json.loads((place.folder / "answer.json").read_text())
     except FileNotFoundError:
-        raise _crash(step.name, returncode, folder) from None
+        raise _crash(step.name, returncode, place.log) from None
     if "error" in answer:
         raise from_dict(answer["error"])
     return step.result.model_validate(answer["result"])
 
 
-def _crash(name: str, returncode: int, folder: Path) -> LmflowsError:
-    code = -returncode if returncode < 0 else returncode - 128
-    how = f"exit status {returncode}"
-    if code in {item.value for item in signal.Signals}:
-        how = f"signal {signal.Signals(code).name}"
-    hint = f"its whole log: {folder / 'log.txt'}"
-    if code == signal.SIGKILL:
+def _crash(name: str, returncode: int, log: Path) -> StepCrashed:
+    hint = f"its whole log: {log}"
+    if ending_signal(returncode) == signal.SIGKILL:
         hint = f"the kernel may have run out of memory (see dmesg); {hint}"
-    last = Tail(folder / "log.txt").lines(last=True)[-LAST_LINES:]
     return StepCrashed(
-        f"died with {how}; its last lines:\n    " + "\n    ".join(last or ["(none)"]),
-        where=f"step {name}",
-        hint=hint,
+        f"died with {how_it_ended(returncode)}; {last_lines(log)}", where=f"step {name}", hint=hint
     )
 
 
-def _usage(folder: Path, seconds: float, peak_gpu_bytes: int | None) -> Usage:
+def _usage(place: Placement, seconds: float, peak_gpu_bytes: int | None) -> Usage:
     try:
-        usage = json.loads((folder / "usage.json").read_text())
+        usage = json.loads((place.folder / "usage.json").read_text())
         return Usage(usage["seconds"], usage["peak_rss_bytes"], peak_gpu_bytes)
     except (OSError, ValueError, KeyError):
         return Usage(seconds, 0, peak_gpu_bytes)

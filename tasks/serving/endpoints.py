@@ -29,7 +29,10 @@ from configs.engines import Engine
 from configs.errors import EndpointError, LmflowsError
 from configs.location import Location
 
-RECORD, KEYS, LOG, PROGRAM = "endpoint.json", "api_keys", "server.log", "program.conf"
+RECORD = "endpoint.json"
+KEYS = "api_keys"
+LOG = "server.log"
+PROGRAM = "program.conf"
 # an endpoint is on this machine, where the proxy that the environment may name does not find it
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -63,13 +66,13 @@ class Endpoint(BaseModel):
     def url(self) -> str:
         """Where a client on this machine reaches it: no address is reachable at 0.0.0.0."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.options.port}"
+        if ":" in host:
+            host = f"[{host}]"
+        return f"http://{host}:{self.options.port}"
 
     def same_service(self, other: Endpoint | None) -> bool:
         """Whether two records describe the same thing, whenever they were started."""
-        return other is not None and self.model_dump(exclude={"since"}) == other.model_dump(
-            exclude={"since"}
-        )
+        return other is not None and self == other.model_copy(update={"since": self.since})
 
     def keys(self) -> list[str]:
         """The API keys, or none."""
@@ -108,13 +111,9 @@ class Endpoint(BaseModel):
         """
         problems = []
         for location in self.stores:
-            serves = but is not None and location in but.stores
+            kept = but.artifact.digest if but and location in but.stores else None
             try:
-                serving.withdraw(
-                    open_store(location),
-                    self.name,
-                    but=but.artifact.digest if but and serves else None,
-                )
+                serving.withdraw(open_store(location), self.name, but=kept)
             except LmflowsError as error:
                 problems.append(error)
         return problems
@@ -190,17 +189,20 @@ def get(name: str | None) -> Endpoint:
     Raises:
         EndpointError: there is none, or there are several and no name was given.
     """
-    known = list_all()
-    names = ", ".join(endpoint.name for endpoint in known) or "none"
-    if name is None and len(known) != 1:
+    known = {endpoint.name: endpoint for endpoint in list_all()}
+    where = f"endpoints: {', '.join(known) or 'none'}"
+    if name in known:
+        return known[name]
+    if name is not None:
         raise EndpointError(
-            "which endpoint?" if known else "no endpoint is deployed",
-            where=f"endpoints: {names}",
-            hint="give its name" if known else "`lmflows run configs/demo.yaml` deploys one",
+            f"no endpoint {name!r}", where=where, hint="`lmflows status` lists them"
         )
-    for endpoint in known:
-        if name in (None, endpoint.name):
-            return endpoint
-    raise EndpointError(
-        f"no endpoint {name!r}", where=f"endpoints: {names}", hint="`lmflows status` lists them"
-    )
+    if not known:
+        raise EndpointError(
+            "no endpoint is deployed",
+            where=where,
+            hint="`lmflows run configs/demo.yaml` deploys one",
+        )
+    if len(known) > 1:
+        raise EndpointError("which endpoint?", where=where, hint="give its name")
+    return next(iter(known.values()))

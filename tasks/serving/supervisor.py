@@ -12,7 +12,6 @@ import hashlib
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 import xmlrpc.client
@@ -27,11 +26,13 @@ from artifacts.store.files import write_atomic
 from configs import paths
 from configs.errors import EndpointError
 from tasks.engines.process import interpreter
+from tasks.runner.process import module_command
 from tasks.serving.endpoints import LOG, PROGRAM, RECORD, Endpoint
 
 # bytes; the kernel takes 107, and supervisord appends the pid while it binds
 SOCKET_PATH_LIMIT = 100
 START_SECONDS = 20.0
+STOPPED = ("STOPPED", 0)
 
 
 def start(endpoint: Endpoint) -> None:
@@ -41,10 +42,7 @@ def start(endpoint: Endpoint) -> None:
         server = _connect() or _launch()
         _kill_strays(endpoint, server)
         write_atomic(endpoint.folder / PROGRAM, _program(endpoint).encode())
-        with contextlib.suppress(xmlrpc.client.Fault):  # not known yet, or not running
-            server.stopProcessGroup(endpoint.name)
-        with contextlib.suppress(xmlrpc.client.Fault):
-            server.removeProcessGroup(endpoint.name)
+        _take_down(endpoint, server)
         server.reloadConfig()
         server.addProcessGroup(endpoint.name)
 
@@ -57,10 +55,7 @@ def stop(endpoint: Endpoint) -> None:
         _kill_strays(endpoint, server)
         if server is None:
             return
-        with contextlib.suppress(xmlrpc.client.Fault):
-            server.stopProcessGroup(endpoint.name)
-        with contextlib.suppress(xmlrpc.client.Fault):
-            server.removeProcessGroup(endpoint.name)
+        _take_down(endpoint, server)
         if not server.getAllProcessInfo():
             _shut_down(server)
 
@@ -70,11 +65,11 @@ def state(endpoint: Endpoint) -> tuple[str, int]:
     its pid, or 0."""
     server = _connect()
     if server is None:
-        return "STOPPED", 0
+        return STOPPED
     try:
         info: Any = server.getProcessInfo(endpoint.name)
     except xmlrpc.client.Fault:
-        return "STOPPED", 0
+        return STOPPED
     return str(info["statename"]), int(info["pid"])
 
 
@@ -129,10 +124,11 @@ def _connect() -> Any:
 
 
 def _launch() -> Any:
+    """Start supervisord, which detaches itself: alone of all that we start, it is to outlive us."""
     config = _folder() / "supervisord.conf"
     write_atomic(config, _configuration().encode())
     done = subprocess.run(
-        [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
+        module_command("supervisor.supervisord", "-c", config),
         capture_output=True,
         text=True,
         cwd="/",
@@ -151,6 +147,13 @@ def _launch() -> Any:
     )
 
 
+def _take_down(endpoint: Endpoint, server: Any) -> None:
+    with contextlib.suppress(xmlrpc.client.Fault):  # not known yet, or not running
+        server.stopProcessGroup(endpoint.name)
+    with contextlib.suppress(xmlrpc.client.Fault):
+        server.removeProcessGroup(endpoint.name)
+
+
 def _kill_strays(endpoint: Endpoint, server: Any) -> None:
     """Kill servers of this endpoint that a supervisord left behind when it was killed itself; they
     hold the port.
@@ -158,14 +161,12 @@ def _kill_strays(endpoint: Endpoint, server: Any) -> None:
     It returns when they have ended: a process of gigabytes keeps its port for a while after the
     signal.
     """
-    master, killed = 0 if server is None else int(server.getPID()), []
+    master = 0 if server is None else int(server.getPID())
+    mark = {"LMFLOWS_HOME": str(paths.home()), "SUPERVISOR_PROCESS_NAME": endpoint.name}
+    killed = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            environment = process.environ()
-            ours = (
-                environment.get("LMFLOWS_HOME"),
-                environment.get("SUPERVISOR_PROCESS_NAME"),
-            ) == (str(paths.home()), endpoint.name)
+            ours = mark.items() <= process.environ().items()
             if ours and master not in {parent.pid for parent in process.parents()}:
                 process.kill()
                 killed.append(process.pid)
@@ -199,14 +200,14 @@ def _escape(text: object) -> str:
 def _configuration() -> str:
     """The endpoints' programs are included by a relative path: supervisord takes a space for the
     start of another pattern."""
-    folder, log = _escape(_folder()), _escape(_folder() / "supervisord.log")
+    folder = _escape(_folder())
     return f"""\
 [unix_http_server]
 file={_escape(_socket())}
 chmod=0600
 [supervisord]
 directory={folder}
-logfile={log}
+logfile={_escape(_folder() / "supervisord.log")}
 logfile_maxbytes=5MB
 logfile_backups=2
 pidfile={_escape(_folder() / "supervisord.pid")}
@@ -222,20 +223,18 @@ def _program(endpoint: Endpoint) -> str:
     """A server is taken as started after 2 s; three starts shorter than that in a row are FATAL.
     Later crashes restart it for ever. The log's path is escaped twice because supervisord expands
     it twice."""
-    environment = ",".join(
-        f'{key}="{_escape(value)}"'
-        for key, value in {
-            **paths.process_environment(),
-            **({"CUDA_VISIBLE_DEVICES": ",".join(endpoint.gpus)} if endpoint.gpus else {}),
-        }.items()
+    environment = paths.process_environment()
+    if endpoint.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(endpoint.gpus)
+    given = ",".join(f'{name}="{_escape(value)}"' for name, value in environment.items())
+    command = module_command(
+        "tasks.serving.launch", endpoint.folder / RECORD, python=interpreter(endpoint.engine)
     )
-    python = shlex.quote(interpreter(endpoint.engine))
-    record = shlex.quote(str(endpoint.folder / RECORD))
     return f"""\
 [program:{endpoint.name}]
-command={_escape(python)} -P -m tasks.serving.launch {_escape(record)}
+command={_escape(shlex.join(command))}
 directory=/
-environment={environment}
+environment={given}
 autorestart=true
 startsecs=2
 startretries=3

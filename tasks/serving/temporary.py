@@ -9,26 +9,25 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
-from artifacts.manifest import ModelArtifact
+from artifacts.manifest import Kind, ModelArtifact
+from configs.callbacks import Log
 from configs.deployment import Deploy
 from configs.engines import Engine
 from configs.errors import EndpointError
 from configs.paths import process_environment
 from configs.variants import Variant
 from tasks.engines.process import interpreter
-from tasks.runner.child import die_with
-from tasks.runner.parent import kill_group
+from tasks.runner.output import last_lines
+from tasks.runner.process import Streams, kill_group, module_command, start
 from tasks.serving.endpoints import LOG, RECORD, Endpoint
 
 POLL_SECONDS = 0.3
 STOP_SECONDS = 20.0
-LAST_LINES = 12
 
 
 @contextmanager
@@ -39,42 +38,39 @@ def served(
     *,
     trust_remote_code: bool,
     limit_s: float,
-    waiting: Callable[[str], None],
+    log: Log,
 ) -> Iterator[Endpoint]:
-    """Serve a model folder on a free port of this machine while the body runs.
+    """Serve a model folder on a free port of this machine while the body runs; `log` hears how long
+    it has been loading.
 
     Raises:
         EndpointError: the server died before it was ready, or the time ran out; with its last log
             lines.
     """
+    # a folder needs no digest to be talked to
+    kind: Kind = "fp16" if variant.startswith("fp16") else "w4a16"
+    endpoint = Endpoint(
+        name="chat",
+        model_name=folder.name,
+        artifact=ModelArtifact(digest="0" * 64, kind=kind, path=folder),
+        engine=engine,
+        trust_remote_code=trust_remote_code,
+        options=Deploy(variant=variant, port=_free_port()),
+        since=datetime.now(UTC),
+    )
     with tempfile.TemporaryDirectory(prefix="lmflows-chat-") as place:
-        # a folder needs no digest to be talked to
-        artifact = ModelArtifact(
-            digest="0" * 64, kind="fp16" if variant.startswith("fp16") else "w4a16", path=folder
-        )
-        endpoint = Endpoint(
-            name="chat",
-            model_name=folder.name,
-            artifact=artifact,
-            engine=engine,
-            trust_remote_code=trust_remote_code,
-            options=Deploy(variant=variant, port=_free_port()),
-            since=datetime.now(UTC),
-        )
-        record, log = Path(place) / RECORD, Path(place) / LOG
+        record = Path(place) / RECORD
         record.write_text(endpoint.model_dump_json())
-        with log.open("wb") as output:
-            server = subprocess.Popen(
-                [interpreter(engine), "-P", "-m", "tasks.serving.launch", str(record)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM),
-                env=os.environ | process_environment(),
+        written = Path(place) / LOG
+        with written.open("wb") as output:
+            server = start(
+                module_command("tasks.serving.launch", record, python=interpreter(engine)),
+                Streams(stdout=output),
+                environment=process_environment(),
+                dies_by=signal.SIGTERM,
             )
         try:
-            _wait(server, endpoint, log, limit_s, waiting)
+            _wait(server, endpoint, written, limit_s, log)
             yield endpoint
         finally:
             _stop(server)
@@ -83,21 +79,20 @@ def served(
 def _wait(
     server: subprocess.Popen[bytes],
     endpoint: Endpoint,
-    log: Path,
+    written: Path,
     limit_s: float,
-    waiting: Callable[[str], None],
+    log: Log,
 ) -> None:
     started = time.monotonic()
     while True:
-        problem = (
-            f"not ready after {limit_s:.0f} s" if time.monotonic() - started > limit_s else None
-        )
+        problem = None
         if server.poll() is not None:
             problem = f"the server ended with status {server.returncode}"
+        elif time.monotonic() - started > limit_s:
+            problem = f"not ready after {limit_s:.0f} s"
         if problem:
-            last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
             raise EndpointError(
-                f"{problem}; its last lines:\n    " + "\n    ".join(last or ["(none)"]),
+                f"{problem}; {last_lines(written)}",
                 where=f"engine {endpoint.engine.name}",
                 hint="`lmflows run` checks model, engine and machine before it starts anything",
             )
@@ -105,7 +100,7 @@ def _wait(
             if endpoint.call("/health", timeout_s=5).get("status", "healthy") == "healthy":
                 return
         except EndpointError:
-            waiting(
+            log(
                 f"loading {endpoint.artifact.path.name} with {endpoint.engine.name}:"
                 f" {time.monotonic() - started:.0f} s"
             )

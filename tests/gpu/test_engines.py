@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.engines import EnginePytorch, EngineTransformers, EngineTurbomind
-from configs.errors import EngineCrashed, EngineError
+from configs.errors import EngineCrashed, EngineError, GpuBusy
 from configs.evaluation import Benchmark
 from configs.variants import KvBits
 from tasks.engines.process import EngineProcess
@@ -17,6 +17,7 @@ from tasks.engines.protocol import EngineSpec
 from tasks.engines.speed import speeds
 from tasks.engines.turbomind import tuning_file
 from tasks.machine import gpus
+from tasks.machine.sampler import GpuMemoryMeter
 
 TEXT = {
     "text": (
@@ -131,11 +132,11 @@ def test_nvml_and_its_meter_see_an_allocation() -> None:
 
     seen = gpus.visible()[:1]
     assert seen[0].architecture.startswith("sm_") and seen[0].total_bytes > seen[0].free_bytes > 0
-    with gpus.PeakMeter(seen) as meter:
+    with GpuMemoryMeter(seen) as meter:
         held = torch.zeros(500_000_000, dtype=torch.uint8, device="cuda")
         torch.cuda.synchronize()
         meter.sample()
         del held
     assert meter.peak_bytes is not None and meter.peak_bytes >= 500_000_000
-    with pytest.raises(gpus.GpuBusy, match="a test"):
+    with pytest.raises(GpuBusy, match="a test"):
         gpus.require_free(seen, 10**15, what="a test")

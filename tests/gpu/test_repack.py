@@ -27,7 +27,7 @@ ENGINE = EngineTurbomind(name="turbomind", cache_max_entry_count=0.1)
 def quantized(folder: Path, store: LocalStore, group_size: int) -> ModelArtifact:
     """The folder as an AWQ artifact, by a short calibration on the GPU, in a child of its own (one
     quantization per process)."""
-    from tasks.runner.parent import run_child
+    from tasks.runner.parent import Placement, run_child
 
     context = Context(store)
     with store.staging() as staging:
@@ -41,19 +41,10 @@ def quantized(folder: Path, store: LocalStore, group_size: int) -> ModelArtifact
             group_size=group_size, samples=8, sequence_length=256, batch_size=8, device="cuda"
         ),
     )
-
-    class Quiet:
-        def line(self, text: str) -> None: ...
-
-        def progress(self, fraction: float, text: str) -> None: ...
-
     return run_child(
         quantize,
         request,
-        folder=store.root / f"run-{group_size}",
-        store=store,
-        timeout_s=600,
-        listener=Quiet(),
+        Placement(store.root / f"run-{group_size}", store, timeout_s=600),
     )[0].candidate
 
 

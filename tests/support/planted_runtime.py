@@ -55,7 +55,7 @@ def adopt(name: str, folder: Path, *, fails: str = "False", how: str = ABORTS) -
     planted = shlex.quote(str(script))
     program.write_text(f"""#!/bin/sh
 export {MARK}={shlex.quote(name)}
-case "$2 $3" in "-m tasks.engines.host") exec {python} -P {planted} "$4" "$5" ;; esac
+case "$2 $3" in "-m tasks.engines.host") exec {python} -P {planted} "$4" ;; esac
 exec {python} "$@"
 """)
     program.chmod(0o755)

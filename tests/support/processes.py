@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 
 import psutil
 
@@ -13,13 +14,12 @@ def children() -> set[int]:
     return {child.pid for child in psutil.Process().children()}
 
 
-def all_gone(pids: list[int], seconds: float) -> bool:
+def all_gone(pids: Iterable[int], seconds: float) -> bool:
+    """Whether all of them have ended within that time. A zombie has; it only was not reaped."""
+    pids = list(pids)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any(
-            psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-            for pid in pids
-        ):
+        if not any(map(_lives, pids)):
             return True
         time.sleep(0.05)
     return False
@@ -33,3 +33,10 @@ def with_environment(name: str, value: str) -> list[psutil.Process]:
             if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -17,7 +17,7 @@ from tasks.checkpoints.calibration import token_ids
 from tasks.download import DownloadRequest, download
 from tasks.engines.reference import ReferenceEngine
 from tasks.quantize import QuantizeRequest, QuantizeResult, quantize
-from tasks.runner.parent import run_child
+from tasks.runner.parent import Placement, run_child
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support.heard import Heard
@@ -46,10 +46,8 @@ class Bench:
         return run_child(
             quantize,
             request,
-            folder=self.folder / "step",
-            store=self.store,
-            timeout_s=200,
-            listener=self.heard,
+            Placement(self.folder / "step", self.store, timeout_s=200),
+            log=self.heard.log,
         )[0]
 
     def nll(self, artifact: ModelArtifact) -> float:

@@ -12,18 +12,15 @@ import argparse
 import asyncio
 import json
 import random
-import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from configs.paths import PROJECT
-from tasks.runner.child import die_with
+from configs.paths import python_path
+from tasks.runner.process import Streams, module_command, start
 
 
 class Server:
@@ -150,8 +147,6 @@ def main() -> None:
 def running(**options: float | str | bool) -> Iterator[str]:
     """A server in a process of its own while the body runs; its URL. Options as `main` has them,
     with underscores."""
-    import os
-
     words = [
         word
         for name, value in options.items()
@@ -161,12 +156,10 @@ def running(**options: float | str | bool) -> Iterator[str]:
             else [f"--{name.replace('_', '-')}", str(value)]
         )
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.slow_server", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT,
-        preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
+    process = start(
+        module_command("tests.support.slow_server", *words),
+        Streams(stdout=subprocess.PIPE, stderr=2),
+        environment={"PYTHONPATH": python_path()},
     )
     try:
         assert process.stdout is not None

@@ -33,7 +33,7 @@ from tasks.compare_runtimes import (
     compare_runtimes,
     ratio,
 )
-from tasks.runner import runtimes
+from tasks.runner import runtime_probe, runtimes
 from tasks.runner.step import Context
 from tests.support.interpreters import another_python
 from tests.support.processes import children
@@ -88,7 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMFLOWS_HOME", str(folder / "home"))
         # importing torch to adopt them takes seconds; here they soon show whether they have it
-        patch.setattr(runtimes, "NEEDS", ())
+        patch.setattr(runtime_probe, "NEEDS", ())
         for name in ("elsewhere", "broken"):
             python = another_python(folder / name)
             [packages] = python.parents[1].glob("lib/python3*/site-packages")

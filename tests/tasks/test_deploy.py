@@ -418,7 +418,7 @@ def test_a_proxy_in_the_environment_is_not_asked_for_an_endpoint(
             [
                 sys.executable,
                 "-c",
-                "from tasks import endpoints; endpoints.get('other').call('/x', {})",
+                "from tasks.serving import endpoints; endpoints.get('other').call('/x', {})",
             ],
             env=environment,
             cwd=paths.PROJECT,

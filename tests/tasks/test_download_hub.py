@@ -18,8 +18,7 @@ from configs.sources import HubSource
 from configs.texts import HubDataset
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.quality.documents import read_source
-from tasks.runner.parent import run_child
-from tests.support.heard import Heard
+from tasks.runner.parent import Placement, run_child
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -96,10 +95,7 @@ def fetch(tmp_path: Path, repo: str = "team/tiny", revision: str = COMMIT) -> Do
     return run_child(
         download,
         DownloadRequest(source=source),
-        folder=tmp_path / "step",
-        store=LocalStore(tmp_path / "store"),
-        timeout_s=100,
-        listener=Heard(),
+        Placement(tmp_path / "step", LocalStore(tmp_path / "store"), timeout_s=100),
     )[0]
 
 

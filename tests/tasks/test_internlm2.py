@@ -40,11 +40,10 @@ from tasks.engines.reference import ReferenceEngine
 from tasks.pad import PadRequest, pad
 from tasks.preflight import PreflightRequest, PreflightResult, preflight
 from tasks.quantize import QuantizeRequest, quantize
-from tasks.runner.parent import run_child
+from tasks.runner.parent import Placement, run_child
 from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, smoke_test, unwell
 from tasks.texts import TextsRequest, texts
-from tests.support.heard import Heard
 from tests.support.internlm2 import CODE, convert, internlm2_config, remote_code
 from tests.support.random_model import SHAPES, build, tensors
 
@@ -122,10 +121,7 @@ class Bench:
         return run_child(
             step,
             request,
-            folder=self.folder / step.name,
-            store=self.store,
-            timeout_s=200,
-            listener=Heard(),
+            Placement(self.folder / step.name, self.store, timeout_s=200),
         )[0]
 
     def nll(self, folder: Path, *, trust: bool) -> float:

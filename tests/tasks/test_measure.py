@@ -32,7 +32,7 @@ from tasks.evaluate import EvaluateRequest, evaluate
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
 from tasks.quality.divergence import kl_divergence
 from tasks.quality.verdict import judge
-from tasks.runner import runtimes
+from tasks.runner import runtime_probe, runtimes
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support.interpreters import another_python
@@ -464,7 +464,7 @@ def test_the_key_follows_what_is_installed_in_the_runtime(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # importing torch to adopt it takes seconds, and is not what this is about
-    monkeypatch.setattr(runtimes, "NEEDS", ())
+    monkeypatch.setattr(runtime_probe, "NEEDS", ())
     python = another_python(tmp_path / "elsewhere")
     runtimes.adopt("elsewhere", python)
     elsewhere = request(model, split).model_copy(

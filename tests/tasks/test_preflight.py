@@ -35,7 +35,7 @@ from tasks.download import DownloadRequest, download
 from tasks.machine import gpus
 from tasks.machine.ports import port_problem
 from tasks.preflight import PreflightRequest, PreflightResult, preflight, refused
-from tasks.runner import runtimes
+from tasks.runner import runtime_probe, runtimes
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support import s3_server
@@ -222,7 +222,7 @@ def test_an_engine_is_judged_by_its_own_runtime(
 ) -> None:
     """This environment has no TurboMind to load, another one may; but its server must be able to
     score."""
-    monkeypatch.setattr(runtimes, "NEEDS", ())  # these have nothing but a version
+    monkeypatch.setattr(runtime_probe, "NEEDS", ())  # these have nothing but a version
     model, engine = (
         model_with(tiny_model, tmp_path, store),
         EngineTurbomind(name="turbomind", runtime="container"),

@@ -32,7 +32,7 @@ from tasks.engines import process, wire
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine
-from tasks.runner import runtimes
+from tasks.runner import runtime_probe, runtimes
 from tests.support.interpreters import another_python
 from tests.support.processes import all_gone, children
 
@@ -314,7 +314,7 @@ def test_it_runs_in_the_interpreter_of_its_runtime(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # that it can import torch shows here without the seconds that asking for it takes
-    monkeypatch.setattr(runtimes, "NEEDS", ())
+    monkeypatch.setattr(runtime_probe, "NEEDS", ())
     python = another_python(tmp_path / "elsewhere")
     runtimes.adopt("elsewhere", python)
     before = children()

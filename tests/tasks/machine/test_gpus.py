@@ -3,17 +3,13 @@ memory the test sets."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 
-from configs.errors import LmflowsError, PreflightError, from_dict
-from tasks.machine import gpus
+from configs.errors import GpuBusy, LmflowsError, PreflightError, from_dict
 from tasks.machine.gpus import (
     Gpu,
-    GpuBusy,
-    PeakMeter,
     choose,
     cuda_is_visible,
     fingerprint,
@@ -24,22 +20,6 @@ from tasks.machine.gpus import (
 from tests.support.nvml import GB, Board, Machine
 
 Install = Callable[..., Machine]
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put a machine behind NVML; with the mask that a test wants, or none."""
-
-    def put(*boards: Board, broken: str = "", mask: str | None = None) -> Machine:
-        machine = Machine(*boards, broken=broken)
-        monkeypatch.setattr(gpus, "pynvml", machine)
-        if mask is None:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        else:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
-        return machine
-
-    return put
 
 
 def three() -> list[Board]:
@@ -207,52 +187,4 @@ def test_a_gpu_that_went_away_is_no_matter_of_waiting(install: Install) -> None:
 def test_without_gpus_nvml_is_not_asked(install: Install) -> None:
     machine = install(broken="not to be asked")
     require_free([], 1, what="quantize")
-    with PeakMeter([]) as meter:
-        meter.sample()
-    assert meter.peak_bytes is None and machine.inits == 0
-
-
-def test_the_peak_is_above_the_baseline_and_over_all_gpus_at_one_moment(install: Install) -> None:
-    machine = install(Board("GPU-aa11", used=5 * GB), Board("GPU-bb22", used=7 * GB))
-    with PeakMeter(visible()) as meter:
-        machine.boards[0].used = 15 * GB
-        meter.sample()
-        machine.boards[0].used, machine.boards[1].used = 5 * GB, 13 * GB
-        meter.sample()
-        machine.boards[1].used = 0
-    assert meter.peak_bytes == 10 * GB and machine.sessions == 0
-
-
-def test_the_meter_looks_by_itself_with_one_init(install: Install) -> None:
-    machine = install(Board("GPU-aa11"))
-    chosen = visible()
-    machine.inits = 0
-    meter = PeakMeter(chosen)
-    meter.start()
-    machine.boards[0].used = 3 * GB
-    deadline = time.monotonic() + 10
-    while meter.peak_bytes == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert meter.peak_bytes == 3 * GB and machine.inits == 1
-    meter.stop()
-    meter.stop()
-    assert machine.sessions == 0
-
-
-def test_a_meter_whose_gpu_stops_telling_keeps_what_it_saw(install: Install) -> None:
-    machine = install(Board("GPU-aa11"))
-    with PeakMeter(visible()) as meter:
-        machine.boards[0].used = GB
-        meter.sample()
-        machine.boards[0].deaf = {"MemoryInfo"}
-        meter.sample()
-    assert meter.peak_bytes == GB and machine.sessions == 0
-
-
-def test_a_meter_that_cannot_begin_measures_nothing(install: Install) -> None:
-    machine = install(Board("GPU-aa11"))
-    chosen = visible()
-    machine.boards[0].deaf = {"MemoryInfo"}
-    with PeakMeter(chosen) as meter:
-        pass
-    assert meter.peak_bytes is None and machine.sessions == 0
+    assert machine.inits == 0

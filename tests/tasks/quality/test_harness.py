@@ -284,7 +284,7 @@ def test_the_command_wants_a_task() -> None:
 
 def test_a_tools_runtime_is_no_engines(home: Path) -> None:
     assert RUNTIME not in [runtime.name for runtime in runtimes.list_all()]
-    for ask in (runtimes.one, runtimes.python, runtimes.fingerprint):
+    for ask in (runtimes.get, runtimes.python, runtimes.fingerprint):
         with pytest.raises(
             ConfigError,
             match="lm-eval is a tool's runtime, and no engine's -> choose one of default, ",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,27 +14,33 @@ import psutil
 import pytest
 
 from artifacts.store.local import LocalStore
+from configs.callbacks import Progress, no_progress
 from configs.errors import LmflowsError, StepCrashed, StepFailed, StepTimeout
 from configs.paths import PROJECT
 from tasks.machine.gpus import Gpu
-from tasks.runner.parent import reap_orphans, run_child
+from tasks.runner.parent import Placement, reap_orphans, run_child
+from tasks.runner.step import Step
 from tests.support import planted
 from tests.support.heard import Heard
-from tests.support.planted import Planted
+from tests.support.planted import Answer, Planted
 from tests.support.processes import all_gone
 
 
+def place(tmp_path: Path, name: str = "step", timeout_s: float = 60) -> Placement:
+    return Placement(
+        tmp_path / "runs" / "run" / name, LocalStore(tmp_path / "store"), timeout_s=timeout_s
+    )
+
+
 def run(
-    step: planted.step, tmp_path: Path, timeout_s: float = 60, heard: Heard | None = None
-) -> planted.Answer:  # type: ignore[valid-type]
-    return run_child(
-        step,
-        Planted(folder=tmp_path),
-        folder=tmp_path / "runs" / "run" / step.name,
-        store=LocalStore(tmp_path / "store"),
-        timeout_s=timeout_s,
-        listener=heard or Heard(),
-    )[0]
+    step: Step[Planted, Answer],
+    tmp_path: Path,
+    *,
+    timeout_s: float = 60,
+    progress: Progress = no_progress,
+) -> Answer:
+    here = place(tmp_path, step.name, timeout_s)
+    return run_child(step, Planted(folder=tmp_path), here, progress=progress)[0]
 
 
 def wait_for(path: Path) -> list[int]:
@@ -51,10 +58,9 @@ def test_log_progress_answer_and_usage_arrive(tmp_path: Path) -> None:
     answer, usage = run_child(
         planted.well,
         Planted(folder=tmp_path),
-        folder=tmp_path / "step",
-        store=LocalStore(tmp_path / "store"),
-        timeout_s=60,
-        listener=heard,
+        place(tmp_path),
+        progress=heard.progress,
+        log=heard.log,
     )
     assert answer.pid != os.getpid()
     assert heard.lines == ["a line", " 90%"]
@@ -80,15 +86,8 @@ def test_cuda_shows_a_child_only_the_gpus_that_it_is_given(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     heard = Heard()
-    run_child(
-        planted.sees,
-        Planted(folder=tmp_path),
-        folder=tmp_path / "step",
-        store=LocalStore(tmp_path / "store"),
-        timeout_s=60,
-        listener=heard,
-        gpus=gpus,
-    )
+    here = dataclasses.replace(place(tmp_path), gpus=gpus)
+    run_child(planted.sees, Planted(folder=tmp_path), here, log=heard.log)
     assert heard.lines == seen
 
 
@@ -144,13 +143,11 @@ def test_an_error_of_the_step_comes_back_as_itself(tmp_path: Path) -> None:
 
 
 def test_an_exception_in_the_parent_ends_the_child(tmp_path: Path) -> None:
-    def stop() -> None:
+    def stop(_fraction: float, _text: str) -> None:
         raise KeyboardInterrupt
 
-    heard = Heard()
-    heard.progress = lambda fraction, text: stop()  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        run(planted.well, tmp_path, heard=heard)
+        run(planted.well, tmp_path, progress=stop)
     assert not list((tmp_path / "runs").glob("*/*/running.json"))
 
 
@@ -158,13 +155,11 @@ FLOW = """
 import sys
 from pathlib import Path
 from artifacts.store.local import LocalStore
-from tasks.runner.parent import run_child
+from tasks.runner.parent import Placement, run_child
 from tests.support import planted
-from tests.support.heard import Heard
 folder = Path(sys.argv[1])
-run_child(
-    planted.sleeps, planted.Planted(folder=folder), folder=folder / "runs" / "run" / "sleeps",
-    store=LocalStore(folder / "store"), timeout_s=600, listener=Heard())
+place = Placement(folder / "runs" / "run" / "sleeps", LocalStore(folder / "store"), timeout_s=600)
+run_child(planted.sleeps, planted.Planted(folder=folder), place)
 """
 
 
@@ -183,11 +178,11 @@ def test_a_killed_flow_leaves_no_child_alive(tmp_path: Path, how: signal.Signals
     assert all_gone(pids, 10)
 
 
-def test_the_next_run_reaps_what_a_killed_guard_left(tmp_path: Path) -> None:
+def test_the_next_run_reaps_what_a_killed_leader_left(tmp_path: Path) -> None:
     flow = start_flow(tmp_path)
-    worker, grandchild, guard = wait_for(tmp_path / "pids")
+    worker, grandchild, leader = wait_for(tmp_path / "pids")
     flow.send_signal(signal.SIGSTOP)  # so that it cannot clean up
-    os.kill(guard, signal.SIGKILL)  # takes the worker along, but not the worker's own child
+    os.kill(leader, signal.SIGKILL)  # takes the worker along, but not the worker's own child
     assert all_gone([worker], 5) and psutil.pid_exists(grandchild)
     flow.kill()
     flow.wait()

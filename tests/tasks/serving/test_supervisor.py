@@ -103,7 +103,7 @@ def outliving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             [
                 sys.executable,
                 "-c",
-                "from tasks import endpoints, supervisor; supervisor.start(endpoints.get('tiny'))",
+                "from tasks.serving import endpoints as e, supervisor as s; s.start(e.get('tiny'))",
             ],
             check=True,
             cwd=paths.PROJECT,

@@ -21,7 +21,7 @@ from configs import paths
 from configs.engines import EngineTransformers
 from configs.errors import EndpointError
 from flows.cli import main
-from tasks.runner import runtimes
+from tasks.runner import runtime_probe, runtimes
 from tasks.serving.temporary import served
 from tests.support.interpreters import another_python
 from tests.support.processes import with_environment
@@ -154,7 +154,7 @@ def test_a_server_that_dies_is_told_with_its_last_words(
 ) -> None:
     """Its runtime has lost its packages since it was adopted."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(runtimes, "NEEDS", ())
+    monkeypatch.setattr(runtime_probe, "NEEDS", ())
     runtimes.adopt("broken", another_python(tmp_path / "broken"))
     next((tmp_path / "broken").glob("lib/python3*/site-packages/others.pth")).unlink()
     with (
@@ -168,7 +168,7 @@ def test_a_server_that_dies_is_told_with_its_last_words(
             "fp16",
             trust_remote_code=False,
             limit_s=60,
-            waiting=print,
+            log=print,
         ),
     ):
         pytest.fail("there is no server")
@@ -188,7 +188,7 @@ def test_one_that_takes_too_long_is_ended(
             "fp16",
             trust_remote_code=False,
             limit_s=1,
-            waiting=heard.append,
+            log=heard.append,
         ),
     ):
         pytest.fail("it cannot be ready yet")

@@ -5,15 +5,19 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 PY := $(VENV)/bin/python
+# a file of tests stays in one worker, and the longest ones come first (tests/conftest.py)
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header \
     --upgrade -q
 
-.PHONY: help install demo test soak test-gpu lint bench bench-gpu lock clean
+.PHONY: help install demo test test-fast soak coverage test-gpu lint bench bench-gpu lock clean
 
 help:
 	@echo 'make demo    a real model, from its source to a judged and served 4-bit endpoint'
-	@echo 'make test    the whole test suite'
-	@echo 'make soak    50 rounds of 32 whole promotions at once on S3, of which make test runs 3'
+	@echo 'make test    the whole test suite, in about ten minutes on two cores'
+	@echo 'make test-fast    what needs no model and no server, in about a minute'
+	@echo 'make soak    kills, races and faults at random moments, many times each: before a release'
+	@echo 'make coverage    the whole test suite, and how much of the code it runs'
 	@echo 'make lint    ruff, mypy and what may import what'
 	@echo 'make bench   what orchestration costs, how fast text is scored, how often a slower server is found,'
 	@echo '             and S3 transfers beside the AWS command line: ratios of one run'
@@ -40,10 +44,18 @@ demo: $(STAMP)
 	@$(VENV)/bin/lmflows run configs/demo.yaml
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest $(WORKERS)
+
+test-fast: $(STAMP)
+	$(PY) -m pytest $(WORKERS) -m 'not slow and not soak' tests
 
 soak: $(STAMP)
-	LMFLOWS_TEST_ROUNDS=50 $(PY) -m pytest tests/artifacts/registry/test_races.py
+	LMFLOWS_TEST_SOAK=1 $(PY) -m pytest -m soak --timeout 3600
+
+coverage: $(STAMP)
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(PY) -m coverage run -m pytest $(WORKERS)
+	@$(PY) -m coverage combine -q && $(PY) -m coverage report
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

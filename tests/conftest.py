@@ -36,6 +36,32 @@ for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
 
+# a worker that begins one of these last works alone at the end
+LONGEST = (
+    "flows/test_quantize_and_deploy.py",
+    "tasks/test_internlm2.py",
+    "artifacts/store/s3/test_faults.py",
+    "flows/test_repair.py",
+    "flows/test_promote_model.py",
+)
+# what needs a small model, a server of Prefect's or one of S3 is left out of `make test-fast`
+SLOW = {"tiny_model", "prefect_api", "server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW & set(getattr(item, "fixturenames", ())) or "s3" in _parameters(item):
+            item.add_marker(pytest.mark.slow)
+    longest = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: longest.get(item.path, len(LONGEST)))
+
+
+def _parameters(item: pytest.Item) -> tuple[object, ...]:
+    """The values that a parametrized test is given."""
+    given = getattr(item, "callspec", None)
+    return tuple(given.params.values()) if given else ()
+
+
 def pytest_sessionfinish() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 

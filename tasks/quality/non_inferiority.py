@@ -11,7 +11,6 @@ Fleming's (Biometrics 35, 1979), so that the interval holds over all looks that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,8 +42,8 @@ class Estimate(NamedTuple):
 
 
 def paired_difference(
-    differences: Sequence[float],
-    tokens: Sequence[int],
+    differences: npt.ArrayLike,
+    tokens: npt.ArrayLike,
     *,
     level: float,
     seed: int = 0,

@@ -3,6 +3,7 @@ into, a store of each kind."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -10,12 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from artifacts.store.local import LocalStore
 from artifacts.store.s3.store import S3Store
 from tests.support import places, s3_server
 from tests.support.s3_parts import at
 from tests.support.s3_server import Server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_clients() -> Iterator[None]:
+    """Each store of a test has a client of its own, and each would parse botocore's descriptions
+    of S3 and of all hosts anew."""
+    load = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _self, path: load(path))
+        yield
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from configs.policy import Policy
 from tests.support.places import judged
 from tests.support.prefect_server import prefect_server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PATIENCE = 120  # seconds for a worker to do something on a busy machine
 FAMILY = "lmflows.model."
 

@@ -26,6 +26,8 @@ from tasks.load_test import (
 from tasks.runner.step import Context
 from tests.support.slow_server import running
 
+pytestmark = pytest.mark.slow
+
 ENGINE = EngineTransformers(name="transformers")
 
 

@@ -16,8 +16,9 @@ from artifacts.store.protocol import Store
 from tests.support import places
 from tests.support.kills import FORK, kill_after, unused
 from tests.support.places import OPEN, Judged, Place
+from tests.support.rounds import rounds
 
-KILLS = 50
+KILLS = rounds(6, soak=50)
 
 
 def up(store: Store, one: Judged, why: str) -> Ref:
@@ -37,6 +38,7 @@ def require_clean(place: Place) -> None:
     ] == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_promote(place: Place) -> None:
     one, two = place.judged("one"), place.judged("two")
@@ -54,7 +56,9 @@ def test_promote(place: Place) -> None:
     grown = 0
     for number in range(KILLS):
         before = len(refs(place).entries)
-        assert kill_after(moments.uniform(0, longest), work)
+        # one in each of so many equal parts of the time: not all early, not all late
+        moment = longest * (number + moments.random()) / KILLS
+        assert kill_after(moment, work)
         ref = refs(place)  # parses: no gap, no fork, nothing half written
         grown += len(ref.entries) > before
         again = two if ref.current and ref.current.digest == one.candidate else one
@@ -66,6 +70,7 @@ def test_promote(place: Place) -> None:
     assert place.store.objects.keys("refs/") == ["refs/m/dev.json"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_gc(place: Place) -> None:

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from artifacts.manifest import ModelArtifact, Parent
-from artifacts.store.local import LocalStore, Problem
+from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Problem
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull
 from configs.paths import PROJECT
+from tests.support.rounds import rounds
 
 CONTENT = {
     "config.json": b"{}",
@@ -369,6 +371,7 @@ def test_a_damaged_artifact_is_not_pushed(
 
 # -- processes that die, and that meet
 
+KILLS = rounds(8, soak=100)
 WRITER = """
 import random, sys
 from pathlib import Path
@@ -384,16 +387,18 @@ while True:
 """
 
 
+@pytest.mark.soak
 def test_a_kill_at_any_moment_leaves_only_whole_artifacts(store: LocalStore) -> None:
     moments, left_behind = random.Random(0), 0
-    for number in range(20):
+    for number in range(KILLS):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, store.root, str(number)],
             cwd=PROJECT,
             stdout=subprocess.PIPE,
         )
         assert writer.stdout is not None and writer.stdout.readline()
-        time.sleep(moments.uniform(0, 0.1))
+        # one in each of so many equal parts of the time: not all early, not all late
+        time.sleep(0.3 * (number + moments.random()) / KILLS)
         writer.kill()
         writer.wait()
         writer.stdout.close()

@@ -26,6 +26,8 @@ from tasks.runner.step import Context
 from tests.support.interpreters import another_python
 from tests.support.processes import with_environment
 
+pytestmark = pytest.mark.slow
+
 
 class Site:
     """A home folder, and the command line in it."""

@@ -556,6 +556,7 @@ def location() -> Iterator[str]:
         yield server.location("team")
 
 
+@pytest.mark.slow
 def test_the_same_commands_on_s3(home: Path, location: str, tmp_path: Path) -> None:
     workspace = LocalStore(paths.workspace())
     one, two = judged(workspace, "one"), judged(workspace, "two")

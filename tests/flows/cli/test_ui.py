@@ -9,8 +9,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from configs import paths
 from tests.support.prefect_server import wait_until_healthy
+
+pytestmark = pytest.mark.slow
 
 
 def test_on_another_port_the_page_finds_its_server(tmp_path: Path, free_port: int) -> None:

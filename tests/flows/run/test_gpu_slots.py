@@ -34,6 +34,8 @@ from flows.run.gpu_slots import held, slot_name
 from tasks.machine.gpus import Gpu
 from tests.support.prefect_server import prefect_server
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import select, sys, time
 from flows.run.gpu_slots import held

@@ -21,6 +21,8 @@ from configs.paths import PROJECT
 from tasks.serving.endpoints import RECORD, Endpoint
 from tasks.serving.launch import api_server, command
 
+pytestmark = pytest.mark.slow
+
 AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4}}
 # Becomes the server of a record as `python -m tasks.serving.launch` does, on a machine without a
 # GPU: the engine is not asked whether it is there, and LMDeploy's program tells what it was given

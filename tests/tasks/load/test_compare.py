@@ -113,6 +113,7 @@ def plan(metric: Metric = "e2e", rounds: int = MIN_ROUNDS, new_tokens: int = 12)
     return ComparisonPlan(load=load, rounds=rounds, metric=metric)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_a_third_slower_is_found() -> None:
     with (
         running(ttft=0.02, tpot=0.004, jitter=0.03) as quick,
@@ -127,6 +128,7 @@ def test_a_server_that_is_a_third_slower_is_found() -> None:
     assert SpeedComparison.model_validate_json(found.model_dump_json()) == found
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_is_not_compared() -> None:
     with (
         running(ttft=0.01, tpot=0.001) as whole,

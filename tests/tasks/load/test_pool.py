@@ -22,6 +22,8 @@ from tasks.load.target import at_url
 from tests.support.load_testing import load
 from tests.support.slow_server import running
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_request_has_its_limit() -> None:
     with running(ttft=0.02, tpot=0.001, slots=1) as url, Pool(1) as pool:

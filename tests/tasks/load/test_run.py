@@ -18,6 +18,8 @@ from tasks.load.target import at_url
 from tests.support.load_testing import load
 from tests.support.slow_server import running
 
+pytestmark = pytest.mark.slow
+
 
 def run(url: str, **more: Any) -> LoadResult:
     return run_loads(at_url(url), [load(**more)])[0]

@@ -18,9 +18,10 @@ from tasks.quality.non_inferiority import (
     paired_difference,
     smallest_detectable,
 )
+from tests.support.rounds import rounds
 
 MARGIN = 0.1  # nats a token
-SIMULATIONS = 2000
+SIMULATIONS = rounds(200, soak=2000)
 RESAMPLES = 1000
 Array = npt.NDArray[np.float64]
 Effects = Callable[[np.random.Generator, Array], Array]
@@ -68,7 +69,7 @@ def share(
                     seed=number,
                     resamples=RESAMPLES,
                 )
-            )  # type: ignore[arg-type]
+            )
             if answer is not None:
                 hits += answer
                 break
@@ -79,7 +80,7 @@ def passes(found: Estimate) -> bool | None:
     return True if found.high < MARGIN else False if found.low > MARGIN else None
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("effects", [normal, short_ones_vary_more, few_are_hurt_much])
 @pytest.mark.parametrize("looks", [(24,), (24, 48)], ids=["one_look", "two_looks"])
 def test_a_model_that_is_worse_by_just_the_margin_passes_at_most_one_time_in_twenty(
@@ -88,7 +89,7 @@ def test_a_model_that_is_worse_by_just_the_margin_passes_at_most_one_time_in_twe
     assert share(looks, effects, MARGIN, passes) <= 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("documents", [24, 48])
 def test_the_stated_smallest_loss_is_seen_as_often_as_stated(documents: int) -> None:
     rng = np.random.default_rng(1)
@@ -97,8 +98,8 @@ def test_the_stated_smallest_loss_is_seen_as_often_as_stated(documents: int) -> 
             paired_difference(
                 *sample(rng, normal, documents, 0.0), level=0.95, seed=seed, resamples=RESAMPLES
             )
-        )  # type: ignore[arg-type]
-        for seed in range(1000)
+        )
+        for seed in range(SIMULATIONS // 2)
     ]
     seen = share((documents,), normal, float(np.mean(stated)), lambda found: found.low > 0)
     assert seen == pytest.approx(POWER, abs=0.05)
@@ -111,7 +112,7 @@ def test_the_mean_is_that_of_all_tokens() -> None:
 
 def test_documents_of_equal_length_have_the_standard_error_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(0.1, 0.05, 40)
-    found = paired_difference(values * 100, [100] * 40, level=0.95)  # type: ignore[arg-type]
+    found = paired_difference(values * 100, [100] * 40, level=0.95)
     assert found.error == pytest.approx(stats.sem(values))
     half = stats.t.ppf(0.975, 39) * stats.sem(values)
     assert found.low <= values.mean() - half and found.high >= values.mean() + half
@@ -126,8 +127,8 @@ def test_equal_differences_have_no_interval() -> None:
 
 def test_the_interval_is_the_same_each_time_and_wider_with_more_confidence() -> None:
     sums, tokens = sample(np.random.default_rng(3), few_are_hurt_much, 30, 0.05)
-    one, again = (paired_difference(sums, tokens, level=0.95) for _ in range(2))  # type: ignore[arg-type]
-    wide = paired_difference(sums, tokens, level=0.99)  # type: ignore[arg-type]
+    one, again = (paired_difference(sums, tokens, level=0.95) for _ in range(2))
+    wide = paired_difference(sums, tokens, level=0.99)
     assert one == again and wide.low < one.low < one.mean < one.high < wide.high
 
 
@@ -165,5 +166,5 @@ def test_one_look_is_the_plain_interval() -> None:
 def test_the_smallest_detectable_loss_of_a_normal_mean_is_the_textbooks() -> None:
     """(z of 97.5 % + z of 80 %) standard errors, with Student's t for z."""
     values = stats.norm.ppf((np.arange(400) + 0.5) / 400)
-    found = paired_difference(values * 10, [10] * 400, level=0.95)  # type: ignore[arg-type]
+    found = paired_difference(values * 10, [10] * 400, level=0.95)
     assert smallest_detectable(found) == pytest.approx((1.966 + 0.842) / math.sqrt(400), rel=0.05)

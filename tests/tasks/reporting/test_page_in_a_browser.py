@@ -28,12 +28,13 @@ BROWSER = os.environ.get("CHROME") or next(
     None,
 )
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         BROWSER is None,
         reason=(
             "no Chromium on PATH (Debian: apt-get install chromium), and CHROME does not name one"
         ),
-    )
+    ),
 ]
 PHONE, DESKTOP = (390, 844), (1280, 900)
 A4_MM = (210, 297)

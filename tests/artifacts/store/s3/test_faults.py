@@ -18,6 +18,7 @@ from artifacts.store.s3.store import S3Store
 from configs.errors import ArtifactDamaged, LmflowsError, TransferError
 from configs.location import parse_s3
 from tests.support.faulty_proxy import Fault, FaultyProxy, Kind, in_front_of
+from tests.support.rounds import rounds
 from tests.support.s3_parts import commit
 from tests.support.s3_server import BUCKET, SMALL, Server, credentials, running
 
@@ -242,7 +243,8 @@ def test_a_slow_link_is_slow_and_whole(
     assert target.verify(artifact.digest) == []
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(rounds(1, soak=20)))
 def test_a_storm_of_all_faults_at_once(
     seed: int,
     server: Server,
@@ -295,7 +297,8 @@ def everything(
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(rounds(1, soak=20)))
 def test_no_flipped_bit_of_an_answer_ends_in_anything_but_a_clear_error(
     seed: int,
     server: Server,

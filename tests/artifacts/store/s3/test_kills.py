@@ -16,10 +16,11 @@ from artifacts.store.protocol import Store
 from artifacts.store.s3.store import S3Store
 from configs.location import parse_s3
 from tests.support.kills import FORK, kill_after, unused
+from tests.support.rounds import rounds
 from tests.support.s3_parts import commit
 from tests.support.s3_server import SMALL, Server
 
-KILLS = 50  # of each, push and pull
+KILLS = rounds(6, soak=50)  # of each, push and pull
 DICE = random.Random(0)
 CONTENT = {
     "config.json": b"{}",
@@ -65,6 +66,7 @@ def artifact(source: LocalStore) -> ModelArtifact:
     return commit(source, CONTENT)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(
     server: Server, source: LocalStore, artifact: ModelArtifact
@@ -94,6 +96,7 @@ def test_a_push_that_is_killed_shows_nothing_and_can_be_repeated(
     assert source.verify(artifact.digest) == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_pull_that_is_killed_shows_nothing_and_can_be_repeated(
     server: Server, source: LocalStore, artifact: ModelArtifact, tmp_path: Path

@@ -3,12 +3,10 @@ endpoint."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from botocore.loaders import JSONFileLoader
 
 from artifacts.store.s3.store import S3Store
 from tests.support.amazon import DOTTED, KEY
@@ -39,16 +37,6 @@ FOREIGN = (
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
     "AWS_DEFAULT_PROFILE",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_clients() -> Iterator[None]:
-    """Each store here has a client of its own, and each would parse botocore's descriptions of S3
-    and of all hosts anew."""
-    load = functools.cache(JSONFileLoader().load_file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JSONFileLoader, "load_file", lambda _self, path: load(path))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -184,9 +184,8 @@ def kv_cache(place: Path) -> dict[str, Any]:
     raw = place / "memory.json"
     model = str(workspace_model("w4a16"))
     lmflows("engines", "memory", model, "--shares", "0.1,0.4,0.8", "--json", str(raw))
-    return {"command": "lmflows engines memory MODEL --shares 0.1,0.4,0.8"} | json.loads(
-        raw.read_text()
-    )
+    found: dict[str, Any] = json.loads(raw.read_text())
+    return {"command": "lmflows engines memory MODEL --shares 0.1,0.4,0.8"} | found
 
 
 def quantization(place: Path) -> dict[str, Any]:

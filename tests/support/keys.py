@@ -56,17 +56,21 @@ class Keys:
         )
 
     def authority(
-        self, name: str = "root", above: Authority | None = None, **dates: datetime
+        self,
+        name: str = "root",
+        above: Authority | None = None,
+        *,
+        until: datetime = NOW + TWO_DAYS,
     ) -> Authority:
-        return Authority(self, name, above, **dates)
+        return Authority(self, name, above, until)
 
 
 class Authority:
     """A certificate authority: a root, or one below another."""
 
-    def __init__(self, keys: Keys, name: str, above: Authority | None, **dates: datetime) -> None:
+    def __init__(self, keys: Keys, name: str, above: Authority | None, until: datetime) -> None:
         self.keys, self.name, self.key = keys, name, ec.generate_private_key(ec.SECP256R1())
-        self.certificate = (above or self).certify(name, self.key, authority=True, **dates)
+        self.certificate = (above or self).certify(name, self.key, authority=True, until=until)
         self.path = keys.write(
             f"{name}.crt", self.certificate.public_bytes(serialization.Encoding.PEM)
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TypeVar
 
 GB = 10**9
+T = TypeVar("T")
 
 
 class NVMLError(Exception):
@@ -89,7 +90,7 @@ class Machine:
     def nvmlSystemGetDriverVersion(self) -> str:
         return "580.65"
 
-    def _ask(self, board: Board, question: str, answer: Any) -> Any:
+    def _ask(self, board: Board, question: str, answer: T) -> T:
         if not self.sessions:
             raise NVMLError("Uninitialized")
         if question in board.deaf:

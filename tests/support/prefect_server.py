@@ -51,7 +51,8 @@ def wait_until_healthy(url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            return urllib.request.urlopen(f"{url}/health", timeout=2).close()
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
         except OSError:
             assert time.monotonic() < deadline, "Prefect's server did not start"
             time.sleep(0.2)

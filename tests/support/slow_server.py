@@ -54,27 +54,13 @@ class Server:
                 )
                 text = "word " * min(options.per_chunk, count - number)
                 await _send(
-                    response,
-                    {
-                        "choices": [
-                            {"index": 0, "finish_reason": None}
-                            | ({"delta": {"content": text}} if chat else {"text": text})
-                        ]
-                    },
+                    response, _piece({"delta": {"content": text}} if chat else {"text": text})
                 )
                 if fate < options.fail + options.cut:
                     assert request.transport is not None
                     request.transport.close()
                     return response
-            await _send(
-                response,
-                {
-                    "choices": [
-                        {"index": 0, "finish_reason": "length"}
-                        | ({"delta": {}} if chat else {"text": ""})
-                    ]
-                },
-            )
+            await _send(response, _piece({"delta": {}} if chat else {"text": ""}, "length"))
             if (body.get("stream_options") or {}).get("include_usage") and not options.no_usage:
                 usage = {
                     "prompt_tokens": round(options.tokens_per_word * len(prompt.split())) + 3,
@@ -89,6 +75,10 @@ class Server:
 
     async def log(self, _request: web.Request) -> web.Response:
         return web.json_response(self.seen)
+
+
+def _piece(said: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "finish_reason": finish_reason} | said]}
 
 
 async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -89,7 +90,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     text = tokenizer("\n".join(topics[name] for name in sorted(topics))).input_ids
-    chats = [
+    chats: list[Any] = [
         tokenizer.apply_chat_template(
             [
                 {"role": role, "content": words}

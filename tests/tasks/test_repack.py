@@ -65,7 +65,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config).half()
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for number, (name, tensor) in enumerate(model.state_dict().items()):
         if "layers." in name and tensor.dim() == 2:
             out, inputs = tensor.shape
@@ -131,7 +131,7 @@ def test_what_lmdeploy_quantized_computes_the_same_after_it(
     down = load_file(candidate.path / "model.safetensors")[
         "model.layers.0.mlp.down_proj.weight_scale"
     ]
-    assert down.shape == (128, 256 // group_size) and down.unique().numel() > 100
+    assert down.shape == (128, 256 // group_size) and len(set(down.flatten().tolist())) > 100
 
 
 def test_a_narrow_model_computes_the_same_after_it(narrow: Path, store: LocalStore) -> None:

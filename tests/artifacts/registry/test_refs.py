@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from artifacts.manifest import canonical_json
-from artifacts.registry.refs import Ref, RefEntry, Registry, Seen, Served
+from artifacts.registry.refs import Ref, RefEntry, Registry, Seen, Served, Stage
 from artifacts.store.objects import LocalObjects
 from configs.errors import ArtifactDamaged, StaleRef
 
@@ -110,12 +110,16 @@ def test_setting_back_to_an_earlier_digest_still_makes_older_readings_stale(
 
 
 def test_stages_and_models_are_independent_and_listed_in_order(registry: Registry) -> None:
-    for number, (model, stage) in enumerate(
-        [("b", "production"), ("a", "production"), ("a", "dev"), ("a", "staging")]
-    ):
+    places: list[tuple[str, Stage]] = [
+        ("b", "production"),
+        ("a", "production"),
+        ("a", "dev"),
+        ("a", "staging"),
+    ]
+    for number, (model, stage) in enumerate(places):
         registry.append(
             registry.read(model, stage), served(number), action="promote", who="me", why=""
-        )  # type: ignore[arg-type]
+        )
     assert [
         (ref.model, ref.stage, ref.current and ref.current.digest) for ref in registry.refs()
     ] == [

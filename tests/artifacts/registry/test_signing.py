@@ -188,7 +188,7 @@ def test_the_standard_command_line_verifies_the_folder_and_finds_a_flipped_byte(
     sign(store, artifact.digest, signer if kind == "key" else root.signer())
     pulled = store.pull(artifact.digest, LocalStore(tmp_path / "other"))
     signature = keys.write("model.sig", signatures(store, artifact.digest)[0])
-    how = (
+    how: list[str | Path] = (
         ["--public_key", trusted.public_key]
         if kind == "key"
         else ["--certificate_chain", root.path]
@@ -451,12 +451,11 @@ def test_a_signature_ends_with_any_certificate_of_its_chain(
 ) -> None:
     """All of them held when the signature was made, which is all that the library asks: but a file
     can have any date."""
-    old: dict[str, Any] = {"until": NOW - timedelta(hours=1)}
-    root = keys.authority(**(old if who == "root" else {}))
-    middle = keys.authority("middle", root, **(old if who == "middle" else {}))
-    sign(
-        store, artifact.digest, middle.signer(chain=(middle.path,), **(old if who == "bot" else {}))
-    )
+    ends = dict.fromkeys(("root", "middle", "bot"), NOW + timedelta(days=2))
+    ends[who] = NOW - timedelta(hours=1)
+    root = keys.authority(until=ends["root"])
+    middle = keys.authority("middle", root, until=ends["middle"])
+    sign(store, artifact.digest, middle.signer(chain=(middle.path,), until=ends["bot"]))
     refused(store, artifact, root.trusted, because="certificate has expired")
 
 

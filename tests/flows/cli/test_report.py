@@ -93,7 +93,7 @@ def test_a_report_is_found_by_its_digest(site: Site) -> None:
 
 def test_an_uploaded_report_is_found_in_its_store(home: Path, tmp_path: Path) -> None:
     home.mkdir()
-    paths.remember_store(tmp_path / "elsewhere")
+    paths.remember_store(str(tmp_path / "elsewhere"))
     elsewhere = Site(LocalStore(tmp_path / "elsewhere"))
     digest = report(elsewhere.minimal(), Context(elsewhere.store)).report.digest
     assert cli_report.find_page(digest[:10]).is_relative_to(tmp_path / "elsewhere")

@@ -113,7 +113,7 @@ def read_back(text: str, folder: Path) -> dict[str, Any]:
     """The metadata, as both of the hub library's readers see them."""
     path = folder / "written.md"
     path.write_text(text, encoding="utf-8", newline="")
-    loaded = ModelCard.load(path).data.to_dict()
+    loaded: dict[str, Any] = ModelCard.load(path).data.to_dict()
     assert loaded == metadata_load(path)
     assert (
         loaded["base_model"] and loaded["license"] and loaded["base_model_relation"] == "quantized"

@@ -68,7 +68,11 @@ class Clockwork:
             for tokens in [max_new_tokens] + (len(asked) - 1) * [others]
         ]
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def prompt_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         raise AssertionError("no chat template comes into it")
 
     def encode(self, record: Mapping[str, Any]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def shaped(item: VariantOutcome, folder: Path) -> VariantOutcome:
     )
 
 
-def outcomes(site: Site, *names: Variant, **evidence: object) -> list[VariantOutcome]:
+def outcomes(site: Site, *names: Variant, **evidence: Any) -> list[VariantOutcome]:
     return [site.baseline(), *(site.variant(name, **evidence) for name in names)]
 
 

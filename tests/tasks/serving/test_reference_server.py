@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 import torch
+from openai.types.chat import ChatCompletionMessageParam
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -26,8 +27,8 @@ from tasks.serving.reference_server import _Text
 from tests.support.reference_server import NAME, serving
 
 CHAT = "/v1/chat/completions"
-HELLO = [{"role": "user", "content": "hello"}]
-LIST = [{"role": "user", "content": "What is a list in Python?"}]
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+LIST: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is a list in Python?"}]
 LIST_ANSWER = "A list is a mutable sequence of objects."
 
 
@@ -89,12 +90,16 @@ def on_each_token(
 
 
 def ask(
-    client: openai.OpenAI, messages: list[dict[str, str]], *, stream: bool, **options: Any
+    client: openai.OpenAI,
+    messages: list[ChatCompletionMessageParam],
+    *,
+    stream: bool,
+    **options: Any,
 ) -> tuple[str, str]:
     """A greedy answer and its finish reason."""
     answer: Any = client.chat.completions.create(
         model=NAME, messages=messages, stream=stream, **{"temperature": 0} | options
-    )  # type: ignore[call-overload]
+    )
     if not stream:
         return answer.choices[0].message.content, answer.choices[0].finish_reason
     chunks = list(answer)
@@ -237,7 +242,7 @@ def test_characters_made_of_several_tokens_are_streamed_whole(
 ) -> None:
     text = "naïve café 日本語 🎉 done"
     speak(text)
-    stream = client.chat.completions.create(model=NAME, messages=HELLO, temperature=0, stream=True)  # type: ignore[call-overload]
+    stream = client.chat.completions.create(model=NAME, messages=HELLO, temperature=0, stream=True)
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
     assert ("".join(pieces), any("\ufffd" in piece for piece in pieces)) == (text, False)
 
@@ -246,7 +251,7 @@ def test_text_is_streamed_token_by_token_where_words_have_no_spaces(
     client: openai.OpenAI, speak: Callable[[str], None]
 ) -> None:
     speak("ありがとうございます")
-    stream = client.chat.completions.create(model=NAME, messages=HELLO, temperature=0, stream=True)  # type: ignore[call-overload]
+    stream = client.chat.completions.create(model=NAME, messages=HELLO, temperature=0, stream=True)
     assert len([chunk for chunk in stream if chunk.choices[0].delta.content]) == 10
 
 

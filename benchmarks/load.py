@@ -146,11 +146,11 @@ def main() -> None:
             " {tpot_ms:.2f} ms; event loop late by {loop_lag_p99_ms:.1f} ms (p99), {cpu_share:.0%}"
             " of a core".format(**row)
         )
-    for row in sent:
+    for step in sent:
         print(
             "{rate} requests/s from one process: sent late by {lag_p99_ms:.1f} ms (p99),"
-            " {cpu_share:.0%} of a core, ".format(**row)
-            + ("; ".join(row["problems"]) or "valid")
+            " {cpu_share:.0%} of a core, ".format(**step)
+            + ("; ".join(step["problems"]) or "valid")
         )
     print(
         f"5 % slower: found in {outcome['found']} of {PLANTED} (at least {FOUND_AT_LEAST}); the"

@@ -89,7 +89,7 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
     key = hashlib.sha256(
         source + f"{torch.__version__} {transformers.__version__}".encode()
     ).hexdigest()[:16]
-    cache: Path = request.config.cache.mkdir("tiny_model")  # type: ignore[union-attr]
+    cache: Path = request.config.cache.mkdir("tiny_model")
     folder = cache / key
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two workers one trains it and the other waits

@@ -299,6 +299,12 @@ def start_up(place: Path) -> dict[str, Any]:
     )
     proof = next(one for one in proofs if not read_evidence(one).itself)
     model = store.open(read_evidence(proof).candidate)
+    report = next(
+        store.open(digest)
+        for digest in store.digests()
+        if store.manifest(digest).kind == "report"
+        and store.manifest(digest).parent("evidence") == proof.digest
+    )
     turns: dict[str, list[float]] = {"ours": [], "bare": [], "ours, without tuning": []}
     for name in ("ours, without tuning", "ours", "bare", "bare", "ours", "ours, without tuning"):
         if name == "ours, without tuning":
@@ -313,7 +319,9 @@ def start_up(place: Path) -> dict[str, Any]:
                 DeployRequest(
                     name="start-up",
                     artifact=model,
+                    report=report,
                     evidence=proof,
+                    store=store.location,
                     options=Deploy(port=23335, score_tolerance=1.0),
                     engine=EngineTurbomind(name="turbomind", cache_max_entry_count=0.4),
                 ),

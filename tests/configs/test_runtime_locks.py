@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from configs.paths import PROJECT
-from tasks.runner.runtimes import TOOLS
+from tasks.runner.runtime_probe import TOOLS
 
 SHIPPED = sorted((PROJECT / "configs" / "runtimes").glob("*.lock"))
 

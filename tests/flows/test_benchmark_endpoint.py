@@ -166,5 +166,5 @@ def test_a_comparison_needs_rounds_and_a_known_figure() -> None:
         ({"metric": "tpot", "new_tokens": 1}, "options"),
     ):
         with pytest.raises(ConfigError) as raised:
-            bench_compare("http://x", "http://y", **given)  # type: ignore[arg-type]
+            bench_compare("http://x", "http://y", **given)
         assert raised.value.where == where

@@ -28,6 +28,7 @@ from configs.errors import LmflowsError
 from configs.schema import Pipeline
 from configs.sources import LocalSource
 from configs.texts import PythonDocs, Texts
+from configs.variants import Variant
 from tasks.download import DownloadRequest, download
 from tasks.report import ReportRequest, ReportResult
 from tasks.runner.step import Context
@@ -40,7 +41,7 @@ if spec.kv_bits == 4:
     raise EngineError("takes no int4 cache", where="engine turbomind", hint="take another")
 {planted_runtime.ABORTS}"""
 # name: (the served variant, the model's head_dim, the engine's runtime)
-RUNS = {
+RUNS: dict[str, tuple[Variant, int, str]] = {
     "works": ("w4a16", 64, "planted"),
     "int8 is served": ("w4a16-kv8", 64, "planted"),
     "int4 is served": ("w4a16-kv4", 128, "planted"),

@@ -28,7 +28,7 @@ def site(
     request: pytest.FixtureRequest,
 ) -> Site:
     try:
-        code = remote_code(request.config.cache.mkdir("internlm2_code"))  # type: ignore[union-attr]
+        code = remote_code(request.config.cache.mkdir("internlm2_code"))
     except TransferError as error:
         pytest.skip(f"InternLM2's Python files are not here and cannot be fetched: {error}")
     convert(tiny_model, tmp_path / "internlm2", code)

@@ -18,13 +18,8 @@ from tasks.engines.speed import speeds
 from tasks.engines.turbomind import tuning_file
 from tasks.machine import gpus
 from tasks.machine.sampler import GpuMemoryMeter
+from tests.support.text import TEXT
 
-TEXT = {
-    "text": (
-        "The with statement is used to wrap the execution of a block with methods defined by a"
-        " context manager. " * 6
-    )
-}
 TURBOMIND = EngineTurbomind(name="turbomind", cache_max_entry_count=0.1)
 PYTORCH = EnginePytorch(name="pytorch", cache_max_entry_count=0.1)
 

@@ -19,7 +19,7 @@ def internlm2(smollm2: Path, tmp_path: Path, request: pytest.FixtureRequest) -> 
     """SmolLM2 as an InternLM2 checkpoint; `LMFLOWS_INTERNLM2_CODE` names its Python files where
     nothing can be fetched."""
     given = os.environ.get("LMFLOWS_INTERNLM2_CODE")
-    code = Path(given) if given else remote_code(request.config.cache.mkdir("internlm2"))  # type: ignore[union-attr]
+    code = Path(given) if given else remote_code(request.config.cache.mkdir("internlm2"))
     convert(pad_to(smollm2, 256, tmp_path / "padded"), tmp_path / "internlm2", code)
     return tmp_path / "internlm2"
 
@@ -62,7 +62,7 @@ def test_the_whole_flow(internlm2: Path, tmp_path: Path, home: Path, free_port: 
         )
     )
     summary = quantize_and_deploy(str(config))
-    assert summary.verdict.outcome == "PASS" and 1.0 < summary.evidence.perplexity_ratio < 2.0
+    assert summary.verdict.outcome == "PASS" and 1.0 < summary.evidence().perplexity_ratio < 2.0
     assert summary.deployed is not None and summary.deployed.score_difference < 0.02
     endpoint = endpoints.get("internlm2-test")
     answer = endpoint.call(

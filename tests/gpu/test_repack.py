@@ -19,7 +19,7 @@ from tasks.quantize import QuantizeRequest, quantize
 from tasks.repack import RepackRequest, repack
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
-from tests.gpu.test_engines import TEXT
+from tests.support.text import TEXT
 
 ENGINE = EngineTurbomind(name="turbomind", cache_max_entry_count=0.1)
 

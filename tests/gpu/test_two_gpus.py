@@ -10,7 +10,7 @@ from configs.engines import EngineTurbomind
 from tasks.engines.process import EngineProcess
 from tasks.engines.protocol import EngineSpec
 from tasks.machine import gpus
-from tests.gpu.test_engines import TEXT
+from tests.support.text import TEXT
 
 
 def test_two_gpus_score_and_answer_like_one(padded: Path) -> None:

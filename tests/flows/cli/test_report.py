@@ -14,6 +14,7 @@ from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
 from flows.cli import report as cli_report
+from flows.run.summary import SUMMARY
 from tasks.report import report
 from tasks.runner.step import Context
 from tests.support import stories
@@ -47,7 +48,7 @@ def ran(
     told = report(site.minimal(seed=number, **stories.OUTCOMES[outcome]), Context(site.store))
     folder = paths.runs() / f"20260101-00000{number}-{name}-{IDS[number][:8]}"
     folder.mkdir(parents=True)
-    (folder / cli_report.SUMMARY).write_text(
+    (folder / SUMMARY).write_text(
         json.dumps(
             {
                 "name": name,
@@ -193,5 +194,5 @@ def test_a_run_that_was_killed_while_it_wrote_is_passed_over(site: Site) -> None
     folder, digest = ran(site, 0)
     half = paths.runs() / "20260101-000009-smollm2-aaaaaaaa"
     half.mkdir()
-    (half / cli_report.SUMMARY).write_text('{"name": "smollm2", "flow_')
+    (half / SUMMARY).write_text('{"name": "smollm2", "flow_')
     assert cli_report.find_page("smollm2") == site.store.tree(digest) / "report.html" and folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -89,8 +88,9 @@ class Holder:
         """Kill -9 it with all its children, as an out-of-memory killer or a power switch would;
         returns when."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        for process in (self.process, *children):
-            process.send_signal(signal.SIGKILL)
+        self.process.kill()
+        for child in children:
+            child.kill()
         self.process.wait()
         return time.time()
 

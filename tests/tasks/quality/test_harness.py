@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -30,7 +31,7 @@ from tasks.serving import endpoints
 from tasks.serving.endpoints import Endpoint
 from tests.support.reference_server import NAME, serving
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {
         "question": "A list is a mutable",
         "choices": ["sequence of objects.", "of sequence mutable."],
@@ -74,7 +75,7 @@ WORD = {
 @pytest.fixture(scope="module")
 def home(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A home in pytest's cache: making the runtime takes half a minute."""
-    folder = request.config.cache.mkdir("harness_home")  # type: ignore[union-attr]
+    folder = request.config.cache.mkdir("harness_home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMFLOWS_HOME", str(folder))
         patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))

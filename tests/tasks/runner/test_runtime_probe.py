@@ -11,7 +11,6 @@ import pytest
 
 from configs.errors import ConfigError
 from tasks.runner import runtime_probe, runtimes
-from tests.artifacts.store.test_files import tmpfs as tmpfs
 from tests.support.interpreters import interpreter
 from tests.support.small_runtime import NAME, lock, made, wheel
 

@@ -127,7 +127,11 @@ def test_the_answer_is_the_reference_engines(
 def test_earlier_turns_reach_the_model(
     client: openai.OpenAI, engine: ReferenceEngine, stream: bool
 ) -> None:
-    messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, *HELLO]
+    messages: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "A"},
+        {"role": "assistant", "content": "B"},
+        *HELLO,
+    ]
     expected, alone = engine.generate([engine.prompt_ids(messages), engine.prompt_ids(HELLO)], 64)
     assert ask(client, messages, stream=stream, max_tokens=64)[0] == expected.text != alone.text
 
@@ -136,7 +140,7 @@ def test_usage_counts_the_tokens_of_prompt_and_answer(
     client: openai.OpenAI, engine: ReferenceEngine
 ) -> None:
     prompt = engine.prompt_ids(LIST)
-    answer = client.chat.completions.create(model=NAME, messages=LIST, temperature=0)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=NAME, messages=LIST, temperature=0)
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
         len(prompt),
@@ -145,12 +149,12 @@ def test_usage_counts_the_tokens_of_prompt_and_answer(
 
 
 def test_a_stream_tells_the_same_usage_if_asked(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model=NAME, messages=LIST, temperature=0)  # type: ignore[arg-type]
+    whole = client.chat.completions.create(model=NAME, messages=LIST, temperature=0)
     stream = client.chat.completions.create(
         model=NAME,
         messages=LIST,
         temperature=0,
-        stream=True,  # type: ignore[call-overload]
+        stream=True,
         stream_options={"include_usage": True},
     )
     assert list(stream)[-1].usage == whole.usage
@@ -189,7 +193,7 @@ def test_the_text_ends_before_the_stop_string(
 
 
 def test_nothing_is_generated_after_a_stop_string(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model=NAME, messages=LIST, temperature=0, stop=" is")  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=NAME, messages=LIST, temperature=0, stop=" is")
     assert answer.usage is not None
     assert answer.usage.completion_tokens <= 3  # "A", " list", " is"
 

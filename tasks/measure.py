@@ -255,7 +255,7 @@ def items_of(files: Sequence[ItemsFile]) -> tuple[Item, ...]:
 def hardware(chosen: Sequence[gpus.Gpu]) -> dict[str, str]:
     """What figures are measured on: these GPUs, or the processor."""
     if chosen:
-        return gpus.fingerprint(chosen[0]) | {"gpus": str(len(chosen))}
+        return gpus.description(chosen[0]) | {"gpus": str(len(chosen))}
     return {"processor": platform.processor() or platform.machine(), "cores": str(os.cpu_count())}
 
 

@@ -475,7 +475,7 @@ def main() -> None:
         figures = {
             "name": name,
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "gpu": gpus.fingerprint(gpus.visible()[0]),
+            "gpu": gpus.description(gpus.visible()[0]),
             "cores": psutil.cpu_count(),
             "python": platform.python_version(),
             "versions": versions(("lmdeploy", "torch", "transformers", "prefect")),

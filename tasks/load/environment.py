@@ -47,7 +47,7 @@ def fingerprint(url: str, gpu_uuids: Sequence[str] = ()) -> dict[str, str]:
         return {"machine": host}
     used = _used(gpu_uuids)
     if used:
-        return gpus.fingerprint(used[0]) | {"gpus": str(len(used))}
+        return gpus.description(used[0]) | {"gpus": str(len(used))}
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),

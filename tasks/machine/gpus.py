@@ -169,7 +169,7 @@ def require_free(gpus: Sequence[Gpu], bytes_each: int, *, what: str) -> None:
         )
 
 
-def fingerprint(gpu: Gpu) -> dict[str, str]:
+def description(gpu: Gpu) -> dict[str, str]:
     """What evidence and reports say of the GPU: the same for two GPUs of one kind under one
     driver."""
     return {

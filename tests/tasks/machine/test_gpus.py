@@ -12,7 +12,7 @@ from tasks.machine.gpus import (
     Gpu,
     choose,
     cuda_is_visible,
-    fingerprint,
+    description,
     free_bytes,
     require_free,
     visible,
@@ -44,7 +44,7 @@ def test_a_gpu_is_told_whole(install: Install) -> None:
         )
     ]
     assert free_bytes() == [50 * GB] and cuda_is_visible()
-    assert fingerprint(visible()[0]) == {
+    assert description(visible()[0]) == {
         "name": "NVIDIA H200",
         "driver": "580.65",
         "architecture": "sm_90",

@@ -15,6 +15,7 @@ from artifacts.records.load_results import LoadResult, SpeedComparison
 from configs.errors import ConfigError
 from configs.paths import PROJECT
 from flows.cli.bench import bench, bench_compare
+from tests.support.patience import PATIENCE
 from tests.support.slow_server import running
 
 # the two commands alone, as `flows.cli.main` registers them
@@ -44,7 +45,7 @@ def call(home: Path, api: str, *words: str) -> tuple[int, str, str]:
         capture_output=True,
         text=True,
         cwd=PROJECT,
-        timeout=240,
+        timeout=PATIENCE,
         env=environment,
     )
     return done.returncode, done.stdout, done.stderr

@@ -34,6 +34,7 @@ from tasks.report import ReportRequest, ReportResult
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support import planted_runtime
+from tests.support.patience import PATIENCE
 
 FAILS = f"""
 from configs.errors import EngineError
@@ -174,7 +175,7 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         capture_output=True,
         text=True,
         env=environment | {"HOME": str(folder)},
-        timeout=280,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return {name: Told.model_validate_json((folder / f"{name}.json").read_text()) for name in RUNS}

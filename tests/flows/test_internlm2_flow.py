@@ -16,6 +16,7 @@ import yaml
 
 from configs.errors import TransferError
 from tests.support.internlm2 import CODE, convert, remote_code
+from tests.support.patience import PATIENCE
 from tests.support.site import Site
 
 
@@ -58,7 +59,7 @@ def test_internlm2_from_its_files_to_an_endpoint(site: Site) -> None:
             headers={"Content-Type": "application/json"},
             data=json.dumps(body).encode(),
         )
-        with urllib.request.urlopen(chat, timeout=60) as answer:
+        with urllib.request.urlopen(chat, timeout=PATIENCE) as answer:
             assert json.load(answer)["choices"][0]["message"]["content"].startswith("Hello")
     finally:
         site.call("stop", "--all")

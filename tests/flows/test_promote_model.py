@@ -23,11 +23,11 @@ from artifacts.registry.refs import Registry, Stage
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.policy import Policy
+from tests.support.patience import PATIENCE
 from tests.support.places import judged
 from tests.support.prefect_server import prefect_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-PATIENCE = 120  # seconds for a worker to do something on a busy machine
+pytestmark = pytest.mark.slow
 FAMILY = "lmflows.model."
 
 
@@ -40,18 +40,18 @@ class Team:
 
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         data = None if body is None else json.dumps(body).encode()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             request = urllib.request.Request(
                 f"{self.api}/{path}", data, {"Content-Type": "application/json"}, method=method
             )
             try:
-                with urllib.request.urlopen(request, timeout=30) as response:
+                with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                     return json.load(response)
             except urllib.error.HTTPError as error:  # SQLite has one writer, and the server says so
                 if error.code != 503 or time.monotonic() > deadline:
                     raise
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def start(self, deployment: str, **parameters: Any) -> str:
         flow = {"promote": "promote-model", "rollback": "rollback-model"}[deployment]
@@ -74,7 +74,7 @@ class Team:
                 "message"
             ]
             assert time.monotonic() < deadline, found["state"]["message"]
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def answer(self, run: str, **words: str) -> dict[str, Any]:
         """As the UI's form does; the API answers 200 to a value that it refuses, too, and says so
@@ -84,17 +84,17 @@ class Team:
             told: dict[str, Any] = self.ask(f"flow_runs/{run}/resume", {"run_input": words})
             if "schema" not in str(told["details"]).lower() or time.monotonic() > deadline:
                 return told
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def events(self, run: str) -> list[dict[str, Any]]:
         """Our events of a run; they reach the server a moment after the run's end."""
         wanted = {"event": {"prefix": [FAMILY]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while (
             not (found := self.ask("events/filter", {"filter": wanted})["events"])
             and time.monotonic() < deadline
         ):
-            time.sleep(0.5)
+            time.sleep(0.2)
         return list(found)
 
     def current(self, stage: Stage) -> str | None:

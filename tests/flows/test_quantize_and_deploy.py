@@ -32,6 +32,7 @@ from configs.paths import PROJECT
 from tasks.machine.ports import port_problem
 from tests.support import planted_runtime, s3_server
 from tests.support.keys import Keys
+from tests.support.patience import PATIENCE
 from tests.support.prefect_server import prefect_server
 from tests.support.site import Site
 
@@ -113,7 +114,7 @@ def test_the_endpoint_goes_on_after_the_command(site: Site, first: str) -> None:
         body,
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         assert "help you" in json.load(response)["choices"][0]["message"]["content"]
 
 
@@ -310,7 +311,7 @@ def ask(url: str, **body: object) -> list[dict]:  # type: ignore[type-arg]
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=20) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         return list(json.load(response))
 
 
@@ -482,13 +483,13 @@ def test_interrupted_in_the_middle_it_leaves_no_orphan_and_no_half_artifact(
     process = site.start(
         "run", str(site.config), "--set", f"quantize.seed={how.value}", *SEARCH, **ALONE
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and not (
         len(site.logs("quantize")) > done and "Move model" in site.logs("quantize")[-1].read_text()
     ):
         time.sleep(0.05)
     process.send_signal(how)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == expected, output
     assert "Traceback" not in output
     assert left_alive(site.home) == []

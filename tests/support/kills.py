@@ -10,6 +10,7 @@ from multiprocessing.synchronize import Event
 from artifacts.store.protocol import Store, open_store
 from artifacts.store.s3.store import S3Store, Tuning
 from configs.location import S3, parse_s3
+from tests.support.patience import PATIENCE
 
 # an import of everything for each of fifty kills would take minutes
 FORK = multiprocessing.get_context("fork")
@@ -40,7 +41,7 @@ def kill_after(seconds: float, work: Callable[[], None], since: Event | None = N
 
     process = FORK.Process(target=begin)
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE)
     time.sleep(seconds)
     process.kill()
     process.join()

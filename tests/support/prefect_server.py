@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-START_SECONDS = 120
+from tests.support.patience import PATIENCE
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def prefect_server(home: Path, **environment: str) -> Iterator[str]:
 
 def wait_until_healthy(url: str) -> None:
     """`url`: of the API."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):

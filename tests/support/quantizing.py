@@ -21,6 +21,7 @@ from tasks.runner.parent import Placement, run_child
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
 from tests.support.heard import Heard
+from tests.support.patience import PATIENCE
 
 RECIPE: dict[str, Any] = {"group_size": 128, "samples": 4, "sequence_length": 64, "batch_size": 4}
 
@@ -46,7 +47,7 @@ class Bench:
         return run_child(
             quantize,
             request,
-            Placement(self.folder / "step", self.store, timeout_s=200),
+            Placement(self.folder / "step", self.store, timeout_s=PATIENCE),
             log=self.heard.log,
         )[0]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from configs.paths import PROJECT
+from tests.support.patience import PATIENCE
 
 
 class Site:
@@ -67,7 +68,7 @@ class Site:
 
     def call(self, *words: str, **more: str) -> tuple[int, str]:
         process = self.start(*words, **more)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=PATIENCE)
         return process.returncode, output
 
     def run(self, *words: str) -> tuple[int, str]:

@@ -45,6 +45,7 @@ from tasks.runner.step import Context
 from tasks.smoke_test import SmokeTestRequest, smoke_test, unwell
 from tasks.texts import TextsRequest, texts
 from tests.support.internlm2 import CODE, convert, internlm2_config, remote_code
+from tests.support.patience import PATIENCE
 from tests.support.random_model import SHAPES, build, tensors
 
 RECIPE = Quantize(group_size=128, samples=4, sequence_length=64, batch_size=4)
@@ -121,7 +122,7 @@ class Bench:
         return run_child(
             step,
             request,
-            Placement(self.folder / step.name, self.store, timeout_s=200),
+            Placement(self.folder / step.name, self.store, timeout_s=PATIENCE),
         )[0]
 
     def nll(self, folder: Path, *, trust: bool) -> float:

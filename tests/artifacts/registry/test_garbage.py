@@ -23,6 +23,7 @@ from artifacts.store.protocol import open_store
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, StoreBusy, UnsafeManifest
 from configs.paths import PROJECT
 from tests.support import places
+from tests.support.patience import PATIENCE
 from tests.support.places import OPEN, Judged, Place
 
 LATER = 3600.0 * 24 * 30  # how much later the collections below take place: everything is old then
@@ -415,7 +416,7 @@ def test_what_is_pushed_again_between_manifests_and_blobs_is_whole_in_the_end(pl
         def meanwhile(_fraction: float, text: str) -> None:
             if text == "blobs" and not jobs:
                 jobs.append(pool.submit(push))
-                assert waits.wait(60)
+                assert waits.wait(PATIENCE)
 
         done = collect(
             place.store,

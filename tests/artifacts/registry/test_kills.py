@@ -72,7 +72,6 @@ def test_promote(place: Place) -> None:
 
 @pytest.mark.soak
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_gc(place: Place) -> None:
     used = place.judged("used")
     doomed, moments = unused(place.store.location), random.Random(2)

@@ -17,6 +17,7 @@ from artifacts.registry.refs import Registry, Served
 from artifacts.store.protocol import Store, open_store
 from configs.errors import StaleRef
 from tests.support import places
+from tests.support.patience import PATIENCE
 from tests.support.places import OPEN, Judged
 from tests.support.rounds import rounds
 
@@ -110,7 +111,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Rac
                 (there, WHOLE_ON_S3, True),
             )
         ]
-        start, outcomes = forkserver.Barrier(RACERS, timeout=200), forkserver.Queue()
+        start, outcomes = forkserver.Barrier(RACERS, timeout=PATIENCE), forkserver.Queue()
         racers = [
             forkserver.Process(target=racer, args=(races, me, start, outcomes), daemon=True)
             for me in range(RACERS)
@@ -122,11 +123,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Rac
             one.is_alive() or one.exitcode == 0 for one in racers
         ):
             try:
-                found.append(outcomes.get(timeout=120))
+                found.append(outcomes.get(timeout=PATIENCE))
             except queue.Empty:
                 break
         for one in racers:
-            one.join(timeout=120)
+            one.join(timeout=PATIENCE)
         assert [one.exitcode for one in racers] == [0] * RACERS
         yield races, found
 

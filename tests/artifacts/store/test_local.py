@@ -19,6 +19,7 @@ from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Problem
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull
 from configs.paths import PROJECT
+from tests.support.patience import PATIENCE
 from tests.support.rounds import rounds
 
 CONTENT = {
@@ -466,7 +467,7 @@ def test_processes_that_commit_the_same_at_once_all_succeed(store: LocalStore) -
         writer.stdin.write("\n")
         writer.stdin.flush()
     for writer in writers:
-        answers.append((writer.communicate(timeout=60)[1], writer.returncode))
+        answers.append((writer.communicate(timeout=PATIENCE)[1], writer.returncode))
     assert answers == [("", 0)] * 4
     [digest] = store.digests()
     assert store.verify(digest) == []

@@ -24,6 +24,7 @@ from configs.deployment import Deploy
 from configs.engines import EngineTransformers
 from tasks.engines.reference import ReferenceEngine
 from tasks.serving.endpoints import Endpoint
+from tests.support.patience import PATIENCE
 from tests.support.reference_server import serving
 
 
@@ -48,7 +49,7 @@ def chat(
         text=True,
         cwd=paths.PROJECT,
         env=os.environ | {"OPENAI_API_KEY": "secret"} | environment,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 
@@ -145,7 +146,7 @@ def test_the_only_endpoint_is_taken_with_its_key_and_without_a_proxy(
         capture_output=True,
         text=True,
         cwd=paths.PROJECT,
-        timeout=60,
+        timeout=PATIENCE,
         env=os.environ | {"HTTP_PROXY": f"http://127.0.0.1:{free_port}", "NO_PROXY": ""},
     )
     assert (done.stdout, done.stderr) == ("Hello! How can I help you today?\n", "")

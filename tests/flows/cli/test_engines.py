@@ -24,6 +24,7 @@ from tasks.compare_runtimes import CompareRuntimesResult, Ratio, RuntimeFigures
 from tasks.kv_memory import MemoryRequest, MemoryResult, Taken, kv_memory
 from tasks.runner.step import Context
 from tests.support.interpreters import another_python
+from tests.support.patience import PATIENCE
 from tests.support.processes import with_environment
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ class Site:
             capture_output=True,
             text=True,
             cwd=PROJECT,
-            timeout=240,
+            timeout=PATIENCE,
             env=environment
             | {"LMFLOWS_HOME": str(self.home), "HOME": str(self.folder), "COLUMNS": "300"}
             | more,

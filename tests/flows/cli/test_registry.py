@@ -32,6 +32,7 @@ from configs.errors import (
 from configs.paths import PROJECT
 from flows.cli import registry
 from tests.support import places
+from tests.support.patience import PATIENCE
 from tests.support.places import OLD, Judged, Place, judged
 
 
@@ -340,7 +341,7 @@ def test_production_at_a_terminal_is_confirmed_by_typing_the_model(
             break
         shown += more
     os.close(ours)
-    assert process.wait(60) == status, shown.decode()
+    assert process.wait(PATIENCE) == status, shown.decode()
     assert b"m/production points to nothing" in shown and one.candidate[:12].encode() in shown
     assert serves(store, "production") == (one.candidate if status == 0 else None)
 

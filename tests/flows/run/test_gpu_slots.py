@@ -31,6 +31,7 @@ from configs.paths import PROJECT
 from flows.run import gpu_slots
 from flows.run.gpu_slots import held, slot_name
 from tasks.machine.gpus import Gpu
+from tests.support.patience import PATIENCE
 from tests.support.prefect_server import prefect_server
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,7 @@ class Holder:
         return self
 
     def ends(self) -> Holder:
-        assert self.process.wait(60) == 0, self.output.read_text()
+        assert self.process.wait(PATIENCE) == 0, self.output.read_text()
         return self
 
     def kill(self) -> float:

@@ -20,6 +20,7 @@ from configs.engines import EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.paths import PROJECT
 from tasks.serving.endpoints import RECORD, Endpoint
 from tasks.serving.launch import api_server, command
+from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -248,7 +249,7 @@ def test_without_a_gpu_no_other_engine_is_taken_in_silence(
         text=True,
         cwd=PROJECT,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1
     assert words in done.stderr.splitlines()[-1]

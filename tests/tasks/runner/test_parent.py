@@ -22,6 +22,7 @@ from tasks.runner.parent import Placement, reap_orphans, run_child
 from tasks.runner.step import Step
 from tests.support import planted
 from tests.support.heard import Heard
+from tests.support.patience import PATIENCE
 from tests.support.planted import Answer, Planted
 from tests.support.processes import all_gone
 
@@ -45,7 +46,7 @@ def run(
 
 def wait_for(path: Path) -> list[int]:
     """The pids in a file that a child will write."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if path.exists() and (text := path.read_text()).count(" ") == 2:
             return [int(pid) for pid in text.split()]

@@ -18,6 +18,7 @@ import pytest
 from configs.paths import PROJECT, process_environment
 from tasks.runner import guard
 from tasks.runner.process import Streams, how_it_ended, kill_group, module_command, start
+from tests.support.patience import PATIENCE
 from tests.support.processes import all_gone
 
 PIPE = subprocess.PIPE
@@ -30,7 +31,7 @@ def python(code: str, *words: str) -> list[str]:
 
 def said(command: list[str], **options: object) -> str:
     child = start(command, Streams(stdout=PIPE), **options)  # type: ignore[arg-type]
-    return child.communicate(timeout=30)[0].decode()
+    return child.communicate(timeout=PATIENCE)[0].decode()
 
 
 # -- what it is
@@ -39,7 +40,7 @@ def said(command: list[str], **options: object) -> str:
 def test_it_runs_the_program_with_its_words_and_under_the_pid_that_is_given_back() -> None:
     code = "import os, sys; print(os.getpid(), os.getppid(), sys.argv[1:])"
     child = start(python(code, "a b", "", "$HOME"), Streams(stdout=PIPE))
-    words = child.communicate(timeout=30)[0].decode()
+    words = child.communicate(timeout=PATIENCE)[0].decode()
     assert words == f"{child.pid} {os.getpid()} ['a b', '', '$HOME']\n" and child.returncode == 0
 
 
@@ -49,7 +50,9 @@ def test_what_it_writes_goes_where_it_was_told_and_it_reads_nothing() -> None:
     )
     assert said(python(code)) == "in ''\nx\n"
     streams = Streams(stdout=PIPE, stderr=subprocess.DEVNULL, stdin=PIPE)
-    assert start(python(code), streams).communicate(b"words", timeout=30)[0] == b"in 'words'\n"
+    assert (
+        start(python(code), streams).communicate(b"words", timeout=PATIENCE)[0] == b"in 'words'\n"
+    )
 
 
 def test_it_has_this_environment_and_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +64,9 @@ def test_it_has_this_environment_and_what_it_is_given(monkeypatch: pytest.Monkey
 def test_it_inherits_the_descriptors_that_it_is_given_and_no_others() -> None:
     reading, writing = os.pipe()
     code = "import os, sys; os.write(int(sys.argv[1]), b'through')"
-    start(python(code, str(writing)), NOWHERE, pass_fds=[writing]).wait(30)
+    start(python(code, str(writing)), NOWHERE, pass_fds=[writing]).wait(PATIENCE)
     assert os.read(reading, 100) == b"through"
-    assert start(python(code, str(writing)), NOWHERE).wait(30) == 1
+    assert start(python(code, str(writing)), NOWHERE).wait(PATIENCE) == 1
     os.close(reading)
     os.close(writing)
 
@@ -78,7 +81,7 @@ def test_signals_mean_what_they_mean_to_any_program() -> None:
 
 def test_a_program_that_is_not_there_says_so(tmp_path: Path) -> None:
     child = start([tmp_path / "gone"], Streams(stdout=PIPE))
-    assert child.communicate(timeout=30)[0].decode() == (
+    assert child.communicate(timeout=PATIENCE)[0].decode() == (
         f"{tmp_path / 'gone'}: No such file or directory\n"
     )
     assert child.returncode == guard.CANNOT_RUN
@@ -154,7 +157,7 @@ def test_it_dies_with_the_thread_that_started_it() -> None:
     thread.start()
     thread.join()
     with started[0] as child:
-        assert child.wait(30) == -signal.SIGKILL
+        assert child.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_a_starter_that_is_gone_already_is_noticed() -> None:
@@ -220,6 +223,6 @@ def test_nothing_else_in_the_product_starts_a_process() -> None:
 def test_it_takes_no_noticeable_time() -> None:
     started = time.monotonic()
     for _ in range(5):
-        assert start(["/bin/true"], NOWHERE).wait(30) == 0
+        assert start(["/bin/true"], NOWHERE).wait(PATIENCE) == 0
     assert time.monotonic() - started < 5
     assert not [child for child in psutil.Process().children() if "true" in child.name()]

@@ -19,6 +19,7 @@ import pytest
 from configs.errors import ConfigError, DiskFull, EngineError, TransferError
 from configs.paths import PROJECT
 from tasks.runner import runtimes
+from tests.support.patience import PATIENCE
 from tests.support.small_runtime import NAME, WAITS, WHEEL, living, lock, made, start, until, wheel
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -163,7 +164,7 @@ def test_a_full_disk_leaves_nothing(
 
 def opened_by_uv(fifo: Path) -> int:
     """Open a named pipe for writing, as soon as somebody reads from it."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
@@ -220,7 +221,7 @@ def test_two_processes_make_one_environment(wheels: Path, folder: Path, tmp_path
     heard = second.stdout.readline()
     assert "waiting" in heard, "while the first holds the lock"
     gate.touch()
-    answers = [process.communicate(timeout=60)[0] for process in (first, second)]
+    answers = [process.communicate(timeout=PATIENCE)[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
     assert [answer.count("making runtime") for answer in answers] == [1, 0]
     assert (

@@ -24,6 +24,7 @@ from flows.cli import main
 from tasks.runner import runtime_probe, runtimes
 from tasks.serving.temporary import served
 from tests.support.interpreters import another_python
+from tests.support.patience import PATIENCE
 from tests.support.processes import with_environment
 
 HELLO = "Hello! How can I help you today?"
@@ -48,7 +49,7 @@ class Talk:
 
     def say(self, *lines: str) -> tuple[str, str]:
         """Everything that it answers to these lines, on stdout and on stderr."""
-        return self.process.communicate("".join(line + "\n" for line in lines), timeout=120)
+        return self.process.communicate("".join(line + "\n" for line in lines), timeout=PATIENCE)
 
     def servers(self) -> list[psutil.Process]:
         return [
@@ -115,7 +116,7 @@ def test_killed_while_it_answers_it_takes_its_server_along(
         assert process.stdout.read(1)
         assert len(talk.servers()) == 1
         process.send_signal(how)
-        assert process.wait(30) == (130 if how is signal.SIGTERM else -how)
+        assert process.wait(PATIENCE) == (130 if how is signal.SIGTERM else -how)
     until(lambda: not talk.servers(), "ended", 10)
     if how is signal.SIGTERM:
         assert list(talk.temporary.iterdir()) == []
@@ -129,7 +130,7 @@ def test_killed_while_it_loads_it_takes_its_server_along(
     with talk.process as process:
         until(talk.servers, "started")
         process.send_signal(how)
-        process.wait(30)
+        process.wait(PATIENCE)
     until(lambda: not talk.servers(), "ended", 10)
     if how is signal.SIGTERM:
         assert list(talk.temporary.iterdir()) == []

@@ -16,6 +16,7 @@ from artifacts.store.protocol import Store
 from artifacts.store.s3.store import S3Store
 from configs.location import parse_s3
 from tests.support.kills import FORK, kill_after, unused
+from tests.support.patience import PATIENCE
 from tests.support.rounds import rounds
 from tests.support.s3_parts import commit
 from tests.support.s3_server import SMALL, Server
@@ -54,7 +55,7 @@ def duration_of(what: str, folder: Path, store: Store, digest: str) -> float:
     BEGUN.clear()
     process = FORK.Process(target=work, args=(what, folder, store, digest))
     process.start()
-    assert BEGUN.wait(60)
+    assert BEGUN.wait(PATIENCE)
     started = time.monotonic()
     process.join()
     assert process.exitcode == 0

@@ -48,6 +48,7 @@ class Bench:
             quantize,
             request,
             Placement(self.folder / "step", self.store, timeout_s=PATIENCE),
+            progress=self.heard.progress,
             log=self.heard.log,
         )[0]
 

@@ -3,17 +3,24 @@ interleaved."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from artifacts.records.load_results import Load
 from configs.errors import ConfigError, LmflowsError, VerdictFailed
 from configs.load_testing import LoadTest, Slo
-from flows.cli.options import Json, check_place, checked, numbers, prepare_prefect, write_figures
-from flows.cli.terminal import err, out, show_rows
+from flows.cli.options import Json, check_place, checked, numbers, starting_prefect, write_figures
+from flows.cli.terminal import say, say_err, show_rows
 from flows.run.environment import unreachable_is_an_error
 
+if TYPE_CHECKING:
+    from artifacts.records.load_results import LoadResult, SpeedComparison
+
+DEFAULT_CONCURRENCY = 4  # of a comparison
+
+# of both commands
 Api = Annotated[str, typer.Option("--api", help="completions or chat")]
 Keys = Annotated[
     str | None,
@@ -34,46 +41,66 @@ MaxLag = Annotated[
         "--max-lag-ms", help="p99 of the client's own lag beyond which a result is invalid"
     ),
 ]
-Limit = float | None
+Seed = Annotated[int, typer.Option(min=0)]
+
+# of `bench`
+EndpointName = Annotated[
+    str | None, typer.Argument(help="an endpoint's name; default: the only one")
+]
+Url = Annotated[
+    str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")
+]
+Concurrencies = Annotated[
+    str | None, typer.Option(help="requests kept in flight, several values for a sweep: 1,8,32")
+]
+Rates = Annotated[
+    str | None,
+    typer.Option(help="requests that arrive a second (Poisson), several values for a sweep: 2,4,8"),
+]
+Duration = Annotated[float, typer.Option(help="seconds of each load")]
+Requests = Annotated[
+    int | None, typer.Option(min=1, help="send that many at each load, instead of for a time")
+]
+FirstTokenLimit = Annotated[
+    float | None, typer.Option("--slo-ttft-ms", help="limit of the time to the first token")
+]
+TokenLimit = Annotated[
+    float | None, typer.Option("--slo-tpot-ms", help="limit of the time per token after it")
+]
+LastTokenLimit = Annotated[
+    float | None, typer.Option("--slo-e2e-ms", help="limit of the time to the last token")
+]
+
+# of `bench-compare`
+First = Annotated[str, typer.Argument(help="the baseline: an endpoint's name, or a URL")]
+Second = Annotated[str, typer.Argument(help="what is judged: an endpoint's name, or a URL")]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="requests kept in flight; default: 4")]
+Rate = Annotated[float | None, typer.Option(help="or requests that arrive a second")]
+TurnRequests = Annotated[int, typer.Option(min=1, help="of one turn; there are four turns a round")]
+Rounds = Annotated[int, typer.Option(help="at least 6")]
+Metric = Annotated[str, typer.Option(help="what decides: e2e, ttft, tpot or tokens_per_second")]
+Tolerance = Annotated[float, typer.Option(help="difference up to which they count as equally fast")]
+TimeoutMinutes = Annotated[float, typer.Option(help="after which it is given up")]
 
 
 def bench(
-    endpoint: Annotated[
-        str | None, typer.Argument(help="an endpoint's name; default: the only one")
-    ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")
-    ] = None,
-    concurrency: Annotated[
-        str | None, typer.Option(help="requests kept in flight, several values for a sweep: 1,8,32")
-    ] = None,
-    rate: Annotated[
-        str | None,
-        typer.Option(
-            help="requests that arrive a second (Poisson), several values for a sweep: 2,4,8"
-        ),
-    ] = None,
-    duration: Annotated[float, typer.Option(help="seconds of each load")] = 30,
-    requests: Annotated[
-        int | None, typer.Option(min=1, help="send that many at each load, instead of for a time")
-    ] = None,
+    endpoint: EndpointName = None,
+    url: Url = None,
+    concurrency: Concurrencies = None,
+    rate: Rates = None,
+    duration: Duration = 30,
+    requests: Requests = None,
     prompt_tokens: PromptTokens = 512,
     new_tokens: NewTokens = 128,
-    slo_ttft_ms: Annotated[
-        Limit, typer.Option("--slo-ttft-ms", help="limit of the time to the first token")
-    ] = None,
-    slo_tpot_ms: Annotated[
-        Limit, typer.Option("--slo-tpot-ms", help="limit of the time per token after it")
-    ] = None,
-    slo_e2e_ms: Annotated[
-        Limit, typer.Option("--slo-e2e-ms", help="limit of the time to the last token")
-    ] = None,
+    slo_ttft_ms: FirstTokenLimit = None,
+    slo_tpot_ms: TokenLimit = None,
+    slo_e2e_ms: LastTokenLimit = None,
     api: Api = "completions",
     model: Model = None,
     api_keys_env: Keys = None,
     processes: Processes = None,
     max_lag_ms: MaxLag = 20,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
     """Put a running server under load: latencies with their intervals, throughput, goodput, and the
@@ -83,24 +110,11 @@ def bench(
     """
     from tasks.load_test import BenchRequest
 
-    if url is not None and endpoint is not None:
-        raise ConfigError(
-            "an endpoint and a URL were given", where="--url", hint="give one of them"
-        )
-    if url is not None and "://" not in url:
-        raise ConfigError(
-            f"{url!r} is no URL", where="--url", hint="for example http://127.0.0.1:23333"
-        )
+    check_server(endpoint, url)
     check_place(json_file)
-    loads = (
-        {"concurrencies": tuple(numbers(concurrency, int)) if concurrency else ()}
-        if concurrency or rate
-        else {}
-    )
     config = checked(
         LoadTest,
-        **loads,
-        rates_per_second=tuple(numbers(rate, float)) if rate else (),
+        **loads_of(concurrency, rate),
         duration_seconds=duration,
         requests=requests,
         prompt_tokens=prompt_tokens,
@@ -114,20 +128,56 @@ def bench(
     request = checked(
         BenchRequest, place=url or endpoint, model=model, api_keys_env=api_keys_env, config=config
     )
-    prepare_prefect()
-    from flows.benchmark_endpoint import benchmark_endpoint, latency_rows, throughput_rows
-
+    with starting_prefect():
+        from flows.benchmark_endpoint import benchmark_endpoint
     with unreachable_is_an_error():
         result = benchmark_endpoint(f"bench {url or endpoint or 'endpoint'}", request)
-    show_rows(throughput_rows(result.results), False, "")
-    show_rows(latency_rows(result.results), False, "")
+    show_loads(result.results)
     write_figures(json_file, result)
-    for one in result.results:
-        for note in one.notes:
-            err.print(f"{one.load.name}: {note}", markup=False, highlight=False, soft_wrap=True)
-    if problems := [
-        f"{one.load.name}: {problem}" for one in result.results for problem in one.problems
-    ]:
+    require_valid(result.results)
+
+
+def check_server(endpoint: str | None, url: str | None) -> None:
+    """Refuse two servers, and what is no URL."""
+    if url is None:
+        return
+    if endpoint is not None:
+        raise ConfigError(
+            "an endpoint and a URL were given", where="--url", hint="give one of them"
+        )
+    if "://" not in url:
+        raise ConfigError(
+            f"{url!r} is no URL", where="--url", hint="for example http://127.0.0.1:23333"
+        )
+
+
+def loads_of(concurrency: str | None, rate: str | None) -> dict[str, Any]:
+    """The loads of a `LoadTest`; its own if none are named."""
+    if not concurrency and not rate:
+        return {}
+    return {
+        "concurrencies": numbers(concurrency, int) if concurrency else [],
+        "rates_per_second": numbers(rate, float) if rate else [],
+    }
+
+
+def show_loads(results: Sequence[LoadResult]) -> None:
+    """Print the tables of a benchmark, and what there is to know about each load."""
+    from flows.benchmark_endpoint import latency_rows, throughput_rows
+
+    show_rows(throughput_rows(results), False, "")
+    show_rows(latency_rows(results), False, "")
+    for result in results:
+        for note in result.notes:
+            say_err(f"{result.load.name}: {note}")
+
+
+def require_valid(results: Sequence[LoadResult]) -> None:
+    """Raise LmflowsError if a load is invalid."""
+    problems = [
+        f"{result.load.name}: {problem}" for result in results for problem in result.problems
+    ]
+    if problems:
         raise LmflowsError(
             "; ".join(problems),
             where="INVALID",
@@ -136,22 +186,14 @@ def bench(
 
 
 def bench_compare(
-    first: Annotated[str, typer.Argument(help="the baseline: an endpoint's name, or a URL")],
-    second: Annotated[str, typer.Argument(help="what is judged: an endpoint's name, or a URL")],
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="requests kept in flight; default: 4")
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="or requests that arrive a second")] = None,
-    requests: Annotated[
-        int, typer.Option(min=1, help="of one turn; there are four turns a round")
-    ] = 32,
-    rounds: Annotated[int, typer.Option(help="at least 6")] = 10,
-    metric: Annotated[
-        str, typer.Option(help="what decides: e2e, ttft, tpot or tokens_per_second")
-    ] = "e2e",
-    tolerance: Annotated[
-        float, typer.Option(help="difference up to which they count as equally fast")
-    ] = 0.01,
+    first: First,
+    second: Second,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    requests: TurnRequests = 32,
+    rounds: Rounds = 10,
+    metric: Metric = "e2e",
+    tolerance: Tolerance = 0.01,
     prompt_tokens: PromptTokens = 512,
     new_tokens: NewTokens = 128,
     api: Api = "completions",
@@ -159,8 +201,8 @@ def bench_compare(
     api_keys_env: Keys = None,
     processes: Processes = None,
     max_lag_ms: MaxLag = 20,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    timeout_minutes: Annotated[float, typer.Option(help="after which it is given up")] = 120,
+    seed: Seed = 0,
+    timeout_minutes: TimeoutMinutes = 120,
     json_file: Json = None,
 ) -> None:
     """Put two running servers under the same load, interleaved (A B B A): is the second one slower?
@@ -173,7 +215,7 @@ def bench_compare(
     check_place(json_file)
     load = checked(
         Load,
-        concurrency=concurrency or (None if rate else 4),
+        concurrency=concurrency or (None if rate else DEFAULT_CONCURRENCY),
         rate_per_second=rate,
         requests=requests,
         prompt_tokens=prompt_tokens,
@@ -193,20 +235,31 @@ def bench_compare(
         plan=plan,
         timeout_minutes=timeout_minutes,
     )
-    prepare_prefect()
-    from flows.benchmark_endpoint import compare_endpoints, ratio_rows, verdict_line
-
+    with starting_prefect():
+        from flows.benchmark_endpoint import compare_endpoints, ratio_rows
     with unreachable_is_an_error():
         comparison = compare_endpoints(f"compare {first} {second}", request).comparison
     show_rows(ratio_rows(comparison), False, "")
     write_figures(json_file, comparison)
+    show_verdict(comparison, first, second)
+
+
+def show_verdict(comparison: SpeedComparison, first: str, second: str) -> None:
+    """Print what the comparison says.
+
+    Raises:
+        LmflowsError: it says nothing.
+        VerdictFailed: the second server is slower.
+    """
+    from flows.benchmark_endpoint import verdict_line
+
     if comparison.problems:
         raise LmflowsError(
             "; ".join(comparison.problems),
             where="INVALID",
             hint="nothing of an invalid comparison says which server is faster",
         )
-    out.print(verdict_line(comparison), markup=False, highlight=False, soft_wrap=True)
+    say(verdict_line(comparison))
     if comparison.outcome == "slower":
         raise VerdictFailed(
             f"{second} is slower than {first}",

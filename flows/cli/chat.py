@@ -1,116 +1,123 @@
-"""A conversation with an endpoint in the terminal: streamed, with history, through the `openai`
-client."""
+"""`lmflows chat`: talk to an endpoint, or to a model in an engine of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import openai
-from openai.types.chat import ChatCompletionMessageParam
-from rich.console import Console
+import typer
 
-from configs.errors import EndpointError
-from tasks.serving.endpoints import Endpoint
+from configs.errors import ConfigError
+from flows.cli.options import checked
+from flows.cli.signals import INTERRUPTED, termination_raises
+from flows.cli.terminal import err, out
+from flows.run.lookup import engine_of, find_model, variant_of
+
+if TYPE_CHECKING:
+    from flows.cli.conversation import Manner
+
+# the longest that a conversation waits for its model: hundreds of GB come from a slow disk
+LOADING_SECONDS = 1800
+
+Name = Annotated[
+    str | None,
+    typer.Argument(help="an endpoint's name; with --engine an artifact's digest or a model folder"),
+]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        help="load a model with this engine just for the conversation: "
+        "transformers, turbomind or pytorch"
+    ),
+]
+VariantName = Annotated[
+    str | None, typer.Option(help="with --engine: the KV cache, for example w4a16-kv8")
+]
+CacheShare = Annotated[
+    float, typer.Option(help="with --engine: share of the GPU memory for the KV cache")
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="with --engine and a folder: run its Python files"),
+]
+Url = Annotated[
+    str | None, typer.Option(help="any OpenAI-compatible server, instead of an endpoint")
+]
+Temperature = Annotated[float, typer.Option(min=0, max=2)]
+MaxTokens = Annotated[int, typer.Option(min=1)]
+Timing = Annotated[bool, typer.Option("--timing", help="tell tokens and seconds of each answer")]
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a conversation is held. `timing`: tell tokens and seconds of each answer."""
+class OwnEngine:
+    """An engine that is started for one conversation, and the model in it: an artifact's digest or
+    a model folder. Without a variant it is the model's own weight format."""
 
-    system: str | None = None
-    temperature: float = 0.0
-    max_tokens: int = 512
-    timing: bool = False
+    engine: str
+    model: str
+    variant: str | None
+    cache_max_entry_count: float
+    trust_remote_code: bool
 
 
-def converse(
-    console: Console, manner: Manner, *, endpoint: Endpoint | None, url: str | None = None
+def chat(
+    name: Name = None,
+    engine: EngineName = None,
+    variant: VariantName = None,
+    cache_max_entry_count: CacheShare = 0.4,
+    trust_remote_code: Trust = False,
+    url: Url = None,
+    system: Annotated[str | None, typer.Option(help="a system message")] = None,
+    temperature: Temperature = 0.0,
+    max_tokens: MaxTokens = 512,
+    timing: Timing = False,
 ) -> None:
-    """Read prompts from stdin until it ends, and print the answers as they come.
+    """Talk to an endpoint, or to a model in an engine of its own.
 
-    Args:
-        endpoint: whom to talk to; without one `url` is any OpenAI-compatible server.
+    An empty line or Ctrl-D ends it, /new forgets the conversation, Ctrl-C cuts an answer short."""
+    from flows.cli.conversation import Manner, converse
+    from tasks.serving import endpoints
 
-    Raises:
-        EndpointError: the server is not there, or refuses.
-    """
-    base = url or (endpoint.url + "/v1" if endpoint else "")
-    keys = endpoint.keys() if endpoint else []
-    client = openai.OpenAI(
-        base_url=base,
-        api_key=keys[0] if keys else os.environ.get("OPENAI_API_KEY", "none"),
-        max_retries=0,
-        # no proxy finds what is on this machine
-        http_client=openai.DefaultHttpxClient(trust_env=endpoint is None),
-    )
-    start: list[ChatCompletionMessageParam] = (
-        [{"role": "system", "content": manner.system}] if manner.system else []
-    )
-    messages = list(start)
-    try:
-        model = endpoint.model_name if endpoint else client.models.list().data[0].id
-        if sys.stdin.isatty():
-            console.print(
-                f"[dim]{model} at {base}; an empty line ends, /new starts over[/]", highlight=False
-            )
-        while (prompt := _read()) is not None:
-            if prompt == "/new":
-                messages = list(start)
-                continue
-            messages.append({"role": "user", "content": prompt})
-            answer = _answer(client, model, messages, manner)
-            messages.append({"role": "assistant", "content": answer})
-    except openai.APIConnectionError as error:
-        raise EndpointError(
-            "does not answer", where=base, hint="`lmflows status` tells whether it runs"
-        ) from error
-    except openai.APIError as error:
-        raise EndpointError(
-            str(error), where=base, hint="`lmflows logs` shows what the server says"
-        ) from error
-
-
-def _read() -> str | None:
-    """The next prompt; None at the end of the input or at an empty line."""
-    try:
-        line = input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return None
-    return line.strip() or None
-
-
-def _answer(
-    client: openai.OpenAI, model: str, messages: list[ChatCompletionMessageParam], manner: Manner
-) -> str:
-    text, tokens, started, first = "", 0, time.monotonic(), 0.0
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        client.chat.completions.create(
-            model=model,
-            messages=messages,
-            temperature=manner.temperature,
-            max_tokens=manner.max_tokens,
-            stream=True,
-            stream_options={"include_usage": True},
-        ) as stream,
-    ):
-        for chunk in stream:
-            tokens = chunk.usage.completion_tokens if chunk.usage else tokens
-            piece = chunk.choices[0].delta.content if chunk.choices else None
-            if piece:
-                first = first or time.monotonic() - started
-                text += piece
-                print(piece, end="", flush=True)
-    print(flush=True)
-    if manner.timing:
-        seconds = time.monotonic() - started
-        print(
-            f"[{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, first after"
-            f" {first:.2f} s]",
-            flush=True,
+    manner = Manner(system=system, temperature=temperature, max_tokens=max_tokens, timing=timing)
+    if engine is None:
+        converse(out, manner, endpoint=None if url else endpoints.get(name), url=url)
+        return
+    if name is None:
+        raise ConfigError(
+            "which model?", where="--engine", hint="name an artifact's digest or a model folder"
         )
-    return text
+    talk_to_own_engine(
+        OwnEngine(engine, name, variant, cache_max_entry_count, trust_remote_code), manner
+    )
+
+
+def talk_to_own_engine(own: OwnEngine, manner: Manner) -> None:
+    """Start the engine, hold a conversation, and end the engine."""
+    from flows.cli.conversation import converse
+    from tasks.checkpoints.files import read_config
+    from tasks.machine.gpus import cuda_is_visible
+    from tasks.serving.temporary import served
+
+    folder, digest = find_model(own.model)
+    weights = "w4a16" if "quantization_config" in read_config(folder) else "fp16"
+    options = checked(
+        engine_of,
+        name=own.engine,
+        cache_max_entry_count=own.cache_max_entry_count,
+        # as the tutorial does; float32 runs out of memory
+        dtype="float16" if cuda_is_visible() else "float32",
+    )
+    variant = variant_of(own.variant or weights, options)
+    # a KeyboardInterrupt would only cut an answer short
+    with err.status("loading") as moving, termination_raises(SystemExit(INTERRUPTED)):
+        serving = served(
+            folder,
+            options,
+            variant,
+            trust_remote_code=own.trust_remote_code or digest is not None,
+            limit_s=LOADING_SECONDS,
+            log=moving.update,
+        )
+        with serving as endpoint:
+            moving.stop()
+            converse(out, manner, endpoint=endpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from configs.errors import ConfigError
 from configs.evaluation import Benchmark
 from configs.texts import PythonDocs, TextFile
 from configs.variants import weights_and_kv
+from flows.cli.commands import add_command
 from flows.cli.options import (
     EngineName,
     Json,
@@ -23,39 +24,54 @@ from flows.cli.options import (
     check_place,
     checked,
     numbers,
-    prepare_prefect,
+    starting_prefect,
     write_figures,
 )
-from flows.cli.terminal import err, out, show_rows
+from flows.cli.terminal import say, say_err, show_rows
 from flows.run.environment import unreachable_is_an_error
 from flows.run.lookup import engine_of, find_model, variant_of
+
+if TYPE_CHECKING:
+    from tasks.runner.runtimes import Runtime
 
 app = typer.Typer(
     no_args_is_help=True, help="Engine runtimes: locked environments of their own, side by side."
 )
 
+SHOWN = ("python", "lmdeploy", "torch", "transformers")  # whose versions `ls` shows
 
-@app.command("ls")
+Runtimes = Annotated[
+    list[str], typer.Option("--runtime", help="several times; the first is the baseline")
+]
+BatchSizes = Annotated[str, typer.Option("--batch-sizes")]
+Rounds = Annotated[int, typer.Option(min=1)]
+PromptTokens = Annotated[int, typer.Option(min=1)]
+NewTokens = Annotated[int, typer.Option(min=2)]
+TextsToScore = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, help="a text file to score; default: Python's reference"
+    ),
+]
+Shares = Annotated[str, typer.Option("--shares", help="values of cache_max_entry_count")]
+
+
 def ls(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the runtimes, and what is installed in those that are ready."""
     from tasks.runner import runtimes
 
     rows = [
         {
-            "runtime": one.name,
-            "state": "ready" if one.ready else "not prepared",
-            "lock": (one.digest or "")[:12] or "not locked",
-            **{
-                name: one.versions.get(name, "")
-                for name in ("python", "lmdeploy", "torch", "transformers")
-            },
+            "runtime": runtime.name,
+            "state": "ready" if runtime.ready else "not prepared",
+            "lock": (runtime.digest or "")[:12] or "not locked",
+            **{name: runtime.versions.get(name, "") for name in SHOWN},
         }
-        for one in runtimes.list_all()
+        for runtime in runtimes.list_all()
     ]
     show_rows(rows, as_json, "no runtimes")
 
 
-@app.command()
 def prepare(
     names: Annotated[
         list[str], typer.Argument(help="runtimes, as `lmflows engines ls` names them")
@@ -70,19 +86,13 @@ def prepare(
     for name in names:
         runtime = runtimes.prepare(
             name,
-            log=lambda text: out.print(text, markup=False, highlight=False, soft_wrap=True),
+            log=say,
             wheels=wheels,
             offline=wheels is not None,
         )
-        out.print(
-            f"{name} is ready:"
-            f" {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"{name} is ready: {_versions(runtime)}")
 
 
-@app.command()
 def adopt(
     name: str, python: Annotated[Path, typer.Argument(help="an interpreter that has LMDeploy")]
 ) -> None:
@@ -90,41 +100,27 @@ def adopt(
     locks it."""
     from tasks.runner import runtimes
 
-    runtime = runtimes.adopt(name, python)
-    out.print(
-        f"{name}: {', '.join(f'{key} {value}' for key, value in runtime.versions.items())}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{name}: {_versions(runtimes.adopt(name, python))}")
 
 
-@app.command()
 def remove(name: str) -> None:
     """Delete a runtime's environments (its lock stays), or forget an adopted one."""
     from tasks.runner import runtimes
 
     for folder in runtimes.remove(name):
-        out.print(f"removed {folder}", highlight=False, soft_wrap=True)
+        say(f"removed {folder}")
 
 
-@app.command()
 def compare(
     model: Model,
-    runtimes: Annotated[
-        list[str], typer.Option("--runtime", help="several times; the first is the baseline")
-    ],
+    runtimes: Runtimes,
     engine: EngineName = "turbomind",
     variant: VariantName = "w4a16",
-    batch_sizes: Annotated[str, typer.Option("--batch-sizes")] = "1,16,64",
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    new_tokens: Annotated[int, typer.Option(min=2)] = 128,
-    texts: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="a text file to score; default: Python's reference"
-        ),
-    ] = None,
+    batch_sizes: BatchSizes = "1,16,64",
+    rounds: Rounds = 5,
+    prompt_tokens: PromptTokens = 512,
+    new_tokens: NewTokens = 128,
+    texts: TextsToScore = None,
     trust_remote_code: Trust = False,
     json_file: Json = None,
 ) -> None:
@@ -164,21 +160,17 @@ def compare(
         trust_remote_code=trust_remote_code or digest is not None,
     )
     _make_ready(runtimes)
-    prepare_prefect()
-    from flows.compare_engines import compare_engines, comparison_rows
-
+    with starting_prefect():
+        from flows.compare_engines import compare_engines, comparison_rows
     with unreachable_is_an_error():
         result = compare_engines(f"compare {digest[:12] if digest else folder.name}", request)
     show_rows(comparison_rows(result), False, "")
     write_figures(json_file, result)
 
 
-@app.command()
 def memory(
     model: Model,
-    shares: Annotated[
-        str, typer.Option("--shares", help="values of cache_max_entry_count")
-    ] = "0.1,0.2,0.4,0.8",
+    shares: Shares = "0.1,0.2,0.4,0.8",
     engine: EngineName = "turbomind",
     variant: VariantName = "w4a16",
     runtime: str = "default",
@@ -212,13 +204,20 @@ def memory(
     )
     require_gpu()
     _make_ready([runtime])
-    prepare_prefect()
-    from flows.compare_engines import kv_cache_memory, memory_rows
-
+    with starting_prefect():
+        from flows.compare_engines import kv_cache_memory, memory_rows
     with unreachable_is_an_error():
         result = kv_cache_memory(f"memory {digest[:12] if digest else folder.name}", request)
     show_rows(memory_rows(result), False, "")
     write_figures(json_file, result)
+
+
+add_command(app, ls)
+add_command(app, prepare)
+add_command(app, adopt)
+add_command(app, remove)
+add_command(app, compare)
+add_command(app, memory)
 
 
 def _make_ready(names: Sequence[str]) -> None:
@@ -227,6 +226,8 @@ def _make_ready(names: Sequence[str]) -> None:
     from tasks.runner import runtimes
 
     for name in names:
-        runtimes.prepare(
-            name, log=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
-        )
+        runtimes.prepare(name, log=say_err)
+
+
+def _versions(runtime: Runtime) -> str:
+    return ", ".join(f"{name} {version}" for name, version in runtime.versions.items())

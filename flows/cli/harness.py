@@ -10,48 +10,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from configs.errors import ConfigError
-from flows.cli.terminal import err, out, show_rows
+from flows.cli.options import check_place
+from flows.cli.terminal import out, say_err, show_rows
 
 if TYPE_CHECKING:
     from artifacts.records.items import HarnessResult, TaskComparison
+    from tasks.quality.harness import HarnessTasks
     from tasks.serving.endpoints import Endpoint
 
 LONGEST = 2048  # the library's own
 
+EndpointName = Annotated[
+    str | None, typer.Argument(help="a deployed endpoint's name; default: the only one")
+]
+Task = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="a task of the library, or of --include; several times"),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(help="another endpoint, to compare ENDPOINT with: the parent of the two"),
+]
+Include = Annotated[
+    Path | None, typer.Option(file_okay=False, help="a folder with task files of your own")
+]
+QuestionLimit = Annotated[int | None, typer.Option(min=1, help="questions a task; default: all")]
+Fewshot = Annotated[
+    int | None,
+    typer.Option(min=0, help="examples before each question; default: as the task says"),
+]
+Chat = Annotated[bool, typer.Option("--chat", help="ask through the server's chat template")]
+Json = Annotated[Path | None, typer.Option("--json", help="write figures and answers to this file")]
+
 
 def harness(
-    endpoint: Annotated[
-        str | None, typer.Argument(help="a deployed endpoint's name; default: the only one")
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", help="a task of the library, or of --include; several times"),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(help="another endpoint, to compare ENDPOINT with: the parent of the two"),
-    ] = None,
-    include: Annotated[
-        Path | None, typer.Option(file_okay=False, help="a folder with task files of your own")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="questions a task; default: all")] = None,
-    fewshot: Annotated[
-        int | None,
-        typer.Option(min=0, help="examples before each question; default: as the task says"),
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="ask through the server's chat template")
-    ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="write figures and answers to this file")
-    ] = None,
+    endpoint: EndpointName = None,
+    task: Task = None,
+    against: Against = None,
+    include: Include = None,
+    limit: QuestionLimit = None,
+    fewshot: Fewshot = None,
+    chat: Chat = False,
+    json_file: Json = None,
 ) -> None:
     """Ask an endpoint tasks of lm-evaluation-harness; with --against two of them, compared question
     by question."""
-    from tasks.quality.harness import RUNTIME
+    from tasks.quality.harness import RUNTIME, HarnessTasks
     from tasks.quality.item_comparison import compare_items
     from tasks.runner import runtimes
-    from tasks.serving import endpoints
 
     if not task:
         raise ConfigError(
@@ -59,63 +65,52 @@ def harness(
             where="--task",
             hint="for example --task arc_easy, or one of your own with --include FOLDER",
         )
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{json_file.parent} is not a folder", where="--json", hint="make it first"
-        )
-    asked = [
-        endpoints.get(name) for name in ((endpoint,) if against is None else (against, endpoint))
-    ]
-    if against is not None and asked[0].name == asked[1].name:
+    check_place(json_file)
+    asked = endpoints_asked(endpoint, against)
+    questions = HarnessTasks(task, include, limit, fewshot, chat)
+    runtimes.prepare(RUNTIME, log=say_err)
+    results = [ask(endpoint, questions) for endpoint in asked]
+    comparison: tuple[TaskComparison, ...] = ()
+    if len(results) == 2:
+        comparison = compare_items(results[0].outcomes, results[1].outcomes)
+    show_answers(asked, results, comparison)
+    if json_file is not None:
+        figures = {
+            "endpoints": [result.model_dump(mode="json") for result in results],
+            "comparison": [compared.model_dump(mode="json") for compared in comparison],
+        }
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def endpoints_asked(name: str | None, against: str | None) -> list[Endpoint]:
+    """The endpoint, or the parent and the endpoint.
+
+    Raises:
+        ConfigError: both are the same one.
+    """
+    from tasks.serving import endpoints
+
+    if against is None:
+        return [endpoints.get(name)]
+    parent = endpoints.get(against)
+    candidate = endpoints.get(name)
+    if parent.name == candidate.name:
         raise ConfigError(
             f"{against} would be compared with itself",
             where="--against",
             hint="name another endpoint",
         )
-    runtimes.prepare(
-        RUNTIME, log=lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True)
-    )
-    found = [_ask(one, task, include, limit, fewshot, chat) for one in asked]
-    comparison = compare_items(found[0].outcomes, found[1].outcomes) if against is not None else ()
-    for one, result in zip(asked, found, strict=True):
-        out.print(
-            f"{one.name}, lm-evaluation-harness {result.version}", highlight=False, style="bold"
-        )
-        show_rows(_figures(result), False, "no figures")
-    if against is not None:
-        out.print(f"{asked[1].name} beside {asked[0].name}", highlight=False, style="bold")
-        show_rows(
-            comparison_rows(comparison),
-            False,
-            "no question is right or wrong by itself: nothing to compare in pairs",
-        )
-    if json_file is not None:
-        json_file.write_text(
-            json.dumps(
-                {
-                    "endpoints": [result.model_dump(mode="json") for result in found],
-                    "comparison": [one.model_dump(mode="json") for one in comparison],
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+    return [parent, candidate]
 
 
-def _ask(
-    endpoint: Endpoint,
-    tasks: list[str],
-    include: Path | None,
-    limit: int | None,
-    fewshot: int | None,
-    chat: bool,
-) -> HarnessResult:
+def ask(endpoint: Endpoint, questions: HarnessTasks) -> HarnessResult:
+    """Ask one endpoint, and tell on stderr how far it is."""
     from tasks.checkpoints.files import read_config
-    from tasks.quality.harness import PROGRESS, HarnessTasks, ServedModel, run_harness
+    from tasks.quality.harness import PROGRESS, ServedModel, run_harness
 
     def log(line: str) -> None:
         if line.startswith(PROGRESS):
-            err.print(f"{endpoint.name} {line}", markup=False, highlight=False)
+            say_err(f"{endpoint.name} {line}")
 
     limits = (
         LONGEST,
@@ -130,19 +125,37 @@ def _ask(
         longest=min(filter(None, limits)),
         trust_remote_code=endpoint.trust_remote_code,
     )
-    return run_harness(served, HarnessTasks(tasks, include, limit, fewshot, chat), log)
+    return run_harness(served, questions, log)
 
 
-def _figures(result: HarnessResult) -> list[dict[str, Any]]:
+def show_answers(
+    asked: list[Endpoint], results: list[HarnessResult], comparison: tuple[TaskComparison, ...]
+) -> None:
+    """Print the figures of each endpoint, and of two how they compare."""
+    for endpoint, result in zip(asked, results, strict=True):
+        title = f"{endpoint.name}, lm-evaluation-harness {result.version}"
+        out.print(title, highlight=False, style="bold")
+        show_rows(figure_rows(result), False, "no figures")
+    if len(asked) == 2:
+        out.print(f"{asked[1].name} beside {asked[0].name}", highlight=False, style="bold")
+        show_rows(
+            comparison_rows(comparison),
+            False,
+            "no question is right or wrong by itself: nothing to compare in pairs",
+        )
+
+
+def figure_rows(result: HarnessResult) -> list[dict[str, Any]]:
+    """A row for each figure, for a table."""
     return [
         {
-            "task": one.task,
-            "metric": one.metric,
-            "filter": one.filter,
-            "value": f"{one.value:.4f}",
-            "standard error": "" if one.stderr is None else f"{one.stderr:.4f}",
+            "task": metric.task,
+            "metric": metric.metric,
+            "filter": metric.filter,
+            "value": f"{metric.value:.4f}",
+            "standard error": "" if metric.stderr is None else f"{metric.stderr:.4f}",
         }
-        for one in result.metrics
+        for metric in result.metrics
     ]
 
 
@@ -150,18 +163,18 @@ def comparison_rows(tasks: tuple[TaskComparison, ...]) -> list[dict[str, Any]]:
     """A row for each task, for a table."""
     return [
         {
-            "task": one.task,
-            "questions": one.n,
-            "parent": f"{one.parent_accuracy:.1%}",
-            "candidate": f"{one.candidate_accuracy:.1%}",
-            "lost": one.lost,
-            "gained": one.gained,
-            "p (worse)": f"{one.p_worse:.3g}",
-            "p (Holm)": f"{one.p_worse_holm:.3g}",
+            "task": task.task,
+            "questions": task.n,
+            "parent": f"{task.parent_accuracy:.1%}",
+            "candidate": f"{task.candidate_accuracy:.1%}",
+            "lost": task.lost,
+            "gained": task.gained,
+            "p (worse)": f"{task.p_worse:.3g}",
+            "p (Holm)": f"{task.p_worse_holm:.3g}",
             "smallest drop seen": (
-                "none" if one.detectable_drop is None else f"{one.detectable_drop:.1%}"
+                "none" if task.detectable_drop is None else f"{task.detectable_drop:.1%}"
             ),
-            "asked of one only": one.only_parent + one.only_candidate,
+            "asked of one only": task.only_parent + task.only_candidate,
         }
-        for one in tasks
+        for task in tasks
     ]

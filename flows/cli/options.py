@@ -1,17 +1,30 @@
-"""What the commands that measure share: options, their values checked, and the file of figures."""
+"""What several commands share: options, their values checked, Prefect's start, and the file of
+figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 
 from configs.errors import ConfigError
+from flows.cli.signals import interrupt_ends_at_once
+from flows.cli.terminal import err
 
 T = TypeVar("T")
+
+ConfigPath = Annotated[Path, typer.Argument(help="a pipeline's YAML file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="replace a value of the config, by dotted key path"
+    ),
+]
 
 Model = Annotated[
     str, typer.Argument(help="an artifact's digest or its first digits, or a model folder")
@@ -30,13 +43,22 @@ Trust = Annotated[
 ]
 
 
-def prepare_prefect() -> None:
-    """Make Prefect ready for a flow in this process, quietly, and see to it that its server ends
-    with us."""
+@contextmanager
+def starting_prefect(console: Console = err, *, quiet: bool = True) -> Iterator[None]:
+    """Make Prefect ready for a flow in this process, and see to it that its server ends with us.
+
+    The body imports the flow, and with it Prefect, which takes seconds: a line moves meanwhile
+    where somebody watches.
+
+    Args:
+        quiet: keep Prefect's own log lines off the terminal.
+    """
     from flows.run import environment, server_guard
 
-    environment.prepare(quiet=True)
-    server_guard.watch_this_process()
+    environment.prepare(quiet=quiet)
+    server_guard.watch_this_process()  # it forks: before the moving line starts a thread
+    with console.status("starting Prefect") as status, interrupt_ends_at_once(status.stop):
+        yield
 
 
 def checked(kind: Callable[..., T], **values: Any) -> T:

@@ -19,9 +19,9 @@ from artifacts.records.report import PAGE
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
-from flows.cli.terminal import out
+from flows.cli.terminal import say
 from flows.run.lookup import find, resolve, stores
-from flows.run.summary import SUMMARY, RunSummary
+from flows.run.record import SUMMARY, RunSummary
 
 SHORTEST_ID = 6  # characters of a flow run's id, as of a digest
 
@@ -53,7 +53,7 @@ def report(
     page = find_page(which)
     if output is not None:
         page = copied(page, output)
-    out.print(str(page), markup=False, highlight=False, soft_wrap=True)
+    say(str(page))
     if open_ and has_display():
         webbrowser.open(page.absolute().as_uri())
 

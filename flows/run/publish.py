@@ -14,8 +14,8 @@ from prefect.runtime import flow_run
 from artifacts.records.report import PAGE
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
+from flows.run.record import RunSummary
 from flows.run.run import Run
-from flows.run.summary import RunSummary
 from tasks.report import ReportResult
 
 

@@ -1,16 +1,13 @@
-"""What a run has led to: for whoever started it, and in its folder for whoever looks later."""
+"""What a run of the main flow has led to, for whoever started it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict
 
-from artifacts.manifest import Digest, ModelArtifact, canonical_json
+from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import Evidence, read_evidence
 from artifacts.records.outcomes import VariantOutcome
 from artifacts.records.report import Verdict
-from artifacts.store.files import write_atomic
 from configs.errors import VerdictFailed
 from configs.location import Location
 from tasks.capacity import CapacityResult
@@ -18,7 +15,6 @@ from tasks.deploy import DeployResult
 from tasks.promote import PromoteResult
 from tasks.report import ReportRequest, ReportResult
 
-SUMMARY = "summary.json"
 REMEDIES = {
     "FAIL": (
         "try other recipes (repair.changes, quantize.samples), or a margin that you can defend"
@@ -27,19 +23,6 @@ REMEDIES = {
     "INCONCLUSIVE": "give more held-out text (texts.held_out_documents, evaluate.max_documents)",
     "ANOMALOUS": "find out what is wrong with the measurement before you trust any figure of it",
 }
-
-
-class RunSummary(BaseModel):
-    """What a finished run says of itself, in its folder."""
-
-    name: str
-    flow_run_id: str
-    report: Digest
-    verdict: str
-
-    def write(self, folder: Path) -> None:
-        """Into the run's folder, whole or not at all."""
-        write_atomic(folder / SUMMARY, canonical_json(self.model_dump(mode="json")))
 
 
 class Summary(BaseModel):

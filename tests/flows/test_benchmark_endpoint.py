@@ -18,7 +18,7 @@ from flows.cli.bench import bench, bench_compare
 from tests.support.patience import PATIENCE
 from tests.support.slow_server import running
 
-# the two commands alone, as `flows.cli.main` registers them
+# the two commands alone, as `flows.cli.app` registers them
 COMMANDS = """
 import sys
 from configs.errors import LmflowsError

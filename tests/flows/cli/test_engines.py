@@ -301,7 +301,7 @@ def test_refused_with_status_2(
     monkeypatch.setattr(
         sys, "argv", ["lmflows", "engines", *(places.get(word, word) for word in words)]
     )
-    monkeypatch.setattr(engines, "prepare_prefect", lambda: pytest.fail("Prefect was started"))
+    monkeypatch.setattr(engines, "starting_prefect", lambda: pytest.fail("Prefect was started"))
     with pytest.raises(SystemExit) as caught:
         main.main()
     said = capsys.readouterr()

@@ -14,7 +14,7 @@ from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import ArtifactMissing, ConfigError, LmflowsError
 from flows.cli import report as cli_report
-from flows.run.summary import SUMMARY
+from flows.run.record import SUMMARY
 from tasks.report import report
 from tasks.runner.step import Context
 from tests.support import stories

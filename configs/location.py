@@ -116,6 +116,11 @@ def absolute(location: str, folder: Path) -> str:
         return str(folder / location)
 
 
+def absolute_path(path: Path, folder: Path) -> Path:
+    """The same for a path that is never a URL."""
+    return Path(absolute(str(path), folder))
+
+
 Location = Annotated[str, AfterValidator(normal)]
 # A field that may stay empty. Prefect's forms show `str | None` as a choice between two types, and
 # `str` as a place to write.

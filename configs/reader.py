@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from configs.errors import ConfigError
-from configs.location import absolute
+from configs.location import absolute, absolute_path
 from configs.schema import Pipeline
 from configs.sources import LocalSource
 from configs.texts import TextFile
@@ -70,7 +70,8 @@ def load(
     data = read(path, Pipeline)
     for key, value in (overrides or {}).items():
         _override(data, key, value, path)
-    pipeline = _resolve_paths(checked(data, Pipeline, path), path.absolute().parent)
+    pipeline = checked(data, Pipeline, path)
+    pipeline = _resolve_paths(pipeline, path.absolute().parent)
     if check_files:
         _check_files(path, pipeline)
     return pipeline
@@ -155,21 +156,19 @@ def _resolve_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
     source, texts, store = pipeline.source, pipeline.texts, pipeline.upload.store
     changes: dict[str, BaseModel] = {}
     if isinstance(source, LocalSource):
-        changes["source"] = source.model_copy(update={"path": _absolute(source.path, folder)})
+        changes["source"] = source.model_copy(update={"path": absolute_path(source.path, folder)})
     if isinstance(texts.source, TextFile):
-        text_file = texts.source.model_copy(update={"path": _absolute(texts.source.path, folder)})
+        text_file = texts.source.model_copy(
+            update={"path": absolute_path(texts.source.path, folder)}
+        )
         changes["texts"] = texts.model_copy(update={"source": text_file})
     if tasks := pipeline.evaluate.tasks:
         changes["evaluate"] = pipeline.evaluate.model_copy(
-            update={"tasks": tuple(_absolute(task, folder) for task in tasks)}
+            update={"tasks": tuple(absolute_path(task, folder) for task in tasks)}
         )
     if store is not None:
         changes["upload"] = pipeline.upload.model_copy(update={"store": absolute(store, folder)})
     return pipeline.model_copy(update=changes)
-
-
-def _absolute(path: Path, folder: Path) -> Path:
-    return Path(absolute(str(path), folder))
 
 
 def _check_files(path: Path, pipeline: Pipeline) -> None:

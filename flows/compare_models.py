@@ -18,10 +18,11 @@ from configs.schema import Pipeline
 from configs.sources import LocalSource
 from flows.evaluation import Baseline, Candidate, Evaluation
 from flows.run.lookup import resolve, variant_of
-from flows.run.plan import find_config, gpus_of
+from flows.run.plan import find_config
 from flows.run.publish import publish_report
 from flows.run.run import Run, begin_run
 from tasks.download import DownloadRequest, download
+from tasks.machine.gpus import choose_visible
 from tasks.measure import items_files
 from tasks.report import ReportRequest, report
 from tasks.texts import TextsRequest, texts
@@ -58,9 +59,10 @@ def compare_models(
         kv: the KV cache of both: -kv8, -kv4, or empty.
         overrides: values that replace the file's, by dotted key path.
     """
-    pipeline = load(find_config(config), overrides)
+    path = find_config(config)
+    pipeline = load(path, overrides)
     items = items_files(pipeline.evaluate.tasks)
-    run = begin_run("compare", gpus_of(pipeline))
+    run = begin_run("compare", choose_visible(pipeline.gpus, pipeline.engine.tp))
     split = run(texts, TextsRequest(config=pipeline.texts)).texts
     parent, model = (model_artifact(run, pipeline, name) for name in (first, second))
     if parent.digest == model.digest:

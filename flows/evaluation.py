@@ -14,7 +14,7 @@ from artifacts.records.report import Verdict
 from configs.errors import LmflowsError
 from configs.evaluation import Evaluate
 from configs.schema import Pipeline
-from configs.variants import Variant, weights_and_kv
+from configs.variants import Variant
 from flows.run.run import Run
 from tasks.evaluate import EvaluateRequest, evaluate
 from tasks.load_test import LoadTestRequest, load_test
@@ -159,8 +159,7 @@ class Evaluation:
             if variant == served.variant:
                 outcomes.append(served)
             else:
-                weights, _ = weights_and_kv(variant)
-                candidate = quantized if weights == "w4a16" else unquantized
+                candidate = unquantized if variant.startswith("fp16") else quantized
                 outcomes.append(self._variant(variant, candidate, head_dim))
         return self.load_tests(outcomes)
 

@@ -17,7 +17,7 @@ from configs.reader import load
 from configs.schema import Pipeline
 from tasks.capacity import CapacityRequest, MachineRequest
 from tasks.download import DownloadResult
-from tasks.machine.gpus import Gpu, choose, cuda_is_visible
+from tasks.machine.gpus import Gpu, choose_visible
 from tasks.measure import ItemsFile, items_files
 from tasks.preflight import PreflightRequest, PreflightResult
 from tasks.serving import endpoints, supervisor
@@ -111,11 +111,13 @@ def make_plan(config: str, overrides: dict[str, Any] | None) -> Plan:
     Raises:
         LmflowsError: one of them, or a file that they name, has a mistake.
     """
-    pipeline = load(find_config(config), overrides)
+    path = find_config(config)
+    pipeline = load(path, overrides)
     items = items_files(pipeline.evaluate.tasks)
+    gpus = choose_visible(pipeline.gpus, pipeline.engine.tp)
     policy = load_policy()
     store = policy.store_for(pipeline.upload.store)
-    return Plan(pipeline, items, gpus_of(pipeline), store, policy)
+    return Plan(pipeline, items, gpus, store, policy)
 
 
 def find_config(config: str) -> Path:
@@ -123,11 +125,6 @@ def find_config(config: str) -> Path:
     checkout."""
     path = Path(config)
     return path if path.exists() else paths.PROJECT / path
-
-
-def gpus_of(pipeline: Pipeline) -> tuple[Gpu, ...]:
-    """The GPUs that a run of the pipeline may use; none on a machine without one."""
-    return tuple(choose(pipeline.gpus, pipeline.engine.tp if cuda_is_visible() else 0))
 
 
 def port_is_ours(pipeline: Pipeline) -> bool:

@@ -136,6 +136,11 @@ def choose(allowed: tuple[int, ...] | None, count: int) -> list[Gpu]:
     return sorted(candidates, key=lambda gpu: -gpu.free_bytes)[:count]
 
 
+def choose_visible(allowed: tuple[int, ...] | None, count: int) -> tuple[Gpu, ...]:
+    """Like `choose`; none on a machine without a GPU: an engine that needs one says so itself."""
+    return tuple(choose(allowed, count if cuda_is_visible() else 0))
+
+
 def require_free(gpus: Sequence[Gpu], bytes_each: int, *, what: str) -> None:
     """Ask NVML again, now, whether each of the GPUs has that much free memory.
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.outcomes import RunOutcome
 from artifacts.records.report import MARKDOWN, PAGE, VARIANTS, VERDICT, Verdict
-from tasks.reporting.markdown import markdown, variant_rows
 from tasks.runner.step import Context, Request, Result, step, versions
 
 
@@ -27,24 +26,28 @@ class ReportResult(Result):
 def report(request: ReportRequest, context: Context) -> ReportResult:
     """Judge the candidate by the evidence, and write the report."""
     # it loads what draws and what judges, which the command line has no use for
-    from tasks.reporting import page
+    from tasks.reporting.data import collect
+    from tasks.reporting.markdown import markdown
+    from tasks.reporting.page import render
+    from tasks.reporting.tables import variant_rows
 
-    story = page.collect(request, context.store)
-    verdict, rows = story.verdict, variant_rows(story)
+    data = collect(request, context.store)
+    verdict = data.verdict
+    rows = variant_rows(data)
+    text = markdown(data)
     context.log(f"{verdict.outcome}: {'; '.join(verdict.reasons)}")
-    text = markdown(story, page.headline(story), page.explanation(story))
     with context.store.staging() as staging:
         staging.write(VERDICT, canonical_json(verdict.model_dump(mode="json")))
         staging.write(VARIANTS, canonical_json(rows))
         staging.write(MARKDOWN, text.encode())
-        staging.write(PAGE, page.render(story).encode())
+        staging.write(PAGE, render(data).encode())
         artifact = context.store.commit(
             staging,
             "report",
             recipe={"versions": versions(("scipy", "matplotlib", "jinja2"))},
             parents=[
                 Parent(role="candidate", digest=verdict.candidate),
-                Parent(role="parent", digest=story.evidence.parent),
+                Parent(role="parent", digest=data.evidence.parent),
                 Parent(role="evidence", digest=verdict.evidence),
             ],
         )

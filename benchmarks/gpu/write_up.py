@@ -19,7 +19,8 @@ from flows.compare_engines import comparison_rows, memory_rows
 from flows.run.publish import artifact_key
 from tasks.compare_runtimes import CompareRuntimesResult
 from tasks.kv_memory import MemoryResult
-from tasks.reporting.markdown import in_order, table
+from tasks.reporting.markdown import table
+from tasks.reporting.tables import in_order
 
 Figures = dict[str, Any]
 

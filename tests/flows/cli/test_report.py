@@ -17,8 +17,8 @@ from flows.cli import report as cli_report
 from flows.run.record import SUMMARY
 from tasks.report import report
 from tasks.runner.step import Context
-from tests.support import stories
-from tests.support.stories import Site
+from tests.support import planted_reports
+from tests.support.planted_reports import Site
 
 IDS = (
     "0a1b2c3d-0000-4000-8000-000000000001",
@@ -45,7 +45,9 @@ def ran(
     site: Site, number: int, *, name: str = "smollm2", outcome: str = "PASS"
 ) -> tuple[str, str]:
     """The folder and the report's digest of a run that has finished, the n-th of this machine."""
-    told = report(site.minimal(seed=number, **stories.OUTCOMES[outcome]), Context(site.store))
+    told = report(
+        site.minimal(seed=number, **planted_reports.OUTCOMES[outcome]), Context(site.store)
+    )
     folder = paths.runs() / f"20260101-00000{number}-{name}-{IDS[number][:8]}"
     folder.mkdir(parents=True)
     (folder / SUMMARY).write_text(

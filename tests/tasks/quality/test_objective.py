@@ -17,7 +17,7 @@ from artifacts.store.local import LocalStore
 from configs.evaluation import Evaluate
 from configs.variants import Variant
 from tasks.quality.objective import CACHED_TOKENS, Objective, choose, kv_bytes_per_token
-from tests.support.stories import SPEEDS, Site
+from tests.support.planted_reports import SPEEDS, Site
 
 CONFIG = Evaluate(max_perplexity_ratio=1.1)
 SHAPE = {

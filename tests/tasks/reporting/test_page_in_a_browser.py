@@ -21,7 +21,7 @@ import pytest
 from artifacts.store.local import LocalStore
 from tasks.report import report
 from tasks.runner.step import Context
-from tests.support import stories
+from tests.support import planted_reports
 
 BROWSER = os.environ.get("CHROME") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
@@ -234,17 +234,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A whole run's page, that of a bare comparison, of a ruined model, and one with hostile
     answers."""
     store = LocalStore(tmp_path_factory.mktemp("pages"))
-    site = stories.Site(store)
+    site = planted_reports.Site(store)
     hostile = ({"prompt": HOSTILE, "parent": HOSTILE, "candidate": HOSTILE},)
     requests = {
         "whole": site.whole(),
         "bare": site.minimal(),
-        "ruined": site.minimal(**stories.RUINED),
+        "ruined": site.minimal(**planted_reports.RUINED),
         "hostile": site.whole(samples=hostile),
         "fp16": site.baseline_served(),
         "twins": site.twins(),
     }
-    requests |= {outcome: site.minimal(**losses) for outcome, losses in stories.OUTCOMES.items()}
+    requests |= {
+        outcome: site.minimal(**losses) for outcome, losses in planted_reports.OUTCOMES.items()
+    }
     return {
         name: report(request, Context(store)).report.path / "report.html"
         for name, request in requests.items()
@@ -336,7 +338,7 @@ def test_it_fetches_nothing_and_runs_nothing(
     assert title["result"]["value"].startswith(("PASS: ", "FAIL: "))
 
 
-@pytest.mark.parametrize("name", ["whole", *stories.OUTCOMES])
+@pytest.mark.parametrize("name", ["whole", *planted_reports.OUTCOMES])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_word_stands_out_from_its_ground(
     browser: Browser, pages: dict[str, Path], name: str, dark: bool

@@ -20,7 +20,7 @@ from tasks.pad import PadRequest, pad
 from tasks.report import report
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
-from tests.support import stories
+from tests.support import planted_reports
 from tests.support.measurements import compared, planted
 
 
@@ -77,7 +77,7 @@ def test_texts_name_their_source_but_not_its_place(store: LocalStore, tmp_path: 
 def test_evidence_and_report_name_what_made_them(store: LocalStore) -> None:
     evidence = compared(store, [planted(store, [9, 7])], [planted(store, [9, 7])])
     assert store.manifest(evidence.digest).recipe["versions"]["numpy"] == version("numpy")
-    site = stories.Site(store)
+    site = planted_reports.Site(store)
     made = report(site.minimal(), Context(store)).report
     node = tree(store, made.digest)
     assert node.facts.versions["scipy"] == version("scipy") and node.facts.verdict == "PASS"

@@ -1,7 +1,7 @@
 """Generation checks: what a model answered to the probes, and what that says of a candidate beside
 its parent.
 
-Data only; `tasks.quality.generation_checks` asks and judges.
+Data only; `tasks.quality.probes` asks, `tasks.quality.generation_checks` judges.
 """
 
 from __future__ import annotations

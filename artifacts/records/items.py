@@ -1,7 +1,7 @@
 """Task items: what a model answered to each, and how two models compare on those that both were
 asked.
 
-Data only; `tasks.quality.items` asks and compares.
+Data only; `tasks.quality.item_answers` asks, `item_comparison` compares.
 """
 
 from __future__ import annotations

@@ -319,12 +319,13 @@ Outcome = Literal["slower", "faster", "no difference seen", "invalid"]
 
 
 class SpeedComparison(Record):
-    """Two servers, interleaved. `outcome` says of the second one what the ratio of `metric` says;
-    the other ratios are for reading.
+    """Two servers, interleaved.
 
     Attributes:
         tolerance: the relative difference up to which they count as equally fast; the interval must
             lie beyond it as a whole.
+        outcome: what the ratio of `metric` says of the second server; the other ratios are for
+            reading.
         problems: why the outcome is "invalid"; none otherwise.
         environments: of the first and of the second server, over the whole comparison.
     """

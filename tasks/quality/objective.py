@@ -34,50 +34,48 @@ def choose(
     """
     if objective is None:
         return None
-    passed = [
-        item
-        for item in outcomes
-        if item.measurement
-        and item.evidence
-        and judge(read_evidence(item.evidence), item.evidence.digest, config).outcome == "PASS"
-    ]
+    passed = [outcome for outcome in outcomes if _passed(outcome, config)]
     if not passed:
         return None
     best_first = sorted(
-        ((item.variant, figure(item, objective)) for item in passed),
-        key=lambda one: one[1],
+        ((outcome.variant, figure(outcome, objective)) for outcome in passed),
+        key=lambda variant_and_figure: variant_and_figure[1],
         reverse=objective != "memory",
     )
     winner, value = best_first[0]
-    out = [item.variant for item in outcomes if item not in passed]
     others = "; ".join(f"{variant} {other:.4g}" for variant, other in best_first[1:])
-    why = (
-        f"{winner}: {value:.4g} {UNITS[objective]}"
-        + (f", against {others}" if others else ", the only one that passed")
-        + (f". Not eligible: {', '.join(out)}" if out else "")
+    why = f"{winner}: {value:.4g} {UNITS[objective]}" + (
+        f", against {others}" if others else ", the only one that passed"
     )
+    failed = [outcome.variant for outcome in outcomes if outcome not in passed]
+    if failed:
+        why += f". Not eligible: {', '.join(failed)}"
     return Choice(objective=objective, unit=UNITS[objective], figures=tuple(best_first), why=why)
 
 
-def figure(item: VariantOutcome, objective: Objective) -> float:
+def _passed(outcome: VariantOutcome, config: Evaluate) -> bool:
+    if outcome.measurement is None or outcome.evidence is None:
+        return False
+    evidence = read_evidence(outcome.evidence)
+    return judge(evidence, outcome.evidence.digest, config).outcome == "PASS"
+
+
+def figure(outcome: VariantOutcome, objective: Objective) -> float:
     """The figure of a measured variant that an objective looks at, in the unit of UNITS."""
-    assert item.measurement is not None
+    assert outcome.measurement is not None
     if objective == "memory":
-        return (item.model_bytes + CACHED_TOKENS * kv_bytes_per_token(item)) / 1e9
-    speeds = sorted(read_measurement(item.measurement).speeds, key=lambda speed: speed.batch_size)
-    return speeds[0 if objective == "latency" else -1].decode_median
+        return (outcome.model_bytes + CACHED_TOKENS * kv_bytes_per_token(outcome)) / 1e9
+    speeds = read_measurement(outcome.measurement).speeds
+    by_batch = sorted(speeds, key=lambda speed: speed.batch_size)
+    return by_batch[0 if objective == "latency" else -1].decode_median
 
 
-def kv_bytes_per_token(item: VariantOutcome) -> float:
+def kv_bytes_per_token(outcome: VariantOutcome) -> float:
     """Keys and values of all layers for one token; a quantized cache has a scale and a zero point
     in 16 bit for each head as well."""
-    config = files.inspect(item.model.path).config
+    config = files.inspect(outcome.model.path).config
     heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-    bits = weights_and_kv(item.variant)[1]
-    return (
-        2
-        * int(config["num_hidden_layers"])
-        * heads
-        * (head_dim * bits / 8 + 4 if bits else head_dim * 2)
-    )
+    _, bits = weights_and_kv(outcome.variant)
+    bytes_per_head = head_dim * bits / 8 + 4 if bits else head_dim * 2
+    return 2 * int(config["num_hidden_layers"]) * heads * bytes_per_head

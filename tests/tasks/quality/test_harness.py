@@ -1,6 +1,8 @@
 """lm-evaluation-harness in its own runtime, with a task of the user's own, against real servers
 over the small model."""
 
+# covers tasks/quality/harness_host.py
+
 from __future__ import annotations
 
 import json

@@ -13,7 +13,7 @@ from artifacts.registry.refs import STAGES
 from configs.units import gb, mb
 from flows.cli.terminal import show_table
 from flows.run.summary import Summary
-from tasks.reporting.markdown import one_line
+from tasks.reporting.text import one_line
 
 COLOURS = {"PASS": "green", "FAIL": "red"}
 

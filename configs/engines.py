@@ -168,6 +168,9 @@ def name_of(engine: type[EngineOptions]) -> str:
     return str(name)
 
 
+BY_NAME = {name_of(engine): engine for engine in ENGINES}
+
+
 def names_of(can: Callable[[type[EngineOptions]], bool]) -> str:
     """The names of the engines that can do something, for a message: `one or another`."""
     return " or ".join(name_of(engine) for engine in ENGINES if can(engine))

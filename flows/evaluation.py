@@ -16,10 +16,10 @@ from configs.evaluation import Evaluate
 from configs.schema import Pipeline
 from configs.variants import Variant
 from flows.run.run import Run
+from tasks.engines import module_of
 from tasks.evaluate import EvaluateRequest, evaluate
 from tasks.load_test import LoadTestRequest, load_test
 from tasks.measure import ItemsFile, MeasureRequest, hardware, measure
-from tasks.preflight import refused
 from tasks.quality.verdict import judge, wants_more
 
 
@@ -164,7 +164,8 @@ class Evaluation:
         return self.load_tests(outcomes)
 
     def _variant(self, variant: Variant, candidate: Candidate, head_dim: int) -> VariantOutcome:
-        problem = refused(variant, self._pipeline.engine, head_dim)
+        _, kv_bits = weights_and_kv(variant)
+        problem = module_of(self._pipeline.engine).refuses_kv(kv_bits, head_dim)
         if problem is None:
             try:
                 outcome, _ = self.judge(variant, candidate)

@@ -18,7 +18,7 @@ from artifacts.records.model import ModelSummary
 from artifacts.registry.signing import require_keys
 from artifacts.store.protocol import open_store
 from configs.deployment import Deploy
-from configs.engines import Engine, EngineTransformers
+from configs.engines import Engine
 from configs.errors import PreflightError, require_ready
 from configs.evaluation import Evaluate
 from configs.location import Location
@@ -118,8 +118,7 @@ def estimate(request: CapacityRequest) -> CapacityResult:
     weights16 = 2 * model.parameters
     # a batch of documents, float32, and a copy
     logits = evaluate.batch_size * evaluate.max_tokens_per_document * 4 * 2 * model.vocabulary
-    reference = isinstance(request.engine, EngineTransformers)  # computes in float32
-    scoring = (4 if reference else 2) * model.parameters + logits
+    scoring = request.engine.weight_bytes * model.parameters + logits
     on_host = max(2 * weights16 + (0 if cuda else activations), weights16 if cuda else scoring)
     gpu = max(activations + weights16 // 8, scoring) + GPU_CONTEXT if cuda else 0
     search = 20 if quantize.search_scale else 1
@@ -196,7 +195,7 @@ def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
             "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set"
             " quantize.device: auto"
         )
-    if not isinstance(request.engine, EngineTransformers) and count < request.engine.tp:
+    if request.engine.needs_gpu and count < request.engine.tp:
         yield (
             f"engine {request.engine.name} with tp {request.engine.tp} needs as many CUDA GPUs,"
             f" {count} are here -> run on a GPU worker, lower engine.tp, or set engine.name:"

@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from artifacts.records.record import Record
-from configs.engines import EnginePytorch, EngineTurbomind
+from configs.engines import Engine
 from configs.errors import EngineError, LmflowsError
 from configs.variants import KvBits
 from tasks.engines.process import EngineProcess
@@ -22,7 +22,7 @@ class MemoryRequest(Request):
     """`shares`: values of cache_max_entry_count."""
 
     folder: Path
-    engine: Annotated[EngineTurbomind | EnginePytorch, Field(discriminator="name")]
+    engine: Engine
     kv_bits: KvBits = 0
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=1)
     hardware: dict[str, str]
@@ -31,6 +31,13 @@ class MemoryRequest(Request):
     @property
     def limit_minutes(self) -> float:
         return 60.0
+
+    @field_validator("engine")
+    @classmethod
+    def _with_a_share(cls, engine: Engine) -> Engine:
+        if not engine.reserves_cache:
+            raise ValueError(f"{engine.name} has no cache_max_entry_count")
+        return engine
 
 
 class Taken(Record):

@@ -8,23 +8,21 @@ config alone shows are refused when it is read (`configs.schema`).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.model import ModelSummary
 from artifacts.records.texts import CALIBRATION, read_documents
-from configs.engines import Engine, EngineTransformers, EngineTurbomind
+from configs.engines import Engine
 from configs.errors import SourceError, require_ready
 from configs.quantization import Quantize
 from configs.variants import Variant, weights_and_kv
 from tasks.checkpoints import files
 from tasks.checkpoints.calibration import calibration_rows
 from tasks.checkpoints.files import ModelFacts
-from tasks.engines import turbomind
+from tasks.engines import module_of
 from tasks.machine.gpus import cuda_is_visible
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("lmdeploy", "transformers", "torch")
-SCORING_SERVER = (0, 14)  # the first LMDeploy whose api_server has /get_ppl
 # LMDeploy calibrates these, and then has no map for smoothing them (lite/quantization/awq.py,
 # FC_FCS_MAP)
 DATA_FREE_ONLY = {
@@ -162,10 +159,9 @@ def architecture(subject: Subject) -> Iterator[str]:
             f"LMDeploy's AWQ calibrates {name} and then fails for want of a smoothing map ->"
             " quantize it with llm-compressor"
         )
-    if isinstance(subject.request.engine, EngineTurbomind):
-        served = turbomind_architectures()
-        if name not in served:
-            yield f"TurboMind does not serve {name} -> choose one of {', '.join(sorted(served))}"
+    problem = module_of(subject.request.engine).refuses_architecture(name)
+    if problem is not None:
+        yield problem
 
 
 def group_size(subject: Subject) -> Iterator[str]:
@@ -204,9 +200,11 @@ def group_size(subject: Subject) -> Iterator[str]:
 
 
 def kv_cache(subject: Subject) -> Iterator[str]:
-    """KV int4 with head dimension 64 aborts TurboMind from C++ at the first request."""
-    if reason := refused(subject.request.served, subject.request.engine, subject.facts.head_dim):
-        yield f"deploy.variant {subject.request.served}: {reason}"
+    """The engine cannot keep this model's KV cache in those bits."""
+    _, kv_bits = weights_and_kv(subject.request.served)
+    problem = module_of(subject.request.engine).refuses_kv(kv_bits, subject.facts.head_dim)
+    if problem is not None:
+        yield f"deploy.variant {subject.request.served}: {problem}"
 
 
 def devices(subject: Subject) -> Iterator[str]:
@@ -222,33 +220,24 @@ def devices(subject: Subject) -> Iterator[str]:
             "quantize.dtype bfloat16 does not work without a CUDA GPU -> set quantize.dtype:"
             " float16"
         )
-    if (
-        isinstance(engine, EngineTurbomind)
-        and engine.runtime == "default"
-        and (problem := turbomind.unavailable())
-    ):
+    module = module_of(engine)
+    if engine.runtime == "default":
+        problem = module.unavailable()
+        if problem is not None:
+            yield (
+                f"engine {engine.name} {problem} -> run on a GPU worker, or set engine.name:"
+                " transformers"
+            )
+    if subject.request.deployed:
+        problem = module.refuses_deployment(engine.runtime, runtimes.fingerprint(engine.runtime))
+        if problem is not None:
+            yield problem
+    heads = int(subject.facts.config.get("num_attention_heads") or 1)
+    if heads % engine.tp:
         yield (
-            f"engine turbomind cannot be loaded here ({problem}), and LMDeploy would fall back to"
-            " another engine in silence -> run on a GPU worker, or set engine.name: transformers"
+            f"engine.tp {engine.tp} does not divide the model's {heads} attention heads -> use a"
+            " divisor"
         )
-    if not isinstance(engine, EngineTransformers):
-        version = runtimes.fingerprint(engine.runtime)["lmdeploy"]
-        if (
-            subject.request.deployed
-            and tuple(int(part) for part in version.split(".")[:2]) < SCORING_SERVER
-        ):
-            yield (
-                f"the api_server of LMDeploy {version} (runtime {engine.runtime}) has no /get_ppl,"
-                " by which a deployment is proven to serve what was judged -> use a runtime with"
-                " LMDeploy 0.14 or later; `lmflows engines compare` measures older ones without a"
-                " server"
-            )
-        heads = int(subject.facts.config.get("num_attention_heads") or 1)
-        if heads % engine.tp:
-            yield (
-                f"engine.tp {engine.tp} does not divide the model's {heads} attention heads -> use"
-                " a divisor"
-            )
 
 
 def calibration(subject: Subject) -> Iterator[str]:
@@ -278,28 +267,6 @@ def calibration(subject: Subject) -> Iterator[str]:
         )
     except SourceError as error:
         yield f"{error.message} -> {error.hint}"
-
-
-def turbomind_architectures() -> set[str]:
-    """What TurboMind serves. Read from its file: importing the package needs a CUDA driver."""
-    import lmdeploy
-
-    package = Path(str(lmdeploy.__file__)).parent
-    spec = importlib.util.spec_from_file_location(
-        "supported_models", package / "turbomind" / "supported_models.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return set(module.SUPPORTED_ARCHS)
-
-
-def refused(variant: Variant, engine: Engine, head_dim: int) -> str | None:
-    """Why an engine must not be asked for a variant, or None: TurboMind would abort, and take the
-    request with it."""
-    if isinstance(engine, EngineTurbomind) and weights_and_kv(variant)[1] == 4 and head_dim == 64:
-        return "KV int4 aborts TurboMind with head_dim 64 -> use KV int8 (w4a16-kv8)"
-    return None
 
 
 def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase | str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.engines import EngineTransformers
+from configs.engines import names_of
 from configs.errors import ConfigError
 from configs.evaluation import Benchmark
 from configs.texts import PythonDocs, TextFile
@@ -187,11 +187,11 @@ def memory(
     folder, digest = find_model(model)
     options = checked(engine_of, name=engine, runtime=get(runtime).name)
     check_place(json_file)
-    if isinstance(options, EngineTransformers):
+    if not options.reserves_cache:
         raise ConfigError(
-            "transformers has no cache_max_entry_count",
+            f"{options.name} has no cache_max_entry_count",
             where="--engine",
-            hint="turbomind or pytorch",
+            hint=names_of(lambda other: other.reserves_cache),
         )
     request = checked(
         MemoryRequest,

@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
+from configs.engines import BY_NAME
 from configs.errors import ConfigError
 from flows.cli.signals import interrupt_ends_at_once
 from flows.cli.terminal import err
@@ -30,7 +31,7 @@ Model = Annotated[
     str, typer.Argument(help="an artifact's digest or its first digits, or a model folder")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="write the raw figures to this file")]
-EngineName = Annotated[str, typer.Option("--engine", help="turbomind, pytorch or transformers")]
+EngineName = Annotated[str, typer.Option("--engine", help=f"one of {', '.join(BY_NAME)}")]
 VariantName = Annotated[
     str, typer.Option("--variant", help="only its KV cache counts here: -kv8, -kv4 or none")
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import psutil
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import match
 from configs import paths
-from configs.engines import Engine, EnginePytorch, EngineTransformers, EngineTurbomind
+from configs.engines import BY_NAME, Engine, names_of
 from configs.errors import ArtifactMissing, ConfigError
 from configs.location import S3
 from configs.variants import Variant, weights_and_kv
@@ -79,18 +79,13 @@ def engine_of(name: str, **options: Any) -> Engine:
         ConfigError: there is no such engine.
         ValidationError: an option has a value that the engine does not allow.
     """
-    known: dict[str, type[EngineTransformers | EngineTurbomind | EnginePytorch]] = {
-        "transformers": EngineTransformers,
-        "turbomind": EngineTurbomind,
-        "pytorch": EnginePytorch,
-    }
-    if name not in known:
+    if name not in BY_NAME:
         raise ConfigError(
-            f"no engine {name!r}", where="--engine", hint=f"one of {', '.join(known)}"
+            f"no engine {name!r}", where="--engine", hint=f"one of {', '.join(BY_NAME)}"
         )
-    kind = known[name]
+    kind = BY_NAME[name]
     fields = {key: value for key, value in options.items() if key in kind.model_fields}
-    return kind.model_validate({"name": name, **fields})
+    return cast("Engine", kind.model_validate({"name": name, **fields}))
 
 
 def variant_of(name: str, engine: Engine) -> Variant:
@@ -101,10 +96,12 @@ def variant_of(name: str, engine: Engine) -> Variant:
         raise ConfigError(
             f"no variant {name!r}", where="--variant", hint=f"one of {', '.join(get_args(Variant))}"
         ) from None
-    if isinstance(engine, EngineTransformers) and weights_and_kv(variant)[1]:
+    problem = engine.refuses_kv(variant)
+    if problem is not None:
+        _, bits = weights_and_kv(variant)
         raise ConfigError(
-            f"{name}: transformers has no quantized KV cache",
+            f"{name}: {problem}",
             where="--variant",
-            hint="use engine turbomind or pytorch",
+            hint=f"use engine {names_of(lambda other: bits in other.kv_bits)}",
         )
     return variant

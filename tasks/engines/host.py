@@ -14,18 +14,17 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from configs.engines import EngineTransformers
 from configs.errors import EngineError, LmflowsError
-from tasks.engines import wire
+from tasks.engines import module_of, wire
 from tasks.engines.protocol import Engine, EngineSpec
+from tasks.runner.step import versions
 
 Answer = tuple[Mapping[str, Any], wire.Arrays]
 
 
 def main() -> None:
     channel = Connection(int(sys.argv[1]))
-    engine: Engine | None = None
-    name = ""
+    host = Host()
     while True:
         try:
             message, arrays = wire.receive(channel)
@@ -33,38 +32,7 @@ def main() -> None:
             break
         if message["do"] == "close":
             break
-        try:
-            if message["do"] == "load":
-                spec = EngineSpec.model_validate(message["spec"])
-                name = spec.engine.name
-                engine = load(spec)
-                answer: Answer = (
-                    {
-                        "load_seconds": engine.load_seconds,
-                        "vocabulary": engine.vocabulary,
-                        "versions": _versions(spec),
-                    },
-                    {},
-                )
-            else:
-                assert engine is not None
-                answer = OPERATIONS[message["do"]](engine, message, arrays)
-        except LmflowsError as error:
-            answer = {"error": error.to_dict()}, {}
-        except Exception as error:
-            traceback.print_exc()
-            answer = (
-                {
-                    "error": (
-                        EngineError(
-                            f"{type(error).__name__}: {error}",
-                            where=f"engine {name}, asked to {message['do']}",
-                        ).to_dict()
-                    )
-                },
-                {},
-            )
-        wire.send(channel, *answer)
+        wire.send(channel, *host.answer(message, arrays))
     sys.stdout.flush()
     sys.stderr.flush()
     # TurboMind's threads and its destructors at exit take their time, and the kernel frees the
@@ -72,25 +40,40 @@ def main() -> None:
     os._exit(0)
 
 
-def load(spec: EngineSpec) -> Engine:
-    """Load the engine in this process.
+class Host:
+    """The engine once it is loaded, and its answers."""
 
-    Raises:
-        EngineError: it is not available, or refuses the model.
-    """
-    if isinstance(spec.engine, EngineTransformers):
-        import torch
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._name = ""
 
-        from tasks.engines.reference import ReferenceEngine
+    def answer(self, message: Mapping[str, Any], arrays: wire.Arrays) -> Answer:
+        """The answer to a request; an error is one, too, and leaves the engine usable."""
+        try:
+            if message["do"] == "load":
+                return self._load(EngineSpec.model_validate(message["spec"]))
+            assert self._engine is not None
+            return OPERATIONS[message["do"]](self._engine, message, arrays)
+        except LmflowsError as error:
+            return {"error": error.to_dict()}, {}
+        except Exception as error:
+            traceback.print_exc()
+            told = EngineError(
+                f"{type(error).__name__}: {error}",
+                where=f"engine {self._name}, asked to {message['do']}",
+            )
+            return {"error": told.to_dict()}, {}
 
-        return ReferenceEngine(
-            spec.folder,
-            dtype=getattr(torch, spec.engine.dtype),
-            trust_remote_code=spec.trust_remote_code,
-        )
-    from tasks.engines.lmdeploy import LmdeployEngine
-
-    return LmdeployEngine(spec)
+    def _load(self, spec: EngineSpec) -> Answer:
+        self._name = spec.engine.name
+        module = module_of(spec.engine)
+        self._engine = module.load(spec)
+        loaded = {
+            "load_seconds": self._engine.load_seconds,
+            "vocabulary": self._engine.vocabulary,
+            "versions": versions(module.LIBRARIES),
+        }
+        return loaded, {}
 
 
 def _prompt_ids(engine: Engine, message: Mapping[str, Any], _arrays: wire.Arrays) -> Answer:
@@ -123,13 +106,6 @@ OPERATIONS: Mapping[str, Callable[[Engine, Mapping[str, Any], wire.Arrays], Answ
     "generate": _generate,
     "score": _score,
 }
-
-
-def _versions(spec: EngineSpec) -> dict[str, str]:
-    from tasks.runner.step import versions
-
-    engine = () if isinstance(spec.engine, EngineTransformers) else ("lmdeploy",)
-    return versions((*engine, "torch", "transformers"))
 
 
 if __name__ == "__main__":

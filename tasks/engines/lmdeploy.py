@@ -1,5 +1,5 @@
-"""LMDeploy's engines (TurboMind and PyTorch) in this process, through the parts of its pipeline
-that 0.12 to 0.18 share.
+"""What LMDeploy's engines (TurboMind and PyTorch) have in common: a model loaded in this process,
+through the parts of its pipeline that 0.12 to 0.18 share, and its api_server.
 
 Requests go to the engine as token ids and come back as token ids: chat templates, detokenizing and
 default sampling are where LMDeploy's versions differ, and would measure Python instead of the
@@ -10,39 +10,40 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from artifacts.records.measurement import Scores
-from configs.engines import EnginePytorch, EngineTurbomind
+from configs.engines import LmdeployOptions
 from configs.errors import EngineError
 from tasks.checkpoints import files
-from tasks.engines import pytorch, turbomind
-from tasks.engines.protocol import EngineSpec, Generation, Tokenized
+from tasks.engines.protocol import EngineSpec, Generation, ServerSpec, Tokenized
 
+LIBRARIES = ("lmdeploy", "torch", "transformers")
+SCORING_SERVER = (0, 14)  # the first LMDeploy whose api_server has /get_ppl
 T = TypeVar("T")
 
 
 class LmdeployEngine(Tokenized):
     """A model in an LMDeploy engine, with the KV cache in the bits that the spec asks for.
 
+    Args:
+        backend_config: LMDeploy's config of the engine.
+
     Raises:
-        EngineError: the engine is not available here (LMDeploy itself would take another one in
-            silence), or refuses the model.
+        EngineError: the engine refuses the model, or LMDeploy has taken another one in silence.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
-        options = spec.engine
-        assert isinstance(options, EngineTurbomind | EnginePytorch)
-        module = turbomind if isinstance(options, EngineTurbomind) else pytorch
-        module.require()
+    def __init__(self, spec: EngineSpec, backend_config: Any) -> None:
         from transformers import AutoTokenizer
 
-        self.name = options.name
+        self.name = spec.engine.name
         self.tokenizer = AutoTokenizer.from_pretrained(
             spec.folder, trust_remote_code=spec.trust_remote_code
         )
@@ -51,15 +52,10 @@ class LmdeployEngine(Tokenized):
         import lmdeploy
 
         started = time.monotonic()
-        extra = (
-            {"trust_remote_code": spec.trust_remote_code}
-            if "trust_remote_code" in inspect.signature(lmdeploy.pipeline).parameters
-            else {}
+        extra = {"trust_remote_code": spec.trust_remote_code} if _asks_for_trust() else {}
+        self.pipe: Any = lmdeploy.pipeline(
+            str(spec.folder), backend_config=backend_config, log_level="WARNING", **extra
         )
-        with module.loading(spec):
-            self.pipe: Any = lmdeploy.pipeline(
-                str(spec.folder), backend_config=module.config(spec), log_level="WARNING", **extra
-            )
         backend = self.pipe.async_engine.backend
         if backend != self.name:
             raise EngineError(
@@ -159,3 +155,66 @@ class LmdeployEngine(Tokenized):
 
     def close(self) -> None:
         self.pipe.close()
+
+
+def model_format(folder: Path) -> str | None:
+    """LMDeploy's word for a quantized folder's weights; None for fp16."""
+    quantization = files.read_config(folder).get("quantization_config")
+    return None if quantization is None else str(quantization["quant_method"])
+
+
+def refuses_deployment(runtime: str, versions: Mapping[str, str]) -> str | None:
+    """Why this LMDeploy's api_server cannot be proven to serve what was judged, or None."""
+    version = versions["lmdeploy"]
+    if tuple(int(part) for part in version.split(".")[:2]) >= SCORING_SERVER:
+        return None
+    return (
+        f"the api_server of LMDeploy {version} (runtime {runtime}) has no /get_ppl, by which a"
+        " deployment is proven to serve what was judged -> use a runtime with LMDeploy 0.14 or"
+        " later; `lmflows engines compare` measures older ones without a server"
+    )
+
+
+def server_command(server: ServerSpec) -> list[str]:
+    """The words of the `lmdeploy` program that serve a model: `lmdeploy serve api_server ...`."""
+    model = server.model
+    options = model.engine
+    assert isinstance(options, LmdeployOptions)
+    words = [
+        *("lmdeploy", "serve", "api_server", str(model.folder)),
+        *("--backend", options.name),
+        *("--model-name", server.model_name),
+        *("--server-name", server.host),
+        *("--server-port", str(server.port)),
+        *("--tp", str(options.tp)),
+        *("--cache-max-entry-count", str(options.cache_max_entry_count)),
+        *("--quant-policy", str(model.kv_bits)),
+    ]
+    weights = model_format(model.folder)
+    if weights is not None:
+        words += ["--model-format", weights]
+    if options.session_len is not None:
+        words += ["--session-len", str(options.session_len)]
+    if model.trust_remote_code:
+        words += ["--trust-remote-code"]
+    if server.api_keys:
+        words += ["--api-keys", *server.api_keys]
+    return words
+
+
+def become_server(command: Sequence[str]) -> None:
+    """Run LMDeploy's program in this process: on a command line everybody could read the API
+    keys."""
+    from lmdeploy.cli import run
+
+    trust = _asks_for_trust()
+    sys.argv = [word for word in command if trust or word != "--trust-remote-code"]
+    run()
+
+
+def _asks_for_trust() -> bool:
+    """Whether this LMDeploy runs remote code only if it is told to; before 0.13 it does so by
+    itself."""
+    import lmdeploy
+
+    return "trust_remote_code" in inspect.signature(lmdeploy.pipeline).parameters

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from artifacts.records.measurement import Scores
-from configs.engines import Engine as EngineOptions
+from configs.engines import EngineOptions
 from configs.errors import EngineCrashed, LmflowsError, from_dict
 from configs.paths import process_environment
 from tasks.engines import wire

@@ -1,5 +1,8 @@
-"""What an engine can do. An engine runs one variant of a model; a step talks to it only through
-this protocol."""
+"""What an engine is: a module that offers `EngineModule`, and a loaded model that can do what
+`Engine` says.
+
+An engine runs one variant of a model; a step talks to it only through these protocols.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.records.measurement import Scores
-from configs.engines import Engine as EngineOptions
+from configs import engines
 from configs.variants import KvBits
 from tasks.checkpoints.calibration import token_ids
 
@@ -30,9 +33,26 @@ class EngineSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path
-    engine: EngineOptions
+    engine: engines.Engine
     kv_bits: KvBits = 0
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """What a server is started with.
+
+    Attributes:
+        record: the endpoint's record, for a server that reads it itself.
+        model_name: the model's name in the API.
+    """
+
+    record: Path
+    model: EngineSpec
+    model_name: str
+    host: str
+    port: int
+    api_keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -132,4 +152,60 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+class EngineModule(Protocol):
+    """What the module of an engine offers; `tasks.engines` has the table of them.
+
+    Attributes:
+        LIBRARIES: whose versions belong to a measurement with it.
+    """
+
+    @property
+    def LIBRARIES(self) -> tuple[str, ...]: ...
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be loaded in this process, in words that follow its name; or None."""
+        ...
+
+    def refuses_architecture(self, architecture: str) -> str | None:
+        """Why it does not serve an architecture, with the fix; or None."""
+        ...
+
+    def refuses_kv(self, kv_bits: KvBits, head_dim: int) -> str | None:
+        """Why it must not be asked to keep a model's KV cache in these bits, with the fix; or
+        None."""
+        ...
+
+    def refuses_deployment(self, runtime: str, versions: Mapping[str, str]) -> str | None:
+        """Why its server cannot be proven to serve what was judged, with the fix; or None.
+
+        Args:
+            versions: of the libraries in the runtime.
+        """
+        ...
+
+    def load(self, spec: EngineSpec) -> Engine:
+        """Load a model in this process.
+
+        Raises:
+            EngineError: the engine is not available, or refuses the model.
+        """
+        ...
+
+    def prepare_server(self, folder: Path, tp: int) -> None:
+        """Make this process ready to become the server of a model folder.
+
+        Raises:
+            EngineError: the engine is not available.
+        """
+        ...
+
+    def server_command(self, server: ServerSpec) -> list[str]:
+        """The words that start the server."""
+        ...
+
+    def become_server(self, command: Sequence[str]) -> None:
+        """Serve in this process, or in the program that takes its place."""
         ...

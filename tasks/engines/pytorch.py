@@ -1,28 +1,55 @@
-"""LMDeploy's PyTorch engine: its configuration. It serves more architectures than TurboMind, and
-AWQ with other group sizes."""
+"""LMDeploy's PyTorch engine: it serves more architectures than TurboMind, and AWQ with other group
+sizes."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from configs.engines import EnginePytorch
 from configs.errors import EngineError
-from tasks.engines.protocol import EngineSpec
+from configs.variants import KvBits
+from tasks.engines import lmdeploy
+from tasks.engines.protocol import Engine, EngineSpec
 
-if TYPE_CHECKING:
-    from tasks.serving.endpoints import Endpoint
+LIBRARIES = lmdeploy.LIBRARIES
+refuses_deployment = lmdeploy.refuses_deployment
+server_command = lmdeploy.server_command
+become_server = lmdeploy.become_server
+
+
+def unavailable() -> str | None:
+    """The engine has other devices than CUDA; this project has not tried them."""
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA GPU, and there is none"
+
+
+def refuses_architecture(architecture: str) -> str | None:
+    """What it does not serve, it says itself when it loads."""
+    return None
+
+
+def refuses_kv(kv_bits: KvBits, head_dim: int) -> str | None:
+    """It has no known limit."""
+    return None
+
+
+def load(spec: EngineSpec) -> Engine:
+    require()
+    return lmdeploy.LmdeployEngine(spec, config(spec))
+
+
+def prepare_server(folder: Path, tp: int) -> None:
+    require()
 
 
 def require() -> None:
-    """Raise EngineError without a CUDA GPU: the engine has other devices, this project has not
-    tried them."""
-    import torch
-
-    if not torch.cuda.is_available():
+    """Raise EngineError without a CUDA GPU."""
+    problem = unavailable()
+    if problem is not None:
         raise EngineError(
-            "needs a CUDA GPU, and there is none",
+            problem,
             where="engine pytorch",
             hint="run on a GPU worker, or set engine.name: transformers",
         )
@@ -40,14 +67,3 @@ def config(spec: EngineSpec) -> Any:
         cache_max_entry_count=options.cache_max_entry_count,
         quant_policy=spec.kv_bits,
     )
-
-
-@contextlib.contextmanager
-def loading(spec: EngineSpec) -> Iterator[None]:
-    """Nothing to do while it loads."""
-    yield
-
-
-def prepare_server(endpoint: Endpoint) -> None:
-    """Before the server starts in this process: refuse a machine without a GPU."""
-    require()

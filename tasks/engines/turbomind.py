@@ -1,4 +1,4 @@
-"""The TurboMind engine: its configuration, its server's words, and its GEMM tuning kept between
+"""LMDeploy's TurboMind engine: what it refuses, its configuration, and its GEMM tuning, kept between
 starts."""
 
 from __future__ import annotations
@@ -6,22 +6,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts.manifest import canonical_json
 from configs import paths
 from configs.engines import EngineTurbomind
 from configs.errors import EngineError
+from configs.variants import KvBits
 from tasks.checkpoints import files
-from tasks.engines.protocol import EngineSpec
+from tasks.engines import lmdeploy
+from tasks.engines.lmdeploy import model_format
+from tasks.engines.protocol import Engine, EngineSpec
 from tasks.machine import gpus
 
-if TYPE_CHECKING:
-    from tasks.serving.endpoints import Endpoint
-
+LIBRARIES = lmdeploy.LIBRARIES
+refuses_deployment = lmdeploy.refuses_deployment
+server_command = lmdeploy.server_command
+become_server = lmdeploy.become_server
 SHAPE = (
     "hidden_size",
     "intermediate_size",
@@ -35,11 +40,50 @@ SHAPE = (
 )
 
 
+def unavailable() -> str | None:
+    """Why TurboMind cannot be loaded in this process, or None."""
+    problem = _problem()
+    if problem is None:
+        return None
+    return (
+        f"cannot be loaded here ({problem}), and LMDeploy would fall back to another engine in"
+        " silence"
+    )
+
+
+def refuses_architecture(architecture: str) -> str | None:
+    served = _architectures()
+    if architecture in served:
+        return None
+    return f"TurboMind does not serve {architecture} -> choose one of {', '.join(sorted(served))}"
+
+
+def refuses_kv(kv_bits: KvBits, head_dim: int) -> str | None:
+    """It would abort, and take the request with it."""
+    if kv_bits == 4 and head_dim == 64:
+        return "KV int4 aborts TurboMind with head_dim 64 -> use KV int8 (w4a16-kv8)"
+    return None
+
+
+def load(spec: EngineSpec) -> Engine:
+    require()
+    with tuning(spec.folder, spec.engine.tp):
+        return lmdeploy.LmdeployEngine(spec, config(spec))
+
+
+def prepare_server(folder: Path, tp: int) -> None:
+    """Refuse a fallback, and import the tuning that an earlier start has kept."""
+    require()
+    kept = tuning_file(folder, tp)
+    if kept.exists():
+        os.environ["TM_GEMM_IMPORT"] = str(kept)
+
+
 def require() -> None:
     """Raise EngineError if TurboMind cannot be loaded: LMDeploy would only log it and take its
     PyTorch engine."""
-    problem = unavailable()
-    if problem:
+    problem = _problem()
+    if problem is not None:
         raise EngineError(
             f"cannot be loaded here ({problem})",
             where="engine turbomind",
@@ -47,20 +91,29 @@ def require() -> None:
         )
 
 
-def unavailable() -> str | None:
-    """Why TurboMind cannot be loaded in this process, or None."""
+def _problem() -> str | None:
     try:
         import lmdeploy.turbomind as package
     except (ImportError, OSError) as error:
         return str(error)
     asked = getattr(package, "is_available", None)  # from 0.18 on the import always succeeds
-    return None if asked is None or asked() else "lmdeploy.turbomind.is_available() is False"
+    if asked is None or asked():
+        return None
+    return "lmdeploy.turbomind.is_available() is False"
 
 
-def model_format(folder: Path) -> str | None:
-    """LMDeploy's word for a quantized folder's weights; None for fp16."""
-    quantization = files.read_config(folder).get("quantization_config")
-    return None if quantization is None else str(quantization["quant_method"])
+def _architectures() -> set[str]:
+    """What TurboMind serves. Read from its file: importing the package needs a CUDA driver."""
+    import lmdeploy
+
+    package = Path(str(lmdeploy.__file__)).parent
+    spec = importlib.util.spec_from_file_location(
+        "supported_models", package / "turbomind" / "supported_models.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return set(module.SUPPORTED_ARCHS)
 
 
 def group_size(folder: Path) -> int | None:
@@ -103,14 +156,13 @@ def tuning_file(folder: Path, tp: int) -> Path:
 
 
 @contextlib.contextmanager
-def loading(spec: EngineSpec) -> Iterator[None]:
-    """While an engine loads: let TurboMind take its GEMM tuning from the last start, or keep what
-    it finds out now.
+def tuning(folder: Path, tp: int) -> Iterator[None]:
+    """While a model loads: let TurboMind take its GEMM tuning from the last start, or keep what it
+    finds out now.
 
     Its choice of kernels is a measurement, so a kept one also makes two starts compute alike.
     """
-    assert isinstance(spec.engine, EngineTurbomind)
-    kept = tuning_file(spec.folder, spec.engine.tp)
+    kept = tuning_file(folder, tp)
     scratch = kept.with_name(f".{kept.name}.{os.getpid()}")
     if kept.exists():
         os.environ["TM_GEMM_IMPORT"] = str(kept)
@@ -125,13 +177,3 @@ def loading(spec: EngineSpec) -> Iterator[None]:
         scratch.unlink(missing_ok=True)
         for name in ("TM_GEMM_IMPORT", "TM_GEMM_EXPORT"):
             os.environ.pop(name, None)
-
-
-def prepare_server(endpoint: Endpoint) -> None:
-    """Before the server starts in this process: refuse a fallback, and import the tuning that
-    `loading` has kept."""
-    require()
-    assert isinstance(endpoint.engine, EngineTurbomind)
-    kept = tuning_file(endpoint.artifact.path, endpoint.engine.tp)
-    if kept.exists():
-        os.environ["TM_GEMM_IMPORT"] = str(kept)

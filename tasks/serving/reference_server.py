@@ -36,8 +36,9 @@ from starlette.exceptions import HTTPException
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from configs.engines import EngineTransformers
+from tasks.engines.protocol import EngineSpec
 from tasks.engines.reference import ReferenceEngine
+from tasks.engines.transformers import load
 from tasks.serving import endpoints
 
 LOG = logging.getLogger("uvicorn.error")
@@ -512,19 +513,20 @@ def _first(error: Any) -> str:
 
 def main() -> None:
     endpoint = endpoints.from_file(Path(sys.argv[1]))
-    options, engine_options = endpoint.options, endpoint.engine
-    assert isinstance(engine_options, EngineTransformers)
-    engine = ReferenceEngine(
-        endpoint.artifact.path,
-        dtype=getattr(torch, engine_options.dtype),
-        trust_remote_code=endpoint.trust_remote_code,
+    options = endpoint.options
+    engine = load(
+        EngineSpec(
+            folder=endpoint.artifact.path,
+            engine=endpoint.engine,
+            trust_remote_code=endpoint.trust_remote_code,
+        )
     )
-    limit = getattr(engine.model.config, "max_position_embeddings", engine_options.session_len)
-    app = build_app(
-        Service(engine, min(engine_options.session_len, limit)),
-        endpoint.model_name,
-        endpoint.keys(),
+    limits = (
+        endpoint.engine.session_len,
+        getattr(engine.model.config, "max_position_embeddings", None),
     )
+    session_len = min(limit for limit in limits if limit is not None)
+    app = build_app(Service(engine, session_len), endpoint.model_name, endpoint.keys())
     uvicorn.run(
         app, host=options.host, port=options.port, log_level="info", timeout_graceful_shutdown=5
     )

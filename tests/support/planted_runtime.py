@@ -22,8 +22,9 @@ ctypes.CDLL(None).abort()
 """
 # every engine is the reference engine, except for the specs that a test names
 HOST = """
+import importlib
 import sys
-from tasks.engines import host
+from tasks.engines import MODULES, host
 from tasks.engines.reference import ReferenceEngine
 
 def load(spec):
@@ -31,7 +32,8 @@ def load(spec):
 {how}
     return ReferenceEngine(spec.folder)
 
-host.load = load
+for name in MODULES.values():
+    importlib.import_module(name).load = load
 host.main()
 """
 

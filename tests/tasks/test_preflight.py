@@ -34,7 +34,7 @@ from tasks.capacity import (
 from tasks.download import DownloadRequest, download
 from tasks.machine import gpus
 from tasks.machine.ports import port_problem
-from tasks.preflight import PreflightRequest, PreflightResult, preflight, refused
+from tasks.preflight import PreflightRequest, PreflightResult, preflight
 from tasks.runner import runtime_probe, runtimes
 from tasks.runner.step import Context
 from tasks.texts import TextsRequest, texts
@@ -193,23 +193,6 @@ def test_each_trap_is_found_with_its_fix(
         ask(store, model_with(tiny_model, tmp_path, store, **config), split, **options)
     assert found in caught.value.message
     assert all(" -> " in line for line in caught.value.message.splitlines())
-
-
-@pytest.mark.parametrize(
-    ("variant", "engine", "head_dim", "is_refused"),
-    [
-        ("w4a16-kv4", TURBOMIND, 64, True),
-        ("fp16-kv4", TURBOMIND, 64, True),
-        ("w4a16-kv8", TURBOMIND, 64, False),
-        ("w4a16", TURBOMIND, 64, False),
-        ("w4a16-kv4", TURBOMIND, 128, False),
-        ("w4a16-kv4", PYTORCH, 64, False),
-    ],
-)
-def test_only_what_aborts_the_engine_is_refused(
-    variant: Variant, engine: Engine, head_dim: int, is_refused: bool
-) -> None:
-    assert (refused(variant, engine, head_dim) is not None) == is_refused
 
 
 def test_an_engine_is_judged_by_its_own_runtime(

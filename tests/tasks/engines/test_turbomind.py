@@ -18,8 +18,9 @@ from artifacts.manifest import ModelArtifact
 from configs.deployment import Deploy
 from configs.engines import EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.paths import PROJECT
+from tasks.engines import module_of
 from tasks.serving.endpoints import RECORD, Endpoint
-from tasks.serving.launch import api_server, command
+from tasks.serving.launch import server_of
 from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -32,8 +33,9 @@ LAUNCH = """
 import json, sys
 from pathlib import Path
 import lmdeploy, lmdeploy.cli
-from tasks.engines import launch, pytorch, turbomind
-turbomind.prepare_server = pytorch.prepare_server = lambda endpoint: None
+from tasks.engines import pytorch, turbomind
+from tasks.serving import launch
+turbomind.prepare_server = pytorch.prepare_server = lambda folder, tp: None
 lmdeploy.cli.run = lambda: print(json.dumps({
     "words": sys.argv, "ps": Path("/proc/self/cmdline").read_text(),
     "environment": Path("/proc/self/environ").read_text()}))
@@ -86,9 +88,14 @@ def served(
     return endpoint
 
 
+def words_of(endpoint: Endpoint) -> list[str]:
+    server = server_of(endpoint, endpoint.folder / RECORD)
+    return module_of(endpoint.engine).server_command(server)
+
+
 def parsed(parser: argparse.ArgumentParser, folder: Path, **what: Any) -> argparse.Namespace:
     """What LMDeploy makes of an endpoint's words."""
-    words = api_server(served(folder, **what))
+    words = words_of(served(folder, **what))
     assert words[:3] == ["lmdeploy", "serve", "api_server"]
     return parser.parse_args(words[1:])
 
@@ -216,7 +223,7 @@ def test_the_program_has_the_api_keys_and_nobody_else_can_read_them(
 ) -> None:
     endpoint = served(tmp_path, keys=("secret-1", "secret-2"), trust=True)
     seen = launch(endpoint)
-    assert seen["words"] == api_server(endpoint)
+    assert seen["words"] == words_of(endpoint)
     assert parser.parse_args(seen["words"][1:]).api_keys == ["secret-1", "secret-2"]
     assert (
         str(endpoint.folder / RECORD) in seen["ps"]
@@ -227,7 +234,7 @@ def test_the_program_has_the_api_keys_and_nobody_else_can_read_them(
 
 def test_an_lmdeploy_that_trusts_by_itself_is_not_told_to(home: Path, tmp_path: Path) -> None:
     endpoint = served(tmp_path, trust=True)
-    words = api_server(endpoint)
+    words = words_of(endpoint)
     words.remove("--trust-remote-code")
     assert launch(endpoint, "0.12")["words"] == words
 
@@ -260,7 +267,7 @@ def test_the_reference_server_is_told_only_where_its_record_is(home: Path, tmp_p
         update={"engine": EngineTransformers(name="transformers")}
     )
     record = endpoint.folder / RECORD
-    assert command(endpoint, record) == [
+    assert words_of(endpoint) == [
         sys.executable,
         "-P",
         "-m",

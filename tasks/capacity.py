@@ -19,7 +19,7 @@ from artifacts.registry.signing import require_keys
 from artifacts.store.protocol import open_store
 from configs.deployment import Deploy
 from configs.engines import Engine
-from configs.errors import PreflightError, require_ready
+from configs.errors import ConfigError, PreflightError, require_ready
 from configs.evaluation import Evaluate
 from configs.location import Location
 from configs.policy import Policy
@@ -29,7 +29,7 @@ from tasks.machine.gpus import choose, free_bytes
 from tasks.machine.ports import port_problem
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
-from tasks.serving.endpoints import given_keys
+from tasks.serving.endpoints import api_keys
 
 # bytes that torch with CUDA, transformers and lmdeploy take before any weight
 LIBRARIES_RSS = 1_300_000_000
@@ -110,37 +110,44 @@ def capacity(request: CapacityRequest, context: Context) -> CapacityResult:
 def estimate(request: CapacityRequest) -> CapacityResult:
     """Peaks over the steps, from the model's sizes, the recipe and the evaluation. Rough upper
     figures, not promises."""
-    model, quantize, evaluate = request.model, request.quantize, request.evaluate
+    model = request.model
     cuda = bool(free_bytes())
-    tokens = quantize.samples * quantize.sequence_length
+    tokens = request.quantize.samples * request.quantize.sequence_length
     # LMDeploy holds all rows at once, fp16, twice and a half
     activations = 3 * 2 * tokens * model.hidden_size
-    weights16 = 2 * model.parameters
-    # a batch of documents, float32, and a copy
-    logits = evaluate.batch_size * evaluate.max_tokens_per_document * 4 * 2 * model.vocabulary
-    scoring = request.engine.weight_bytes * model.parameters + logits
-    on_host = max(2 * weights16 + (0 if cuda else activations), weights16 if cuda else scoring)
-    gpu = max(activations + weights16 // 8, scoring) + GPU_CONTEXT if cuda else 0
-    search = 20 if quantize.search_scale else 1
-    work = (
-        2
-        * model.parameters
-        * (tokens * (1 + search) + 2 * evaluate.documents * evaluate.max_tokens_per_document)
-    )
-    seconds = work / (GPU_FLOPS if cuda else CPU_FLOPS) + 60
-    time_class = (
-        "under 10 minutes"
-        if seconds < 600
-        else "under an hour"
-        if seconds < 3600
-        else f"about {seconds / 3600:.0f} hours"
-    )
+    weights = 2 * model.parameters  # in 16 bit
+    scoring = request.engine.weight_bytes * model.parameters + _logits(request)
+    if cuda:
+        on_host = 2 * weights
+        on_gpu = max(activations + weights // 8, scoring) + GPU_CONTEXT
+    else:
+        on_host = max(2 * weights + activations, scoring)
+        on_gpu = 0
     return CapacityResult(
         disk_bytes=int(1.1 * (2 * model.candidate_bytes + model.parent_bytes)) + SMALL_BYTES,
         host_bytes=LIBRARIES_RSS + on_host,
-        gpu_bytes=gpu,
-        time_class=time_class,
+        gpu_bytes=on_gpu,
+        time_class=_time_class(request, GPU_FLOPS if cuda else CPU_FLOPS),
     )
+
+
+def _logits(request: CapacityRequest) -> int:
+    """Bytes of the logits of a batch of documents: float32, and a copy."""
+    config = request.evaluate
+    return config.batch_size * config.max_tokens_per_document * 4 * 2 * request.model.vocabulary
+
+
+def _time_class(request: CapacityRequest, flops: float) -> str:
+    """How long it will take in words, at so many operations a second."""
+    search = 20 if request.quantize.search_scale else 1
+    calibrated = request.quantize.samples * request.quantize.sequence_length * (1 + search)
+    scored = 2 * request.evaluate.documents * request.evaluate.max_tokens_per_document
+    seconds = 2 * request.model.parameters * (calibrated + scored) / flops + 60
+    if seconds < 600:
+        return "under 10 minutes"
+    if seconds < 3600:
+        return "under an hour"
+    return f"about {seconds / 3600:.0f} hours"
 
 
 def _writable(folders: tuple[Path, ...]) -> Iterator[str]:
@@ -208,12 +215,10 @@ def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
 
 
 def _keys(request: MachineRequest) -> Iterator[str]:
-    variable = request.deploy.api_keys_env if request.deploy else None
-    if variable is not None and not given_keys(variable):
-        yield (
-            f"deploy.api_keys_env: the environment variable {variable} is empty -> export"
-            f" {variable}=KEY[,KEY...]"
-        )
+    try:
+        api_keys(request.deploy.api_keys_env if request.deploy else None)
+    except ConfigError as error:
+        yield f"{error.where}: {error.message} -> {error.hint}"
 
 
 def _port(request: MachineRequest) -> Iterator[str]:

@@ -22,7 +22,7 @@ from artifacts.store.protocol import open_store
 from configs import paths
 from configs.deployment import Deploy
 from configs.engines import Engine
-from configs.errors import ConfigError, EndpointError
+from configs.errors import EndpointError
 from configs.location import Location
 from configs.policy import Policy
 from tasks.machine.ports import port_problem
@@ -82,7 +82,7 @@ class DeployResult(Result):
 def deploy(request: DeployRequest, context: Context) -> DeployResult:
     """Serve the artifact under a supervisor, and return when it has answered and scored as the
     evidence says."""
-    keys = _api_keys(request.options.api_keys_env)
+    keys = endpoints.api_keys(request.options.api_keys_env)
     require_signed(
         open_store(request.store), [request.artifact.digest, request.report.digest], request.policy
     )
@@ -256,17 +256,6 @@ def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:
             hint="evaluate again",
         )
     return largest
-
-
-def _api_keys(variable: str | None) -> list[str]:
-    keys = endpoints.given_keys(variable)
-    if variable is not None and not keys:
-        raise ConfigError(
-            f"the environment variable {variable} is empty",
-            where="deploy.api_keys_env",
-            hint=f"export {variable}=KEY[,KEY...]",
-        )
-    return keys
 
 
 def _not_ready(endpoint: Endpoint, what: str) -> EndpointError:

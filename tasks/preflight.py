@@ -107,44 +107,40 @@ def remote_code(subject: Subject) -> Iterator[str]:
     cannot run."""
     import transformers
 
-    folder = subject.request.model.path
-    references = files.code_references(folder)
+    trusted = subject.request.trust_remote_code
+    references = files.code_references(subject.request.model.path)
     native = subject.facts.config.get("model_type") in transformers.CONFIG_MAPPING
-    if references and not native and not subject.request.trust_remote_code:
-        listing = (
-            ", ".join(f"{name}: {sha}" for name, sha in subject.request.untrusted_code.items())
-            or "no Python file is in the folder"
-        )
+    if references and not native and not trusted:
+        known = [f"{name}: {sha}" for name, sha in subject.request.untrusted_code.items()]
+        listing = ", ".join(known) or "no Python file is in the folder"
         yield (
             "the model needs its own Python code to run, and none is trusted -> read these files,"
             f" and if you trust them put them into source.trusted_code: {{{listing}}}"
         )
-    # only pinned files are in the folder; nothing else may be named
-    if subject.request.trust_remote_code or not native:
+    if trusted or not native:
         for file, names in references.items():
             for name in sorted(names):
-                module = name.rsplit(".", 1)[0]
-                if (
-                    "--" in name
-                    or "/" in name
-                    or (
-                        subject.request.trust_remote_code
-                        and not (folder / f"{module}.py").is_file()
-                    )
-                ):
+                if _is_elsewhere(name, subject):
                     yield (
                         f"{file} asks for code that is not a trusted file of this folder ({name})"
                         " -> copy the file into the folder, drop a repository prefix, and name its"
                         " sha256 in source.trusted_code"
                     )
-    if (
-        "InternLM2" in subject.facts.architecture
-        and int(transformers.__version__.split(".")[0]) >= 5
-    ):
+    release = int(transformers.__version__.split(".")[0])
+    if "InternLM2" in subject.facts.architecture and release >= 5:
         yield (
             f"InternLM2's remote code fails under transformers {transformers.__version__} (KeyError"
             " in _init_rope) -> use transformers 4.57"
         )
+
+
+def _is_elsewhere(name: str, subject: Subject) -> bool:
+    """Whether a class is in no Python file of the model's folder; only pinned ones are there."""
+    if "--" in name or "/" in name:
+        return True
+    module = name.rsplit(".", 1)[0]
+    there = (subject.request.model.path / f"{module}.py").is_file()
+    return subject.request.trust_remote_code and not there
 
 
 def architecture(subject: Subject) -> Iterator[str]:
@@ -167,36 +163,35 @@ def architecture(subject: Subject) -> Iterator[str]:
 def group_size(subject: Subject) -> Iterator[str]:
     """The group size does not divide an input dimension, or an output cannot be packed by
     eights."""
-    size, linears = subject.request.quantize.group_size, subject.facts.linears
-    if misfits := {inn for _, inn in linears.values() if inn % size}:
-        name = next(name for name, (_, inn) in linears.items() if inn in misfits)
-        pads = subject.facts.config.get("model_type") in ("llama", "mistral", "qwen2")
-        fits = next(
-            (
-                str(smaller)
-                for smaller in (64, 32, 16)
-                if all(inn % smaller == 0 for _, inn in linears.values())
-            ),
-            None,
-        )
-        fixes = [
-            f"set source.pad_to_multiple: {size}" if pads else "",
-            (
-                f"quantize.group_size: {fits} (for TurboMind 32, with format: compressed-tensors)"
-                if fits
-                else ""
-            ),
-        ]
+    size = subject.request.quantize.group_size
+    linears = subject.facts.linears
+    misfits = {inputs for _, inputs in linears.values() if inputs % size}
+    if misfits:
+        name = next(name for name, (_, inputs) in linears.items() if inputs in misfits)
+        fixes = " or ".join(_other_sizes(subject)) or "choose another model"
         yield (
             f"quantize.group_size {size} does not divide the input dimension of {name}"
-            f" ({sorted(misfits)}) -> "
-            + (" or ".join(filter(None, fixes)) or "choose another model")
+            f" ({sorted(misfits)}) -> {fixes}"
         )
-    if odd := [name for name, (out, _) in linears.items() if out % 8]:
+    unpacked = [name for name, (outputs, _) in linears.items() if outputs % 8]
+    if unpacked:
+        outputs, _ = linears[unpacked[0]]
         yield (
-            f"{odd[0]} has {linears[odd[0]][0]} outputs, which cannot be packed by eights -> choose"
+            f"{unpacked[0]} has {outputs} outputs, which cannot be packed by eights -> choose"
             " another model"
         )
+
+
+def _other_sizes(subject: Subject) -> Iterator[str]:
+    """What can be set so that the group size divides every input dimension."""
+    if subject.facts.config.get("model_type") in ("llama", "mistral", "qwen2"):
+        yield f"set source.pad_to_multiple: {subject.request.quantize.group_size}"
+    for size in (64, 32, 16):
+        if all(inputs % size == 0 for _, inputs in subject.facts.linears.values()):
+            yield (
+                f"quantize.group_size: {size} (for TurboMind 32, with format: compressed-tensors)"
+            )
+            return
 
 
 def kv_cache(subject: Subject) -> Iterator[str]:
@@ -209,13 +204,8 @@ def kv_cache(subject: Subject) -> Iterator[str]:
 
 def devices(subject: Subject) -> Iterator[str]:
     """A device or an engine is asked for that is not here."""
-    quantize, engine = subject.request.quantize, subject.request.engine
-    if quantize.device == "cuda" and not subject.cuda:
-        yield (
-            "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set"
-            " quantize.device: auto"
-        )
-    if quantize.dtype == "bfloat16" and not subject.cuda:
+    engine = subject.request.engine
+    if subject.request.quantize.dtype == "bfloat16" and not subject.cuda:
         yield (
             "quantize.dtype bfloat16 does not work without a CUDA GPU -> set quantize.dtype:"
             " float16"

@@ -1,5 +1,5 @@
-"""LMDeploy's TurboMind engine: what it refuses, its configuration, and its GEMM tuning, kept between
-starts."""
+"""LMDeploy's TurboMind engine: what it refuses, its configuration, and its GEMM tuning, which
+outlives a start."""
 
 from __future__ import annotations
 

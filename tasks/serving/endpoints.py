@@ -26,7 +26,7 @@ from artifacts.store.protocol import open_store
 from configs import paths
 from configs.deployment import Deploy
 from configs.engines import Engine
-from configs.errors import EndpointError, LmflowsError
+from configs.errors import ConfigError, EndpointError, LmflowsError
 from configs.location import Location
 
 RECORD = "endpoint.json"
@@ -151,6 +151,23 @@ def given_keys(variable: str | None) -> list[str]:
     """The API keys in an environment variable, separated by commas; none if no variable is named or
     it is empty."""
     return [key.strip() for key in os.environ.get(variable or "", "").split(",") if key.strip()]
+
+
+def api_keys(variable: str | None) -> list[str]:
+    """The API keys that a new endpoint shall have; none if `deploy.api_keys_env` names no
+    variable.
+
+    Raises:
+        ConfigError: the variable is empty: whoever names one does not want an open server.
+    """
+    keys = given_keys(variable)
+    if variable is not None and not keys:
+        raise ConfigError(
+            f"the environment variable {variable} is empty",
+            where="deploy.api_keys_env",
+            hint=f"export {variable}=KEY[,KEY...]",
+        )
+    return keys
 
 
 def read(name: str) -> Endpoint | None:

@@ -116,15 +116,14 @@ def questions(source: str, classes: set[str]) -> Iterator[int]:
     """The lines of a program that use an engine's class, compare with an engine's name, or have a
     table of such names."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name) and node.id in classes:
-            yield node.lineno
-        if isinstance(node, ast.Attribute) and node.attr in classes:
-            yield node.lineno
-        if isinstance(node, ast.Compare):
-            if any(_names_an_engine(value) for value in (node.left, *node.comparators)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name in classes:
                 yield node.lineno
-        if isinstance(node, ast.Dict):
-            if any(key is not None and _names_an_engine(key) for key in node.keys):
+            case ast.Compare(left=left, comparators=others) if any(
+                map(_names_an_engine, (left, *others))
+            ):
+                yield node.lineno
+            case ast.Dict(keys=keys) if any(key and _names_an_engine(key) for key in keys):
                 yield node.lineno
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from configs.engines import EngineTransformers
 from configs.variants import KvBits
 from tasks.engines.protocol import EngineSpec, ServerSpec
+from tasks.runner.process import module_command
 
 if TYPE_CHECKING:
     from tasks.engines.reference import ReferenceEngine
@@ -58,7 +58,7 @@ def prepare_server(folder: Path, tp: int) -> None:
 
 def server_command(server: ServerSpec) -> list[str]:
     """Its server reads the endpoint's record itself."""
-    return [sys.executable, "-P", "-m", "tasks.serving.reference_server", str(server.record)]
+    return module_command("tasks.serving.reference_server", server.record)
 
 
 def become_server(command: Sequence[str]) -> None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import uvicorn
 
 from tasks.engines.reference import ReferenceEngine
-from tasks.serving.reference_server import Service, build_app
+from tasks.serving.reference_server.app import build_app
+from tasks.serving.reference_server.service import Service
 
 NAME = "tiny"
 

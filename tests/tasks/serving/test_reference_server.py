@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from tasks.engines.reference import ReferenceEngine
-from tasks.serving.reference_server import _Text
+from tasks.serving.reference_server.streamer import TextStreamer
 from tests.support.reference_server import NAME, serving
 
 CHAT = "/v1/chat/completions"
@@ -268,7 +268,7 @@ def test_indentation_survives_a_tokenizer_that_drops_the_leading_space() -> None
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     pieces: list[str] = []
-    text = _Text(PreTrainedTokenizerFast(tokenizer_object=raw), [], pieces.append)
+    text = TextStreamer(PreTrainedTokenizerFast(tokenizer_object=raw), [], pieces.append)
     for value in ([0], *([index] for index in range(len(words)))):  # the prompt comes first
         text.put(torch.tensor(value))
     text.end()

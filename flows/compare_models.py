@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.report import Verdict
-from artifacts.store.local import LocalStore
 from configs.errors import ConfigError
 from configs.reader import load
 from configs.schema import Pipeline
@@ -72,7 +71,7 @@ def compare_models(
             hint="`lmflows ls` shows what there is",
         )
     variants = [variant_of(f"{item.kind}{kv}", pipeline.engine) for item in (parent, model)]
-    trusted = any(runs_code(run.store, item) for item in (parent, model))
+    trusted = any(run.trusts(item) for item in (parent, model))
     baseline = Baseline(parent, split, items, trusted, variants[0])
     candidate = Candidate(model, run.store.manifest(model.digest).size, model.short)
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate)
@@ -118,9 +117,3 @@ def model_artifact(run: Run, pipeline: Pipeline, name: str) -> ModelArtifact:
     if store.root != run.store.root:
         run.store.push(store, digest)
     return run.store.open(digest)
-
-
-def runs_code(store: LocalStore, model: ModelArtifact) -> bool:
-    """Whether the artifact has Python files that somebody has reviewed; only such are ever in
-    one."""
-    return bool(store.manifest(model.digest).recipe.get("trusted_code"))

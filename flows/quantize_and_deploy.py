@@ -51,18 +51,19 @@ def quantize_and_deploy(
             {"evaluate.documents": 8}.
     """
     plan = make_plan(config, overrides)
-    pipeline, trusted = plan.pipeline, plan.trust_remote_code
+    pipeline = plan.pipeline
     run = begin_run(pipeline.name, plan.gpus)
     run(machine, plan.machine_request())
     split = run(texts, TextsRequest(config=pipeline.texts)).texts
     source = run(download, DownloadRequest(source=pipeline.source))
     model = pad_if_asked(run, plan, source.model)
-    facts = run(preflight, plan.preflight_request(model, split, source))
+    trusted = run.trusts(model)
+    facts = run(preflight, plan.preflight_request(model, split, source, trusted))
     recipes = Recipes(model, split, trusted)
     reused = run.has_done(quantize, recipes.request(pipeline.quantize))
     needs = run(capacity, plan.capacity_request(facts, reused=reused))
     run.gpu_bytes = needs.gpu_bytes
-    spoke = run(smoke_test, plan.smoke_test_request(model))
+    spoke = run(smoke_test, plan.smoke_test_request(model, trusted))
 
     baseline = Baseline(model, split, plan.items, trusted)
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate_each_attempt)
@@ -171,6 +172,6 @@ def deploy_candidate(run: Run, plan: Plan, uploaded: Uploaded) -> DeployResult |
         engine=plan.pipeline.engine,
         options=options.model_copy(update={"variant": uploaded.variant}),
         gpus=tuple(gpu.uuid for gpu in run.gpus),
-        trust_remote_code=plan.trust_remote_code,
+        trust_remote_code=run.trusts(uploaded.candidate),
     )
     return run(deploy, request)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from artifacts.manifest import ModelArtifact, check_path, check_together
+from artifacts.records.trusted_code import TRUSTED_CODE
 from artifacts.store.files import is_disk_full, sha256_file
 from artifacts.store.staging import Staging
 from configs.errors import SourceError, TransferError
@@ -85,7 +86,7 @@ def _from_folder(
     folder: Path, source: LocalSource | HubSource, origin: dict[str, str], context: Context
 ) -> DownloadResult:
     """The artifact of a model folder; a local one is the user's own and stays as it is."""
-    recipe: dict[str, Any] = {"source": origin, "trusted_code": dict(source.trusted_code)}
+    recipe: dict[str, Any] = {"source": origin, TRUSTED_CODE: dict(source.trusted_code)}
     if _must_convert(folder, source):  # else no library has made it: the files are as they came
         recipe["versions"] = versions(CONVERTERS)
     with context.store.staging() as staging:

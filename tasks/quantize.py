@@ -19,6 +19,7 @@ from typing import Any
 
 from artifacts.manifest import Manifest, ModelArtifact, Parent
 from artifacts.records.texts import CALIBRATION, read_documents
+from artifacts.records.trusted_code import TRUSTED_CODE
 from configs.callbacks import Progress
 from configs.quantization import Quantize
 from tasks.checkpoints import card
@@ -67,7 +68,7 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
         "calibration_sha256": _rows_digest(rows),
         "versions": versions((*LIBRARIES, "huggingface_hub")),
         "license": parent.recipe.get("license"),
-        "trusted_code": parent.recipe.get("trusted_code", {}),
+        TRUSTED_CODE: parent.recipe.get(TRUSTED_CODE, {}),
     }
     with context.store.staging() as staging:
         run_awq(request, rows, staging.path, device, context.progress)

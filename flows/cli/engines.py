@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from artifacts.records.trusted_code import may_run_code
 from configs.engines import names_of
 from configs.errors import ConfigError
 from configs.evaluation import Benchmark
@@ -131,15 +132,15 @@ def compare(
     from tasks.measure import hardware
     from tasks.runner.runtimes import get
 
-    folder, digest = find_model(model)
+    found = find_model(model)
     options = checked(engine_of, name=engine)
     for name in runtimes:
         get(name)
     check_place(json_file)
     request = checked(
         CompareRuntimesRequest,
-        folder=folder,
-        digest=digest,
+        folder=found.folder,
+        digest=found.digest,
         engine=options,
         kv_bits=weights_and_kv(variant_of(variant, options))[1],
         runtimes=tuple(runtimes),
@@ -157,13 +158,13 @@ def compare(
         ),
         prompts=("hello", "please provide three suggestions about ielts' preparation"),
         hardware=hardware(choose(None, options.tp)),
-        trust_remote_code=trust_remote_code or digest is not None,
+        trust_remote_code=may_run_code(found.manifest, asked=trust_remote_code),
     )
     _make_ready(runtimes)
     with starting_prefect():
         from flows.compare_engines import compare_engines, comparison_rows
     with unreachable_is_an_error():
-        result = compare_engines(f"compare {digest[:12] if digest else folder.name}", request)
+        result = compare_engines(f"compare {found.label}", request)
     show_rows(comparison_rows(result), False, "")
     write_figures(json_file, result)
 
@@ -184,7 +185,7 @@ def memory(
     from tasks.measure import hardware
     from tasks.runner.runtimes import get
 
-    folder, digest = find_model(model)
+    found = find_model(model)
     options = checked(engine_of, name=engine, runtime=get(runtime).name)
     check_place(json_file)
     if not options.reserves_cache:
@@ -195,19 +196,19 @@ def memory(
         )
     request = checked(
         MemoryRequest,
-        folder=folder,
+        folder=found.folder,
         engine=options,
         kv_bits=weights_and_kv(variant_of(variant, options))[1],
         shares=tuple(numbers(shares, float)),
         hardware=hardware(choose(None, options.tp)),
-        trust_remote_code=trust_remote_code or digest is not None,
+        trust_remote_code=may_run_code(found.manifest, asked=trust_remote_code),
     )
     require_gpu()
     _make_ready([runtime])
     with starting_prefect():
         from flows.compare_engines import kv_cache_memory, memory_rows
     with unreachable_is_an_error():
-        result = kv_cache_memory(f"memory {digest[:12] if digest else folder.name}", request)
+        result = kv_cache_memory(f"memory {found.label}", request)
     show_rows(memory_rows(result), False, "")
     write_figures(json_file, result)
 

@@ -7,12 +7,14 @@ Plain functions over this machine's stores; they know neither Prefect nor a term
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import psutil
 from pydantic import TypeAdapter, ValidationError
 
+from artifacts.manifest import Manifest
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import match
 from configs import paths
@@ -55,21 +57,33 @@ def resolve(prefix: str) -> tuple[LocalStore, str]:
     return find(found), found
 
 
-def find_model(model: str) -> tuple[Path, str | None]:
-    """A model's folder, and its digest if it is an artifact: `model` is a folder, or the first
-    digits of a digest.
+@dataclass(frozen=True)
+class FoundModel:
+    """A model's folder; with its digest and manifest if it is an artifact."""
+
+    folder: Path
+    digest: str | None = None
+    manifest: Manifest | None = None
+
+    @property
+    def label(self) -> str:
+        return self.digest[:12] if self.digest else self.folder.name
+
+
+def find_model(model: str) -> FoundModel:
+    """A model: `model` is a folder, or the first digits of an artifact's digest.
 
     Raises:
         ArtifactMissing: it is neither.
         SourceError: the folder, or the artifact, is no model.
     """
     if Path(model).is_dir():
-        folder, digest = Path(model).absolute(), None
+        found = FoundModel(Path(model).absolute())
     else:
         store, digest = resolve(model)
-        folder = store.open(digest).path
-    read_config(folder)
-    return folder, digest
+        found = FoundModel(store.open(digest).path, digest, store.manifest(digest))
+    read_config(found.folder)
+    return found
 
 
 def engine_of(name: str, **options: Any) -> Engine:

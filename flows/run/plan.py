@@ -41,10 +41,6 @@ class Plan:
     policy: Policy
 
     @property
-    def trust_remote_code(self) -> bool:
-        return bool(getattr(self.pipeline.source, "trusted_code", None))
-
-    @property
     def named_store(self) -> Location | None:
         """The store if commands mean another by themselves, so that it has to be named."""
         return None if self.store == self.policy.store_for(None) else self.store
@@ -70,7 +66,7 @@ class Plan:
         )
 
     def preflight_request(
-        self, model: ModelArtifact, texts: ModelArtifact, source: DownloadResult
+        self, model: ModelArtifact, texts: ModelArtifact, source: DownloadResult, trusted: bool
     ) -> PreflightRequest:
         """What is asked of the model before any long work."""
         return PreflightRequest(
@@ -80,16 +76,16 @@ class Plan:
             engine=self.pipeline.engine,
             served=self.pipeline.served_variant,
             deployed=self.pipeline.deploy is not None,
-            trust_remote_code=self.trust_remote_code,
+            trust_remote_code=trusted,
             untrusted_code=source.untrusted_code,
         )
 
-    def smoke_test_request(self, model: ModelArtifact) -> SmokeTestRequest:
+    def smoke_test_request(self, model: ModelArtifact, trusted: bool) -> SmokeTestRequest:
         """What the fp16 model is asked to say."""
         return SmokeTestRequest(
             model=model,
             config=self.pipeline.smoke_test,
-            trust_remote_code=self.trust_remote_code,
+            trust_remote_code=trusted,
         )
 
     def capacity_request(self, model: PreflightResult, *, reused: bool) -> CapacityRequest:

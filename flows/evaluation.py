@@ -14,7 +14,7 @@ from artifacts.records.report import Verdict
 from configs.errors import LmflowsError
 from configs.evaluation import Evaluate
 from configs.schema import Pipeline
-from configs.variants import Variant
+from configs.variants import Variant, weights_and_kv
 from flows.run.run import Run
 from tasks.engines import module_of
 from tasks.evaluate import EvaluateRequest, evaluate

@@ -64,7 +64,6 @@ def quantize_and_deploy(
     needs = run(capacity, plan.capacity_request(facts, reused=reused))
     run.gpu_bytes = needs.gpu_bytes
     spoke = run(smoke_test, plan.smoke_test_request(model, trusted))
-
     baseline = Baseline(model, split, plan.items, trusted)
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate_each_attempt)
     repaired = repair(run, pipeline, evaluation, recipes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from artifacts.manifest import ModelArtifact
@@ -20,6 +20,7 @@ from artifacts.registry.signing import require_signed
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
 from configs import paths
+from configs.callbacks import Progress
 from configs.deployment import Deploy
 from configs.engines import Engine
 from configs.errors import EndpointError
@@ -118,7 +119,8 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
         trust_remote_code=request.trust_remote_code,
         since=datetime.now(UTC),
     )
-    reused = new.same_service(old) and old_keys == keys and supervisor.state(new)[0] == "RUNNING"
+    state, _ = supervisor.state(new)
+    reused = new.same_service(old) and old_keys == keys and state == "RUNNING"
     if old is None or old.options.port != new.options.port:
         _require_free_port(new)
     new.announce()  # from now on no collection of garbage takes it, wherever that runs
@@ -133,8 +135,9 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
             _put_back(old, old_keys, new)
         _withdraw(new, but=old, context=context)
         raise
-    for one in (new, old) if old is not None else (new,):
-        _withdraw(one, but=new, context=context)
+    _withdraw(new, but=new, context=context)
+    if old is not None:
+        _withdraw(old, but=new, context=context)
     return DeployResult(
         url=new.url,
         model_name=new.model_name,
@@ -169,7 +172,8 @@ def _replace(old: Endpoint | None, new: Endpoint, keys: list[str], context: Cont
 
 
 def _require_free_port(new: Endpoint) -> None:
-    if problem := port_problem(new.options.host, new.options.port):
+    problem = port_problem(new.options.host, new.options.port)
+    if problem is not None:
         raise EndpointError(
             problem,
             where=f"endpoint {new.name}",
@@ -188,7 +192,7 @@ def _put_back(old: Endpoint | None, old_keys: list[str], new: Endpoint) -> None:
         supervisor.start(old)
 
 
-def wait_until_ready(endpoint: Endpoint, progress: Callable[[float, str], None]) -> str:
+def wait_until_ready(endpoint: Endpoint, progress: Progress) -> str:
     """Wait for a healthy server that has completed a real chat request; returns its words.
 
     Raises:
@@ -196,23 +200,7 @@ def wait_until_ready(endpoint: Endpoint, progress: Callable[[float, str], None])
     """
     limit = endpoint.options.ready_timeout_minutes * 60
     started = time.monotonic()
-    first_pid = 0
-    while True:
-        waited = time.monotonic() - started
-        state, pid = supervisor.state(endpoint)
-        first_pid = first_pid or pid
-        if state in GAVE_UP or pid not in (0, first_pid):  # supervisord would restart it for ever
-            raise _not_ready(endpoint, "the server died before it was ready")
-        progress(min(0.9, waited / limit), f"waiting for {endpoint.url} ({state.lower()})")
-        try:
-            health = endpoint.call("/health", timeout_s=5)
-            if health.get("status", "healthy") == "healthy":
-                break
-        except EndpointError:
-            pass  # not listening yet
-        if waited > limit:
-            raise _not_ready(endpoint, f"not ready after {limit:.0f} s")
-        time.sleep(POLL_SECONDS)
+    _wait_until_healthy(endpoint, limit, progress)
     progress(0.92, "first completion")
     answer = endpoint.call(
         "/v1/chat/completions",
@@ -223,6 +211,25 @@ def wait_until_ready(endpoint: Endpoint, progress: Callable[[float, str], None])
     if not words:
         raise _not_ready(endpoint, "it answers `hello` with nothing")
     return words
+
+
+def _wait_until_healthy(endpoint: Endpoint, limit_s: float, progress: Progress) -> None:
+    started = time.monotonic()
+    first_pid = 0
+    while True:
+        waited = time.monotonic() - started
+        state, pid = supervisor.state(endpoint)
+        first_pid = first_pid or pid
+        if state in GAVE_UP or pid not in (0, first_pid):  # supervisord would restart it for ever
+            raise _not_ready(endpoint, "the server died before it was ready")
+        progress(min(0.9, waited / limit_s), f"waiting for {endpoint.url} ({state.lower()})")
+        with contextlib.suppress(EndpointError):  # not listening yet
+            health = endpoint.call("/health", timeout_s=5)
+            if health.get("status", "healthy") == "healthy":
+                return
+        if waited > limit_s:
+            raise _not_ready(endpoint, f"not ready after {limit_s:.0f} s")
+        time.sleep(POLL_SECONDS)
 
 
 def check_scores(endpoint: Endpoint, evidence: ModelArtifact) -> float:

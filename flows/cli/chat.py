@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from artifacts.records.trusted_code import may_run_code
+from configs.engines import BY_NAME
 from configs.errors import ConfigError
 from flows.cli.options import checked
 from flows.cli.signals import INTERRUPTED, termination_raises
@@ -26,8 +28,7 @@ Name = Annotated[
 EngineName = Annotated[
     str | None,
     typer.Option(
-        help="load a model with this engine just for the conversation: "
-        "transformers, turbomind or pytorch"
+        help=f"load a model with this engine just for the conversation: {', '.join(BY_NAME)}"
     ),
 ]
 VariantName = Annotated[
@@ -98,8 +99,8 @@ def talk_to_own_engine(own: OwnEngine, manner: Manner) -> None:
     from tasks.machine.gpus import cuda_is_visible
     from tasks.serving.temporary import served
 
-    folder, digest = find_model(own.model)
-    weights = "w4a16" if "quantization_config" in read_config(folder) else "fp16"
+    found = find_model(own.model)
+    weights = "w4a16" if "quantization_config" in read_config(found.folder) else "fp16"
     options = checked(
         engine_of,
         name=own.engine,
@@ -111,10 +112,10 @@ def talk_to_own_engine(own: OwnEngine, manner: Manner) -> None:
     # a KeyboardInterrupt would only cut an answer short
     with err.status("loading") as moving, termination_raises(SystemExit(INTERRUPTED)):
         serving = served(
-            folder,
+            found.folder,
             options,
             variant,
-            trust_remote_code=own.trust_remote_code or digest is not None,
+            trust_remote_code=may_run_code(found.manifest, asked=own.trust_remote_code),
             limit_s=LOADING_SECONDS,
             log=moving.update,
         )

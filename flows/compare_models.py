@@ -75,7 +75,7 @@ def compare_models(
     baseline = Baseline(parent, split, items, trusted, variants[0])
     candidate = Candidate(model, run.store.manifest(model.digest).size, model.short)
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate)
-    outcomes = (evaluation.parent(), evaluation.judge(variants[1], candidate)[0])
+    outcomes = (evaluation.parent(), evaluation.judge(variants[1], candidate))
     report_request = ReportRequest(
         name=f"{parent.short} and {model.short}",
         served=variants[1],

@@ -10,7 +10,6 @@ from itertools import pairwise
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import read_evidence
 from artifacts.records.outcomes import VariantOutcome
-from artifacts.records.report import Verdict
 from configs.errors import LmflowsError
 from configs.evaluation import Evaluate
 from configs.schema import Pipeline
@@ -101,21 +100,24 @@ class Evaluation:
         first = self.baseline(0)
         variant = self._request.variant
         model = self._request.model
+        evidence = self._evaluate(variant, [first], [first])
         return VariantOutcome(
             variant=variant,
             model=model,
             model_bytes=self._run.store.manifest(model.digest).size,
             measurement=first,
-            evidence=self._evaluate(variant, [first], [first]),
+            evidence=evidence,
+            verdict=judge(read_evidence(evidence), evidence.digest, self._config),
         )
 
-    def judge(self, variant: Variant, candidate: Candidate) -> tuple[VariantOutcome, Verdict]:
+    def judge(self, variant: Variant, candidate: Candidate) -> VariantOutcome:
         """Measure a variant, on more documents for as long as the verdict is open and the budget
         has some.
 
         Raises:
             LmflowsError: it cannot be measured.
         """
+        label = f"{variant} {candidate.label}".strip()
         measured: list[ModelArtifact] = []
         while True:
             look = len(measured)
@@ -127,20 +129,19 @@ class Evaluation:
             }
             request = self._request.model_copy(update=asked)
             measured.append(self._measure(request, candidate.label))
-            label = f"{variant} {candidate.label}".strip()
             evidence = self._evaluate(label, self._baselines[: look + 1], measured)
             found = read_evidence(evidence)
             verdict = judge(found, evidence.digest, self._config)
             if not wants_more(found, verdict, self._config):
                 break
-        outcome = VariantOutcome(
+        return VariantOutcome(
             variant=variant,
             model=candidate.model,
             model_bytes=candidate.model_bytes,
             measurement=measured[0],
             evidence=evidence,
+            verdict=verdict,
         )
-        return outcome, verdict
 
     def variants(
         self, served: VariantOutcome, quantized: Candidate, head_dim: int
@@ -168,8 +169,7 @@ class Evaluation:
         problem = module_of(self._pipeline.engine).refuses_kv(kv_bits, head_dim)
         if problem is None:
             try:
-                outcome, _ = self.judge(variant, candidate)
-                return outcome
+                return self.judge(variant, candidate)
             except LmflowsError as error:
                 problem = error.message
         return VariantOutcome(

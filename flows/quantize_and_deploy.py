@@ -68,7 +68,7 @@ def quantize_and_deploy(
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate_each_attempt)
     repaired = repair(run, pipeline, evaluation, recipes)
     variants = evaluation.variants(repaired.served, repaired.candidate, facts.head_dim)
-    choice = choose(variants, pipeline.objective, pipeline.evaluate_each_attempt)
+    choice = choose(variants, pipeline.objective)
     chosen = choice.variant if choice else pipeline.served_variant
     served = variants[pipeline.variants.index(chosen)]
     report_request = ReportRequest(

@@ -73,7 +73,11 @@ class JudgedCandidate:
     change: str
     candidate: Candidate
     served: VariantOutcome
-    verdict: Verdict
+
+    @property
+    def verdict(self) -> Verdict:
+        assert self.served.verdict is not None
+        return self.served.verdict
 
     def attempt(self) -> Attempt:
         """What the report says of it."""
@@ -128,9 +132,9 @@ def repair(run: Run, pipeline: Pipeline, evaluation: Evaluation, recipes: Recipe
             most = before.samples  # there may be too little text for more
             continue
         before = recipe
-        served, verdict = evaluation.judge(pipeline.served_variant, candidate)
-        judged.append(JudgedCandidate(change, candidate, served, verdict))
-        if verdict.outcome not in TRY_ANOTHER and not pipeline.repair.try_all:
+        served = evaluation.judge(pipeline.served_variant, candidate)
+        judged.append(JudgedCandidate(change, candidate, served))
+        if judged[-1].verdict.outcome not in TRY_ANOTHER and not pipeline.repair.try_all:
             break
     taken = best(judged)
     attempts = tuple(item.attempt() for item in judged)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from artifacts.manifest import ModelArtifact
 from artifacts.records.model import ModelSummary, SmokeTestRecord
 from artifacts.records.record import Record
+from artifacts.records.report import Verdict
 from configs.evaluation import Evaluate
 from configs.variants import Variant
 
@@ -28,6 +29,7 @@ class VariantOutcome(Record):
     with itself.
 
     Attributes:
+        verdict: on this evidence, by the pipeline's margin.
         load: its load test, if the pipeline has one.
     """
 
@@ -36,6 +38,7 @@ class VariantOutcome(Record):
     model_bytes: int
     measurement: ModelArtifact | None = None
     evidence: ModelArtifact | None = None
+    verdict: Verdict | None = None
     load: ModelArtifact | None = None
     problem: str | None = None
 

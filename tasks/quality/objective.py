@@ -6,13 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from artifacts.records.evidence import read_evidence
 from artifacts.records.measurement import read_measurement
 from artifacts.records.outcomes import Choice, VariantOutcome
-from configs.evaluation import Evaluate
 from configs.variants import weights_and_kv
 from tasks.checkpoints import files
-from tasks.quality.verdict import judge
 
 Objective = Literal["memory", "latency", "throughput"]
 CACHED_TOKENS = 32_768  # what `memory` counts beside the weights: eight sessions of 4096 tokens
@@ -23,18 +20,12 @@ UNITS = {
 }
 
 
-def choose(
-    outcomes: Sequence[VariantOutcome], objective: Objective | None, config: Evaluate
-) -> Choice | None:
+def choose(outcomes: Sequence[VariantOutcome], objective: Objective | None) -> Choice | None:
     """The best variant of those that passed; None if none did, or if there is no objective. Of
-    equal ones the first, so fp16 wins a tie.
-
-    Args:
-        config: how the variants are judged.
-    """
+    equal ones the first, so fp16 wins a tie."""
     if objective is None:
         return None
-    passed = [outcome for outcome in outcomes if _passed(outcome, config)]
+    passed = [item for item in outcomes if item.verdict and item.verdict.outcome == "PASS"]
     if not passed:
         return None
     best_first = sorted(
@@ -51,13 +42,6 @@ def choose(
     if failed:
         why += f". Not eligible: {', '.join(failed)}"
     return Choice(objective=objective, unit=UNITS[objective], figures=tuple(best_first), why=why)
-
-
-def _passed(outcome: VariantOutcome, config: Evaluate) -> bool:
-    if outcome.measurement is None or outcome.evidence is None:
-        return False
-    evidence = read_evidence(outcome.evidence)
-    return judge(evidence, outcome.evidence.digest, config).outcome == "PASS"
 
 
 def figure(outcome: VariantOutcome, objective: Objective) -> float:

@@ -13,7 +13,13 @@ from safetensors.numpy import save
 
 from artifacts.manifest import ModelArtifact, Parent, canonical_json
 from artifacts.records.checks import CheckResult, Example
-from artifacts.records.evidence import DocumentScore, Evidence, KlDivergence, SampleAnswer
+from artifacts.records.evidence import (
+    DocumentScore,
+    Evidence,
+    KlDivergence,
+    SampleAnswer,
+    read_evidence,
+)
 from artifacts.records.items import TaskComparison
 from artifacts.records.load_results import (
     LOAD,
@@ -32,6 +38,7 @@ from configs.evaluation import Evaluate
 from configs.variants import Variant
 from tasks.load.metrics import summarize
 from tasks.load.pool import Measured
+from tasks.quality.verdict import judge
 from tasks.report import ReportRequest
 
 PROMPTS = (
@@ -384,15 +391,15 @@ class Site:
         )
 
     def baseline(self, **more: Any) -> VariantOutcome:
+        found = compared(self.store, self.parent, self.parent, self.texts, "fp16", loss=0, spread=0)
         return VariantOutcome.model_validate(
             {
                 "variant": "fp16",
                 "model": self.parent,
                 "model_bytes": 3_790_000_000,
                 "measurement": measured(self.store, "fp16", self.parent, self.texts),
-                "evidence": compared(
-                    self.store, self.parent, self.parent, self.texts, "fp16", loss=0, spread=0
-                ),
+                "evidence": found,
+                "verdict": judge(read_evidence(found), found.digest, config()),
             }
             | more
         )
@@ -400,15 +407,15 @@ class Site:
     def variant(
         self, name: Variant = "w4a16", *, load: ModelArtifact | None = None, **evidence: Any
     ) -> VariantOutcome:
+        found = compared(self.store, self.parent, self.candidate, self.texts, name, **evidence)
         return VariantOutcome(
             variant=name,
             model=self.candidate,
             model_bytes=1_330_000_000,
             measurement=measured(self.store, name, self.candidate, self.texts),
             load=load,
-            evidence=compared(
-                self.store, self.parent, self.candidate, self.texts, name, **evidence
-            ),
+            evidence=found,
+            verdict=judge(read_evidence(found), found.digest, config()),
         )
 
     def minimal(self, **evidence: Any) -> ReportRequest:

@@ -55,7 +55,7 @@ def test_the_fastest_of_those_that_passed_wins(
     site: Site, objective: Objective, winner: str
 ) -> None:
     """Alone 4 bits decode fastest, in large batches the small cache does."""
-    found = choose(outcomes(site, "w4a16", "w4a16-kv8", "w4a16-kv4"), objective, CONFIG)
+    found = choose(outcomes(site, "w4a16", "w4a16-kv8", "w4a16-kv4"), objective)
     assert found is not None and found.figures[0][0] == winner
     assert [figure for _, figure in found.figures] == sorted(
         (figure for _, figure in found.figures), reverse=True
@@ -65,12 +65,12 @@ def test_the_fastest_of_those_that_passed_wins(
 
 def test_fp16_may_win_and_the_reason_has_the_figures(site: Site) -> None:
     assert SPEEDS["w4a16"][1] < SPEEDS["fp16"][1]
-    found = choose(outcomes(site, "w4a16"), "throughput", CONFIG)
+    found = choose(outcomes(site, "w4a16"), "throughput")
     assert found is not None and found.figures[0][0] == "fp16" and "against w4a16" in found.why
 
 
 def test_what_did_not_pass_is_not_chosen_however_fast(site: Site) -> None:
-    found = choose(outcomes(site, "w4a16", loss=0.5), "latency", CONFIG)
+    found = choose(outcomes(site, "w4a16", loss=0.5), "latency")
     assert (
         found is not None and found.figures[0][0] == "fp16" and "Not eligible: w4a16" in found.why
     )
@@ -78,19 +78,18 @@ def test_what_did_not_pass_is_not_chosen_however_fast(site: Site) -> None:
 
 def test_a_variant_without_figures_is_not_chosen(site: Site) -> None:
     crashed = VariantOutcome(variant="w4a16", model=site.candidate, model_bytes=1, problem="died")
-    found = choose([site.baseline(), crashed], "latency", CONFIG)
+    found = choose([site.baseline(), crashed], "latency")
     assert found is not None and [name for name, _ in found.figures] == ["fp16"]
 
 
 def test_nothing_is_chosen_if_nothing_passed(site: Site) -> None:
-    assert choose([site.variant("w4a16", loss=0.5)], "latency", CONFIG) is None
+    assert choose([site.variant("w4a16", loss=0.5)], "latency") is None
 
 
 def test_memory_counts_weights_and_cache(site: Site, tmp_path: Path) -> None:
     found = choose(
         [shaped(item, tmp_path / item.variant) for item in outcomes(site, "w4a16", "w4a16-kv8")],
         "memory",
-        CONFIG,
     )
     assert found is not None and [name for name, _ in found.figures] == [
         "w4a16-kv8",

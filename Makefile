@@ -58,6 +58,7 @@ coverage: $(STAMP)
 	@$(PY) -m coverage combine -q && $(PY) -m coverage report
 
 lint: $(STAMP)
+	$(VENV)/bin/ruff format -q --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo --no-cache

@@ -1,8 +1,9 @@
-"""docs/benchmarks: every page is what the script makes of the raw figures beside it, and README's
-figures are theirs."""
+"""docs/benchmarks: every page is what the script makes of the raw figures beside it, and the
+figures of README and docs are theirs."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,22 @@ def test_figures_of_two_gpus_do_not_make_one_page() -> None:
         page(found | {name: figures | {"gpu": figures["gpu"] | {"name": "another"}}})
 
 
-def test_the_readme_tells_the_same_figures() -> None:
-    """README rounds nothing on its own: what it says of the runtimes and variants stands on the
-    page."""
-    readme = (PROJECT / "README.md").read_text()
-    found = read(PROJECT / "docs" / "benchmarks" / "nvidia-h200")
+def test_the_docs_tell_the_same_figures() -> None:
+    """README and docs round nothing on their own: what they say of the runtimes and variants stands
+    on the page."""
+    docs = PROJECT / "docs"
+    found = read(docs / "benchmarks" / "nvidia-h200")
     for row in found["smollm2"]["variants"]:
         for column in ("size", "perplexity", "ratio", "mean KL", "load"):
-            assert row[column] in readme, (row["variant"], column)
+            assert row[column] in (docs / "gpu.md").read_text(), (row["variant"], column)
+        decode = re.findall(r"(\d+) \(batch", row["decode tokens/s"])
+        assert ", ".join(decode) in (docs / "gpu.md").read_text(), row["variant"]
+        if row["variant"] in ("fp16", "w4a16"):
+            assert f" {decode[0]} " in (PROJECT / "README.md").read_text(), row["variant"]
     for kind in ("fp16", "w4a16"):
         for item in found["runtimes"][kind]["figures"]:
             medians = [
                 sorted(speed["decode"])[len(speed["decode"]) // 2] for speed in item["speeds"]
             ]
-            assert ", ".join(f"{median:.0f}" for median in medians) in readme, item["runtime"]
+            told = ", ".join(f"{median:.0f}" for median in medians)
+            assert told in (docs / "engines.md").read_text(), item["runtime"]

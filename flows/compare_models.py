@@ -71,8 +71,7 @@ def compare_models(
             hint="`lmflows ls` shows what there is",
         )
     variants = [variant_of(f"{item.kind}{kv}", pipeline.engine) for item in (parent, model)]
-    trusted = any(run.trusts(item) for item in (parent, model))
-    baseline = Baseline(parent, split, items, trusted, variants[0])
+    baseline = Baseline(parent, split, items, variants[0])
     candidate = Candidate(model, run.store.manifest(model.digest).size, model.short)
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate)
     outcomes = (evaluation.parent(), evaluation.judge(variants[1], candidate))

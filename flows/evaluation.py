@@ -29,13 +29,11 @@ class Baseline:
     Attributes:
         texts: calibration and held-out documents.
         items: files of task items.
-        trust_remote_code: for every model that is compared with it.
     """
 
     model: ModelArtifact
     texts: ModelArtifact
     items: tuple[ItemsFile, ...]
-    trust_remote_code: bool
     variant: Variant = "fp16"
 
     def request(self, run: Run, pipeline: Pipeline) -> MeasureRequest:
@@ -51,7 +49,6 @@ class Baseline:
             items=self.items,
             baseline=None,
             hardware=hardware(run.gpus),
-            trust_remote_code=self.trust_remote_code,
         )
 
 
@@ -196,7 +193,6 @@ class Evaluation:
             engine=self._request.engine,
             config=config,
             hardware=self._request.hardware,
-            trust_remote_code=self._request.trust_remote_code,
         )
         try:
             tested = self._run(load_test, request, label=outcome.variant)

@@ -57,14 +57,13 @@ def quantize_and_deploy(
     split = run(texts, TextsRequest(config=pipeline.texts)).texts
     source = run(download, DownloadRequest(source=pipeline.source))
     model = pad_if_asked(run, plan, source.model)
-    trusted = run.trusts(model)
-    facts = run(preflight, plan.preflight_request(model, split, source, trusted))
-    recipes = Recipes(model, split, trusted)
+    facts = run(preflight, plan.preflight_request(model, split, source))
+    recipes = Recipes(model, split)
     reused = run.has_done(quantize, recipes.request(pipeline.quantize))
     needs = run(capacity, plan.capacity_request(facts, reused=reused))
     run.gpu_bytes = needs.gpu_bytes
-    spoke = run(smoke_test, plan.smoke_test_request(model, trusted))
-    baseline = Baseline(model, split, plan.items, trusted)
+    spoke = run(smoke_test, plan.smoke_test_request(model))
+    baseline = Baseline(model, split, plan.items)
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate_each_attempt)
     repaired = repair(run, pipeline, evaluation, recipes)
     variants = evaluation.variants(repaired.served, repaired.candidate, facts.head_dim)
@@ -171,6 +170,5 @@ def deploy_candidate(run: Run, plan: Plan, uploaded: Uploaded) -> DeployResult |
         engine=plan.pipeline.engine,
         options=options.model_copy(update={"variant": uploaded.variant}),
         gpus=tuple(gpu.uuid for gpu in run.gpus),
-        trust_remote_code=run.trusts(uploaded.candidate),
     )
     return run(deploy, request)

@@ -28,7 +28,6 @@ class Recipes:
 
     model: ModelArtifact
     texts: ModelArtifact
-    trust_remote_code: bool
 
     def request(self, recipe: Quantize) -> QuantizeRequest:
         """What the quantize step is asked: layers in fp16 and other formats are made from a plain
@@ -37,7 +36,6 @@ class Recipes:
             model=self.model,
             texts=self.texts,
             config=recipe.model_copy(update={"format": "awq", "keep_layers": 0}),
-            trust_remote_code=self.trust_remote_code,
         )
 
     def make(self, run: Run, recipe: Quantize, attempt: str) -> Candidate:
@@ -54,7 +52,6 @@ class Recipes:
                 quantized=model,
                 texts=self.texts,
                 config=recipe,
-                trust_remote_code=self.trust_remote_code,
             )
             kept = run(keep_layers, request, label=attempt)
             model, size = kept.candidate, kept.candidate_bytes

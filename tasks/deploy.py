@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.evidence import read_probes
+from artifacts.records.trusted_code import may_run_code
 from artifacts.registry.signing import require_signed
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import open_store
@@ -56,7 +57,6 @@ class DeployRequest(Request):
     engine: Engine
     options: Deploy
     gpus: tuple[str, ...] = ()
-    trust_remote_code: bool = False
 
     @property
     def frees_gpu_memory(self) -> bool:
@@ -108,6 +108,7 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
     started = time.monotonic()
     old = endpoints.read(request.name)
     old_keys = old.keys() if old is not None else []
+    held = LocalStore.holding(request.artifact)
     new = Endpoint(
         name=request.name,
         model_name=request.options.model_name or request.name,
@@ -116,7 +117,7 @@ def _deploy(request: DeployRequest, keys: list[str], context: Context) -> Deploy
         options=request.options,
         stores=_stores(request),
         gpus=request.gpus,
-        trust_remote_code=request.trust_remote_code,
+        trust_remote_code=may_run_code(held.manifest(request.artifact.digest)),
         since=datetime.now(UTC),
     )
     state, _ = supervisor.state(new)

@@ -41,7 +41,6 @@ class KeepLayersRequest(Request):
     quantized: ModelArtifact
     texts: ModelArtifact
     config: Quantize
-    trust_remote_code: bool = False
 
     @property
     def limit_minutes(self) -> float:
@@ -125,7 +124,7 @@ def rank(request: KeepLayersRequest, context: Context) -> list[tuple[int, float]
     from tasks.engines.reference import ReferenceEngine
 
     context.progress(0.02, "loading the parent")
-    engine = ReferenceEngine(request.parent.path, trust_remote_code=request.trust_remote_code)
+    engine = ReferenceEngine(request.parent.path, trust_remote_code=context.trusts(request.parent))
     rows = calibration_rows(
         engine.tokenizer,
         read_documents(request.texts.path / CALIBRATION),

@@ -28,7 +28,6 @@ class LoadTestRequest(Request):
     engine: Engine
     config: LoadTest
     hardware: dict[str, str]
-    trust_remote_code: bool = False
 
     def key_fields(self) -> dict[str, object]:
         """Another engine must measure again."""
@@ -90,7 +89,7 @@ def load_test(request: LoadTestRequest, context: Context) -> LoadTestResult:
         request.model.path,
         request.engine,
         request.variant,
-        trust_remote_code=request.trust_remote_code,
+        trust_remote_code=context.trusts(request.model),
         limit_s=READY_SECONDS,
         log=lambda text: context.progress(0.02, text),
     ) as endpoint:

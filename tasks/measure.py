@@ -80,7 +80,6 @@ class MeasureRequest(Request):
     items: tuple[ItemsFile, ...] = ()
     baseline: ModelArtifact | None
     hardware: dict[str, str]
-    trust_remote_code: bool = False
 
     def key_fields(self) -> dict[str, object]:
         """What decides is the verdict's business: changing it must not measure again. Another GPU,
@@ -116,7 +115,7 @@ def measure(request: MeasureRequest, context: Context) -> MeasureResult:
         folder=request.model.path,
         engine=request.engine,
         kv_bits=weights_and_kv(request.variant)[1],
-        trust_remote_code=request.trust_remote_code,
+        trust_remote_code=context.trusts(request.model),
     )
     context.progress(0.02, f"loading {request.engine.name}")
     before = gpus.used_bytes()

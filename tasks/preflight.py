@@ -48,7 +48,6 @@ class PreflightRequest(Request):
     engine: Engine
     served: Variant
     deployed: bool = True
-    trust_remote_code: bool = False
     untrusted_code: dict[str, str] = {}
 
     def key_fields(self) -> dict[str, object]:
@@ -64,11 +63,12 @@ class PreflightResult(ModelSummary, Result):
 
 @dataclass(frozen=True)
 class Subject:
-    """All that a trap looks at."""
+    """All that a trap looks at; `trusted`: somebody has reviewed the model's Python files."""
 
     request: PreflightRequest
     facts: ModelFacts
     cuda: bool
+    trusted: bool
 
 
 @step(libraries=LIBRARIES)
@@ -76,7 +76,7 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
     """Ask every known trap of this model and config; raise one error that lists all that would
     snap."""
     facts = files.inspect(request.model.path)
-    subject = Subject(request, facts, cuda_is_visible())
+    subject = Subject(request, facts, cuda_is_visible(), context.trusts(request.model))
     found = []
     for number, trap in enumerate(TRAPS):
         context.progress(number / len(TRAPS), (trap.__doc__ or "").split(".")[0])
@@ -107,7 +107,7 @@ def remote_code(subject: Subject) -> Iterator[str]:
     cannot run."""
     import transformers
 
-    trusted = subject.request.trust_remote_code
+    trusted = subject.trusted
     references = files.code_references(subject.request.model.path)
     native = subject.facts.config.get("model_type") in transformers.CONFIG_MAPPING
     if references and not native and not trusted:
@@ -140,7 +140,7 @@ def _is_elsewhere(name: str, subject: Subject) -> bool:
         return True
     module = name.rsplit(".", 1)[0]
     there = (subject.request.model.path / f"{module}.py").is_file()
-    return subject.request.trust_remote_code and not there
+    return subject.trusted and not there
 
 
 def architecture(subject: Subject) -> Iterator[str]:
@@ -264,7 +264,7 @@ def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase | str:
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            subject.request.model.path, trust_remote_code=subject.request.trust_remote_code
+            subject.request.model.path, trust_remote_code=subject.trusted
         )
         return tokenizer
     except Exception as error:  # whatever the tokenizer's files make it raise

@@ -20,7 +20,6 @@ from typing import Any
 from artifacts.manifest import Manifest, ModelArtifact, Parent
 from artifacts.records.texts import CALIBRATION, read_documents
 from artifacts.records.trusted_code import TRUSTED_CODE
-from configs.callbacks import Progress
 from configs.quantization import Quantize
 from tasks.checkpoints import card
 from tasks.checkpoints import files as model_files
@@ -36,7 +35,6 @@ class QuantizeRequest(Request):
     model: ModelArtifact
     texts: ModelArtifact
     config: Quantize
-    trust_remote_code: bool = False
 
     def key_fields(self) -> dict[str, Any]:
         """`device: auto` means what it comes down to here."""
@@ -61,7 +59,7 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     config = request.config
     source = request.model.path
     device = _choose_device(config.device)
-    rows = _draw_rows(request)
+    rows = _draw_rows(request, context)
     parent = context.store.manifest(request.model.digest)
     recipe = config.model_dump(mode="json", exclude={"timeout_minutes", "device"}) | {
         "device": device,
@@ -71,7 +69,7 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
         TRUSTED_CODE: parent.recipe.get(TRUSTED_CODE, {}),
     }
     with context.store.staging() as staging:
-        run_awq(request, rows, staging.path, device, context.progress)
+        run_awq(request, rows, staging.path, device, context)
         clean(staging.path, source)
         write_card(staging.path, source, parent, recipe)
         context.progress(0.98, "hashing")
@@ -91,11 +89,11 @@ def quantize(request: QuantizeRequest, context: Context) -> QuantizeResult:
     )
 
 
-def _draw_rows(request: QuantizeRequest) -> list[list[int]]:
+def _draw_rows(request: QuantizeRequest, context: Context) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        request.model.path, trust_remote_code=request.trust_remote_code
+        request.model.path, trust_remote_code=context.trusts(request.model)
     )
     return calibration_rows(
         tokenizer,
@@ -111,7 +109,7 @@ def run_awq(
     rows: Sequence[Sequence[int]],
     folder: Path,
     device: str,
-    progress: Progress,
+    context: Context,
 ) -> None:
     """Fill `folder` with LMDeploy's quantized checkpoint, calibrated with these rows."""
     import torch
@@ -123,7 +121,7 @@ def run_awq(
     torch.manual_seed(config.seed)
     with ExitStack() as stack:
         stack.enter_context(lmdeploy_hooks.calibrate_with(rows))
-        stack.enter_context(lmdeploy_hooks.layer_progress(progress, layers))
+        stack.enter_context(lmdeploy_hooks.layer_progress(context.progress, layers))
         if device == "cpu":
             stack.enter_context(lmdeploy_hooks.mended_for_cpu())
         from lmdeploy.lite.apis.auto_awq import auto_awq
@@ -140,7 +138,7 @@ def run_awq(
             search_scale=config.search_scale,
             device=device,
             dtype=config.dtype,
-            trust_remote_code=request.trust_remote_code,
+            trust_remote_code=context.trusts(request.model),
         )
 
 

@@ -26,7 +26,6 @@ REPEATS = 8  # an n-gram this many times in a row is a loop, not a style
 class SmokeTestRequest(Request):
     model: ModelArtifact
     config: SmokeTest
-    trust_remote_code: bool = False
 
     def key_fields(self) -> dict[str, Any]:
         return super().key_fields() | {"cuda": cuda_is_visible()}
@@ -49,7 +48,7 @@ def smoke_test(request: SmokeTestRequest, context: Context) -> SmokeTestResult:
 
     context.progress(0.05, "loading")
     engine = ReferenceEngine(
-        request.model.path, dtype=torch.float16, trust_remote_code=request.trust_remote_code
+        request.model.path, dtype=torch.float16, trust_remote_code=context.trusts(request.model)
     )
     messages: list[dict[str, str]] = []
     turns = []

@@ -275,7 +275,6 @@ def ours(place: Path, model: Path, texts: Path, samples: int, length: int) -> No
         model=store.open(source),
         texts=ModelArtifact(digest=digests[texts.resolve()], kind="texts", path=texts),
         config=Quantize(samples=samples, sequence_length=length, batch_size=8, device="cuda"),
-        trust_remote_code=True,
     )
     run_child(quantize, request, Placement(place / "ours", store, timeout_s=600))
 

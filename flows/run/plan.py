@@ -66,7 +66,7 @@ class Plan:
         )
 
     def preflight_request(
-        self, model: ModelArtifact, texts: ModelArtifact, source: DownloadResult, trusted: bool
+        self, model: ModelArtifact, texts: ModelArtifact, source: DownloadResult
     ) -> PreflightRequest:
         """What is asked of the model before any long work."""
         return PreflightRequest(
@@ -76,16 +76,14 @@ class Plan:
             engine=self.pipeline.engine,
             served=self.pipeline.served_variant,
             deployed=self.pipeline.deploy is not None,
-            trust_remote_code=trusted,
             untrusted_code=source.untrusted_code,
         )
 
-    def smoke_test_request(self, model: ModelArtifact, trusted: bool) -> SmokeTestRequest:
+    def smoke_test_request(self, model: ModelArtifact) -> SmokeTestRequest:
         """What the fp16 model is asked to say."""
         return SmokeTestRequest(
             model=model,
             config=self.pipeline.smoke_test,
-            trust_remote_code=trusted,
         )
 
     def capacity_request(self, model: PreflightResult, *, reused: bool) -> CapacityRequest:

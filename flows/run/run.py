@@ -17,9 +17,7 @@ from prefect import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
-from artifacts.manifest import ModelArtifact
 from artifacts.records.outcomes import StepTime
-from artifacts.records.trusted_code import may_run_code
 from artifacts.store.local import LocalStore
 from configs import paths
 from configs.errors import LmflowsError
@@ -94,10 +92,6 @@ class Run:
     def has_done(self, step: Step[In, Out], request: In) -> bool:
         """Whether an earlier run has answered this request, as far as the results say."""
         return (results_folder() / step.cache_key(request)).exists()
-
-    def trusts(self, model: ModelArtifact) -> bool:
-        """Whether the Python files of an artifact in the workspace may run."""
-        return may_run_code(self.store.manifest(model.digest))
 
     @property
     def reused(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.manifest import ModelArtifact, canonical_json
+from artifacts.records.trusted_code import may_run_code
 from artifacts.store.local import LocalStore
 
 DEFAULT_MINUTES = 30.0
@@ -95,6 +96,10 @@ class Context:
 
     def log(self, text: str) -> None:
         print(text, flush=True)
+
+    def trusts(self, model: ModelArtifact) -> bool:
+        """Whether the Python files of an artifact in the workspace may run."""
+        return may_run_code(self.store.manifest(model.digest))
 
 
 @dataclass(frozen=True)

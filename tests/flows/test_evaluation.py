@@ -138,7 +138,7 @@ def main(folder: Path, tiny_model: Path) -> None:
     for name, (served, head_dim, runtime) in RUNS.items():
         config = pipeline(served, runtime)
         run = Run(folder / "runs" / name, store)
-        baseline = Baseline(model, split, (), trust_remote_code=False)
+        baseline = Baseline(model, split, ())
         quantized = Candidate(candidate, 10**6)
         told = Told(state="")
 

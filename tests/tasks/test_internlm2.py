@@ -149,9 +149,7 @@ def bench(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def quantized(bench: Bench) -> ModelArtifact:
-    request = QuantizeRequest(
-        model=bench.model, texts=bench.texts, config=RECIPE, trust_remote_code=True
-    )
+    request = QuantizeRequest(model=bench.model, texts=bench.texts, config=RECIPE)
     candidate: ModelArtifact = bench.child(quantize, request).candidate
     return candidate
 
@@ -297,13 +295,13 @@ def test_trusting_the_model_file_alone_is_not_enough(bench: Bench) -> None:
     with pytest.raises(
         PreflightError, match=r"not a trusted file of this folder \(configuration_internlm2"
     ):
-        bench.preflight(result.model, trust_remote_code=True, untrusted_code=result.untrusted_code)
+        bench.preflight(result.model, untrusted_code=result.untrusted_code)
 
 
 def test_trusted_code_travels_with_the_artifact_and_preflight_passes(bench: Bench) -> None:
     assert {name: sha256_file(bench.model.path / name)[1] for name in CODE} == CODE
     assert bench.store.manifest(bench.model.digest).recipe["trusted_code"] == CODE
-    found = bench.preflight(bench.model, trust_remote_code=True)
+    found = bench.preflight(bench.model)
     # the output matrix is untied
     assert found.architecture == "InternLM2ForCausalLM" and found.parameters == 426_624 + 1024 * 128
     assert found.candidate_bytes < found.parent_bytes == 2 * found.parameters
@@ -313,9 +311,7 @@ def test_trusted_code_travels_with_the_artifact_and_preflight_passes(bench: Benc
 def test_it_speaks_in_the_smoke_test(bench: Bench) -> None:
     spoke = bench.child(
         smoke_test,
-        SmokeTestRequest(
-            model=bench.model, config=SmokeTest(max_new_tokens=32), trust_remote_code=True
-        ),
+        SmokeTestRequest(model=bench.model, config=SmokeTest(max_new_tokens=32)),
     )
     assert spoke.turns[0].answer.startswith("Hello! How can I help")
 
@@ -361,7 +357,6 @@ def test_scale_search_works_on_a_fused_matrix(bench: Bench) -> None:
         model=bench.model,
         texts=bench.texts,
         config=RECIPE.model_copy(update={"search_scale": True}),
-        trust_remote_code=True,
     )
     assert (
         bench.nll(bench.child(quantize, request).candidate.path, trust=True)

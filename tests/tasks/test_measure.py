@@ -442,7 +442,6 @@ def test_the_key_has_what_decides_the_figures_and_no_limit(
         key(benchmark=None),
         key(benchmark=BENCHMARK.model_copy(update={"rounds": 4})),
         key(engine=EngineTransformers(name="transformers", session_len=128)),
-        key(trust_remote_code=True),
         key(part=(0, 3)),
         key(part=(3, 6)),
         key(items=(ItemsFile(path=tmp_path, sha256="1"),)),

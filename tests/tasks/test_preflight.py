@@ -225,7 +225,7 @@ def test_code_that_is_not_pinned_never_runs(
     source = LocalSource(type="local", path=folder, trusted_code={"fine.py": sha})
     model = download(DownloadRequest(source=source), Context(store)).model
     with pytest.raises(PreflightError, match="not a trusted file of this folder"):
-        ask(store, model, split, trust_remote_code=True)
+        ask(store, model, split)
     assert not (tmp_path / "ran").exists()
 
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from configs import paths
 from configs.errors import ConfigError
-from configs.location import Location, absolute
+from configs.location import S3, Location, absolute
 from configs.reader import checked, read
 from configs.section import Lax, Section
 
@@ -134,6 +134,25 @@ class Policy(Section):
         """The store that is meant: the one that somebody has named, else this policy's, else this
         machine's."""
         return named or self.store or str(paths.default_store())
+
+
+class Destination(Section):
+    """Where the artifacts of a run go, and the policy that holds there."""
+
+    store: Location
+    policy: Policy = Policy()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders on this machine that the run writes to."""
+        if self.store.startswith(S3):
+            return (paths.workspace(),)
+        return paths.workspace(), Path(self.store)
+
+    @property
+    def named_store(self) -> Location | None:
+        """The store if commands mean another by themselves, so that it has to be named."""
+        return None if self.store == self.policy.store_for(None) else self.store
 
 
 def load_policy() -> Policy:

@@ -16,6 +16,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.records.outcomes import VariantOutcome
 from artifacts.registry.promotion import require_no_problem
 from configs import paths
+from configs.schema import Pipeline
 from configs.variants import Variant
 from flows.evaluation import Baseline, Evaluation
 from flows.repair import Recipes, repair
@@ -25,16 +26,16 @@ from flows.run.plan import Plan, make_plan
 from flows.run.publish import publish_report
 from flows.run.run import Run, begin_run
 from flows.run.summary import Summary, require_pass
-from tasks.capacity import capacity, machine
+from tasks.capacity import CapacityRequest, MachineRequest, capacity, machine
 from tasks.deploy import DeployRequest, DeployResult, deploy
 from tasks.download import DownloadRequest, download
 from tasks.pad import PadRequest, pad
-from tasks.preflight import preflight
+from tasks.preflight import PreflightRequest, preflight
 from tasks.promote import PromoteRequest, PromoteResult, SignRequest, promote, sign
 from tasks.quality.objective import choose
 from tasks.quantize import quantize
 from tasks.report import ReportRequest, report
-from tasks.smoke_test import smoke_test
+from tasks.smoke_test import SmokeTestRequest, smoke_test
 from tasks.texts import TextsRequest, texts
 from tasks.upload import UploadRequest, upload
 
@@ -47,22 +48,24 @@ def quantize_and_deploy(
 
     Args:
         config: the pipeline's YAML file.
-        overrides: values that replace the file's, by dotted key path, for example
-            {"evaluate.documents": 8}.
+        overrides: values that replace the file's, by dotted key path.
     """
     plan = make_plan(config, overrides)
     pipeline = plan.pipeline
     run = begin_run(pipeline.name, plan.gpus)
-    run(machine, plan.machine_request())
+    run(machine, MachineRequest(pipeline=pipeline, destination=plan.destination))
     split = run(texts, TextsRequest(config=pipeline.texts)).texts
     source = run(download, DownloadRequest(source=pipeline.source))
     model = pad_if_asked(run, plan, source.model)
-    facts = run(preflight, plan.preflight_request(model, split, source))
+    facts = run(preflight, preflight_request(pipeline, model, split, source.untrusted_code))
     recipes = Recipes(model, split)
     reused = run.has_done(quantize, recipes.request(pipeline.quantize))
-    needs = run(capacity, plan.capacity_request(facts, reused=reused))
+    room = CapacityRequest(
+        pipeline=pipeline, destination=plan.destination, model=facts, reused=reused
+    )
+    needs = run(capacity, room)
     run.gpu_bytes = needs.gpu_bytes
-    spoke = run(smoke_test, plan.smoke_test_request(model))
+    spoke = run(smoke_test, SmokeTestRequest(model=model, config=pipeline.smoke_test))
     baseline = Baseline(model, split, plan.items)
     evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate_each_attempt)
     repaired = repair(run, pipeline, evaluation, recipes)
@@ -85,20 +88,34 @@ def quantize_and_deploy(
     publish_report(run, pipeline.name, judged)
 
     uploaded = upload_served(run, plan, served, judged.report)
-    promoted = deployed = None
-    if judged.verdict.outcome == "PASS":
-        promoted = promote_candidate(run, plan, uploaded)
-        deployed = deploy_candidate(run, plan, uploaded)
+    passed = judged.verdict.outcome == "PASS"
+    promoted = promote_candidate(run, plan, uploaded) if passed else None
+    deployed = deploy_candidate(run, plan, uploaded) if passed else None
     summary = Summary(
         asked=report_request,
         judged=judged,
         needs=needs,
-        store=plan.named_store,
+        store=plan.destination.named_store,
         promoted=promoted,
         deployed=deployed,
         reused=run.reused,
     )
     return require_pass(summary)
+
+
+def preflight_request(
+    pipeline: Pipeline, model: ModelArtifact, texts: ModelArtifact, untrusted_code: dict[str, str]
+) -> PreflightRequest:
+    """What is asked of the model before any long work."""
+    return PreflightRequest(
+        model=model,
+        texts=texts,
+        quantize=pipeline.quantize,
+        engine=pipeline.engine,
+        served=pipeline.served_variant,
+        deployed=pipeline.deploy is not None,
+        untrusted_code=untrusted_code,
+    )
 
 
 def pad_if_asked(run: Run, plan: Plan, model: ModelArtifact) -> ModelArtifact:
@@ -125,17 +142,24 @@ class Uploaded:
 def upload_served(run: Run, plan: Plan, served: VariantOutcome, report: ModelArtifact) -> Uploaded:
     """Upload the variant that is served, with its report and evidence."""
     assert served.evidence is not None
-    paths.remember_store(plan.store)
-    request = UploadRequest(artifacts=(served.model, report, served.evidence), store=plan.store)
+    paths.remember_store(plan.destination.store)
+    request = UploadRequest(
+        artifacts=(served.model, report, served.evidence), store=plan.destination.store
+    )
     candidate, report, evidence = run(upload, request).uploaded
     return Uploaded(served.variant, candidate, report, evidence)
 
 
 def promote_candidate(run: Run, plan: Plan, uploaded: Uploaded) -> PromoteResult:
     """Sign what has passed if the policy asks for it, and move the pipeline's stage to it."""
-    if plan.policy.sign is not None:
+    if plan.destination.policy.sign is not None:
         digests = (uploaded.candidate.digest, uploaded.report.digest)
-        run(sign, SignRequest(store=plan.store, digests=digests, policy=plan.policy))
+        run(
+            sign,
+            SignRequest(
+                store=plan.destination.store, digests=digests, policy=plan.destination.policy
+            ),
+        )
     request = PromoteRequest(
         model=plan.pipeline.name,
         what=uploaded.candidate.digest,
@@ -143,8 +167,8 @@ def promote_candidate(run: Run, plan: Plan, uploaded: Uploaded) -> PromoteResult
         report=uploaded.report.digest,
         variant=uploaded.variant,
         engine=plan.pipeline.engine.name,
-        store=plan.store,
-        policy=plan.policy,
+        store=plan.destination.store,
+        policy=plan.destination.policy,
         who=whoami(),
         why=f"run {flow_run.name or flow_run.id} passed its verdict",
     )
@@ -165,8 +189,8 @@ def deploy_candidate(run: Run, plan: Plan, uploaded: Uploaded) -> DeployResult |
         artifact=uploaded.candidate,
         report=uploaded.report,
         evidence=uploaded.evidence,
-        store=plan.store,
-        policy=plan.policy,
+        store=plan.destination.store,
+        policy=plan.destination.policy,
         engine=plan.pipeline.engine,
         options=options.model_copy(update={"variant": uploaded.variant}),
         gpus=tuple(gpu.uuid for gpu in run.gpus),

@@ -18,17 +18,15 @@ from artifacts.records.model import ModelSummary
 from artifacts.registry.signing import require_keys
 from artifacts.store.protocol import open_store
 from configs.deployment import Deploy
-from configs.engines import Engine
 from configs.errors import ConfigError, PreflightError, require_ready
-from configs.evaluation import Evaluate
-from configs.location import Location
-from configs.policy import Policy
-from configs.quantization import Quantize
+from configs.policy import Destination
+from configs.schema import Pipeline
 from configs.units import gb
 from tasks.machine.gpus import choose, free_bytes
 from tasks.machine.ports import port_problem
 from tasks.runner import runtimes
 from tasks.runner.step import Context, Request, Result, step
+from tasks.serving import endpoints, supervisor
 from tasks.serving.endpoints import api_keys
 
 # bytes that torch with CUDA, transformers and lmdeploy take before any weight
@@ -39,17 +37,10 @@ CPU_FLOPS, GPU_FLOPS = 5e10, 1e14  # sustained, of a small machine; only for the
 
 
 class MachineRequest(Request):
-    """What can be asked before the model is there. `port_is_ours`: the endpoint that the run
-    replaces holds the port."""
+    """What can be asked before the model is there."""
 
-    quantize: Quantize
-    engine: Engine
-    deploy: Deploy | None
-    gpus: tuple[int, ...] | None
-    folders: tuple[Path, ...]
-    store: Location
-    policy: Policy = Policy()
-    port_is_ours: bool = False
+    pipeline: Pipeline
+    destination: Destination
 
 
 class MachineResult(Result):
@@ -62,24 +53,28 @@ def machine(request: MachineRequest, context: Context) -> MachineResult:
     engine's runtime."""
     gpus = free_bytes()
     require_ready(
-        [*_writable(request.folders), *_gpus(len(gpus), request), *_port(request), *_keys(request)]
+        [
+            *_writable(request.destination.folders),
+            *_gpus(len(gpus), request.pipeline),
+            *_port(request.pipeline),
+            *_keys(request.pipeline.deploy),
+        ]
     )
-    require_keys(request.policy)
-    open_store(request.store).objects.probe()  # a bucket that cannot be promoted in shows here, too
+    require_keys(request.destination.policy)
+    open_store(
+        request.destination.store
+    ).objects.probe()  # a bucket that cannot be promoted in shows here, too
     # an unknown one shows here, and not after the quantization
-    runtimes.prepare(request.engine.runtime, log=context.log)
+    runtimes.prepare(request.pipeline.engine.runtime, log=context.log)
     return MachineResult(gpus=len(gpus))
 
 
 class CapacityRequest(Request):
     """`reused`: the quantization is there already, so what the machine has left is no obstacle."""
 
+    pipeline: Pipeline
+    destination: Destination
     model: ModelSummary
-    quantize: Quantize
-    evaluate: Evaluate
-    engine: Engine
-    gpus: tuple[int, ...] | None
-    folders: tuple[Path, ...]
     reused: bool = False
 
 
@@ -102,7 +97,11 @@ def capacity(request: CapacityRequest, context: Context) -> CapacityResult:
     )
     if not request.reused:
         require_ready(
-            [*_disk(needs, request.folders), *_memory(needs), *_gpu_memory(needs, request)]
+            [
+                *_disk(needs, request.destination.folders),
+                *_memory(needs),
+                *_gpu_memory(needs, request),
+            ]
         )
     return needs
 
@@ -112,11 +111,11 @@ def estimate(request: CapacityRequest) -> CapacityResult:
     figures, not promises."""
     model = request.model
     cuda = bool(free_bytes())
-    tokens = request.quantize.samples * request.quantize.sequence_length
+    tokens = request.pipeline.quantize.samples * request.pipeline.quantize.sequence_length
     # LMDeploy holds all rows at once, fp16, twice and a half
     activations = 3 * 2 * tokens * model.hidden_size
     weights = 2 * model.parameters  # in 16 bit
-    scoring = request.engine.weight_bytes * model.parameters + _logits(request)
+    scoring = request.pipeline.engine.weight_bytes * model.parameters + _logits(request)
     if cuda:
         on_host = 2 * weights
         on_gpu = max(activations + weights // 8, scoring) + GPU_CONTEXT
@@ -133,15 +132,19 @@ def estimate(request: CapacityRequest) -> CapacityResult:
 
 def _logits(request: CapacityRequest) -> int:
     """Bytes of the logits of a batch of documents: float32, and a copy."""
-    config = request.evaluate
+    config = request.pipeline.evaluate
     return config.batch_size * config.max_tokens_per_document * 4 * 2 * request.model.vocabulary
 
 
 def _time_class(request: CapacityRequest, flops: float) -> str:
     """How long it will take in words, at so many operations a second."""
-    search = 20 if request.quantize.search_scale else 1
-    calibrated = request.quantize.samples * request.quantize.sequence_length * (1 + search)
-    scored = 2 * request.evaluate.documents * request.evaluate.max_tokens_per_document
+    search = 20 if request.pipeline.quantize.search_scale else 1
+    calibrated = (
+        request.pipeline.quantize.samples * request.pipeline.quantize.sequence_length * (1 + search)
+    )
+    scored = (
+        2 * request.pipeline.evaluate.documents * request.pipeline.evaluate.max_tokens_per_document
+    )
     seconds = 2 * request.model.parameters * (calibrated + scored) / flops + 60
     if seconds < 600:
         return "under 10 minutes"
@@ -187,7 +190,7 @@ def _memory(needs: CapacityResult) -> Iterator[str]:
 
 
 def _gpu_memory(needs: CapacityResult, request: CapacityRequest) -> Iterator[str]:
-    for gpu in choose(request.gpus, request.engine.tp):
+    for gpu in choose(request.pipeline.gpus, request.pipeline.engine.tp):
         if gpu.free_bytes < needs.gpu_bytes:
             yield (
                 f"{gpu} has {gb(gpu.free_bytes)} free, the run needs {gb(needs.gpu_bytes)} -> stop"
@@ -196,39 +199,47 @@ def _gpu_memory(needs: CapacityResult, request: CapacityRequest) -> Iterator[str
             )
 
 
-def _gpus(count: int, request: MachineRequest) -> Iterator[str]:
-    if request.quantize.device == "cuda" and not count:
+def _gpus(count: int, pipeline: Pipeline) -> Iterator[str]:
+    if pipeline.quantize.device == "cuda" and not count:
         yield (
             "quantize.device cuda, and there is no CUDA GPU here -> run on a GPU worker, or set"
             " quantize.device: auto"
         )
-    if request.engine.needs_gpu and count < request.engine.tp:
+    engine = pipeline.engine
+    if engine.needs_gpu and count < engine.tp:
         yield (
-            f"engine {request.engine.name} with tp {request.engine.tp} needs as many CUDA GPUs,"
+            f"engine {engine.name} with tp {engine.tp} needs as many CUDA GPUs,"
             f" {count} are here -> run on a GPU worker, lower engine.tp, or set engine.name:"
             " transformers"
         )
     try:
-        choose(request.gpus, request.engine.tp)
+        choose(pipeline.gpus, engine.tp)
     except PreflightError as error:
         yield f"{error.message} -> {error.hint}"
 
 
-def _keys(request: MachineRequest) -> Iterator[str]:
+def _keys(deploy: Deploy | None) -> Iterator[str]:
     try:
-        api_keys(request.deploy.api_keys_env if request.deploy else None)
+        api_keys(deploy.api_keys_env if deploy else None)
     except ConfigError as error:
         yield f"{error.where}: {error.message} -> {error.hint}"
 
 
-def _port(request: MachineRequest) -> Iterator[str]:
-    deploy = request.deploy
-    if (
-        deploy is not None
-        and not request.port_is_ours
-        and (problem := port_problem(deploy.host, deploy.port))
-    ):
+def _port(pipeline: Pipeline) -> Iterator[str]:
+    deploy = pipeline.deploy
+    if deploy is None or _is_ours(deploy.port, pipeline.name):
+        return
+    if problem := port_problem(deploy.host, deploy.port):
         yield (
             f"{problem} -> set deploy.port to a free one, or stop what uses it (`ss -ltnp 'sport ="
             f" :{deploy.port}'` names it)"
         )
+
+
+def _is_ours(port: int, name: str) -> bool:
+    """Whether a port is held by the endpoint that the run will replace."""
+    known = endpoints.read(name)
+    if known is None or known.options.port != port:
+        return False
+    state, _ = supervisor.state(known)
+    return state in ("RUNNING", "STARTING")

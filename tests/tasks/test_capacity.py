@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artifacts.manifest import ModelArtifact
 from artifacts.records.model import ModelSummary
 from artifacts.store.local import LocalStore
 from configs.deployment import Deploy
 from configs.engines import EnginePytorch, EngineTransformers, EngineTurbomind
 from configs.errors import ConditionalWritesIgnored, ConfigError, PreflightError
 from configs.evaluation import Evaluate
-from configs.policy import Policy, SigningKey
+from configs.policy import Destination, Policy, SigningKey
 from configs.quantization import Quantize
+from configs.schema import Pipeline
+from configs.sources import LocalSource
+from configs.texts import PythonDocs, Texts
 from tasks.capacity import (
     CapacityRequest,
     MachineRequest,
@@ -25,6 +30,8 @@ from tasks.capacity import (
 )
 from tasks.machine import gpus
 from tasks.runner.step import Context
+from tasks.serving import supervisor
+from tasks.serving.endpoints import Endpoint
 from tests.support import s3_server
 from tests.support.nvml import GB, Board, Machine
 
@@ -40,7 +47,18 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-def demand(parameters: int, folder: Path, **more: Any) -> CapacityRequest:
+def pipeline(folder: Path, **more: Any) -> Pipeline:
+    plain = Pipeline(
+        name="tiny",
+        source=LocalSource(type="local", path=folder),
+        texts=Texts(source=PythonDocs(type="python_docs")),
+        evaluate=Evaluate(max_perplexity_ratio=1.1),
+        engine=REFERENCE,
+    )
+    return plain.model_copy(update=more)
+
+
+def demand(parameters: int, folder: Path, *, reused: bool = False, **more: Any) -> CapacityRequest:
     model = ModelSummary(
         architecture="LlamaForCausalLM",
         parameters=parameters,
@@ -50,30 +68,17 @@ def demand(parameters: int, folder: Path, **more: Any) -> CapacityRequest:
         head_dim=128,
         vocabulary=32000,
     )
-    return CapacityRequest.model_validate(
-        {
-            "model": model,
-            "quantize": Quantize(),
-            "evaluate": Evaluate(max_perplexity_ratio=1.1),
-            "engine": REFERENCE,
-            "gpus": None,
-            "folders": (folder,),
-        }
-        | more
+    request = CapacityRequest(
+        pipeline=pipeline(folder, **more), destination=Destination(store=str(folder)), model=model
     )
+    return request.model_copy(update={"reused": reused})
 
 
-def place(folder: Path, **more: Any) -> MachineRequest:
-    return MachineRequest.model_validate(
-        {
-            "quantize": Quantize(),
-            "engine": REFERENCE,
-            "deploy": None,
-            "gpus": None,
-            "folders": (folder,),
-            "store": str(folder),
-        }
-        | more
+def place(folder: Path, *, policy: Policy | None = None, **more: Any) -> MachineRequest:
+    store = more.pop("store", str(folder))
+    return MachineRequest(
+        pipeline=pipeline(folder, **more),
+        destination=Destination(store=store, policy=policy or Policy()),
     )
 
 
@@ -107,12 +112,27 @@ def test_a_taken_port_is_found(tmp_path: Path, store: LocalStore) -> None:
             machine(place(tmp_path, deploy=Deploy(port=port)), Context(store))
 
 
-def test_our_own_endpoints_port_is_not_taken(tmp_path: Path, store: LocalStore) -> None:
+def test_our_own_endpoints_port_is_not_taken(
+    tmp_path: Path, store: LocalStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         deploy = Deploy(port=holder.getsockname()[1])
-        assert machine(place(tmp_path, deploy=deploy, port_is_ours=True), Context(store)).gpus == 0
+        endpoint = Endpoint(
+            name="tiny",
+            model_name="tiny",
+            artifact=ModelArtifact(digest="0" * 64, kind="w4a16", path=tmp_path),
+            engine=REFERENCE,
+            options=deploy,
+            since=datetime.now(UTC),
+        )
+        endpoint.save([])
+        monkeypatch.setattr(supervisor, "state", lambda _endpoint: ("RUNNING", 1))
+        assert machine(place(tmp_path, deploy=deploy), Context(store)).gpus == 0
+        monkeypatch.setattr(supervisor, "state", lambda _endpoint: ("STOPPED", 0))
+        with pytest.raises(PreflightError, match="is taken"):
+            machine(place(tmp_path, deploy=deploy), Context(store))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +146,7 @@ def test_our_own_endpoints_port_is_not_taken(tmp_path: Path, store: LocalStore) 
         ({"gpus": (0,)}, "GPU 0 is not here; visible: none .* -> name GPUs by their positions"),
         ({"quantize": Quantize(device="cuda")}, "no CUDA GPU here -> run on a GPU worker"),
         ({"deploy": Deploy(api_keys_env="NO_SUCH_KEYS")}, "NO_SUCH_KEYS is empty -> export"),
-        ({"folders": (Path("/dev/null/home"),)}, "cannot be written"),
+        ({"store": "/dev/null/home"}, "cannot be written"),
     ],
 )
 def test_what_needs_no_model_is_found_before_the_download(
@@ -152,8 +172,9 @@ def test_what_is_there_already_needs_no_room(tmp_path: Path, store: LocalStore) 
 
 def test_a_larger_evaluation_needs_more_memory(tmp_path: Path) -> None:
     large = Evaluate(max_perplexity_ratio=1.1, batch_size=64, max_tokens_per_document=8192)
+    engine = EngineTransformers(name="transformers", session_len=8192)
     assert (
-        estimate(demand(10**8, tmp_path, evaluate=large)).host_bytes
+        estimate(demand(10**8, tmp_path, evaluate=large, engine=engine)).host_bytes
         > 100e9
         > estimate(demand(10**8, tmp_path)).host_bytes
     )
@@ -167,7 +188,10 @@ def test_the_gpus_that_a_run_may_use_must_have_the_memory(
         gpus, "pynvml", Machine(Board("GPU-full", used=79 * GB), Board("GPU-free", used=GB))
     )
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    small = {"quantize": Quantize(samples=4, sequence_length=64), "engine": TURBOMIND}
+    small: dict[str, Any] = {
+        "quantize": Quantize(samples=4, sequence_length=64),
+        "engine": TURBOMIND,
+    }
     assert capacity(demand(10**8, tmp_path, **small), Context(store)).gpu_bytes > GB
     assert capacity(demand(10**8, tmp_path, gpus=(1,), **small), Context(store)).gpu_bytes > GB
     with pytest.raises(

@@ -31,14 +31,14 @@ def test_a_config_is_found_from_the_current_folder_first_and_then_in_the_checkou
 
 def test_a_run_writes_to_its_workspace_and_to_a_store_that_is_a_folder(tmp_path: Path) -> None:
     plain = make_plan(DEMO, None)
-    assert plain.folders == (paths.workspace(), paths.default_store())
-    assert plain.named_store is None
+    assert plain.destination.folders == (paths.workspace(), paths.default_store())
+    assert plain.destination.named_store is None
     elsewhere = make_plan(DEMO, {"upload.store": str(tmp_path / "elsewhere")})
-    assert elsewhere.folders == (paths.workspace(), tmp_path / "elsewhere")
-    assert elsewhere.named_store == str(tmp_path / "elsewhere")
+    assert elsewhere.destination.folders == (paths.workspace(), tmp_path / "elsewhere")
+    assert elsewhere.destination.named_store == str(tmp_path / "elsewhere")
     bucket = make_plan(DEMO, {"upload.store": "s3://bucket/prefix"})
-    assert bucket.folders == (paths.workspace(),)
-    assert bucket.named_store == "s3://bucket/prefix"
+    assert bucket.destination.folders == (paths.workspace(),)
+    assert bucket.destination.named_store == "s3://bucket/prefix"
 
 
 def test_a_mistake_in_a_file_that_the_config_names_shows_before_anything_starts(

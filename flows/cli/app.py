@@ -62,11 +62,11 @@ def run_command_line() -> None:
     with its own status and no traceback."""
     try:
         status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+            say_err("interrupted")
         sys.exit(status if isinstance(status, int) else 0)
-    except typer.Abort:
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        err.print("interrupted")
+    except (typer.Abort, KeyboardInterrupt):  # at a prompt, and between commands
+        say_err("interrupted")
         sys.exit(INTERRUPTED)
     except LmflowsError as error:
         err.print(f"[red]error[/] {type(error).__name__}: ", end="", highlight=False)

@@ -54,12 +54,14 @@ def starting_prefect(console: Console = err, *, quiet: bool = True) -> Iterator[
     Args:
         quiet: keep Prefect's own log lines off the terminal.
     """
-    from flows.run import environment, server_guard
+    status = console.status("starting Prefect")
+    with interrupt_ends_at_once(status.stop):
+        from flows.run import environment, server_guard
 
-    environment.prepare(quiet=quiet)
-    server_guard.watch_this_process()  # it forks: before the moving line starts a thread
-    with console.status("starting Prefect") as status, interrupt_ends_at_once(status.stop):
-        yield
+        environment.prepare(quiet=quiet)
+        server_guard.watch_this_process()  # it forks: before the moving line starts a thread
+        with status:
+            yield
 
 
 def checked(kind: Callable[..., T], **values: Any) -> T:

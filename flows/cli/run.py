@@ -14,7 +14,7 @@ import typer
 from configs.errors import VerdictFailed
 from configs.reader import load, overrides_of
 from flows.cli.options import ConfigPath, Overrides, starting_prefect
-from flows.cli.signals import termination_raises
+from flows.cli.signals import INTERRUPTED, termination_raises
 from flows.cli.terminal import out, say
 from flows.run.environment import unreachable_is_an_error
 
@@ -52,8 +52,8 @@ def run(
             summary = error.summary
             failed = error
         except KeyboardInterrupt:
-            out.print("finished steps are kept, and the next run goes on after them")
-            raise
+            say("finished steps are kept, and the next run goes on after them")
+            raise SystemExit(INTERRUPTED) from None
         finally:
             meter.watch(supervisor.pid())
     meter.stop()

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from artifacts.records.measurement import Scores
-from configs.engines import EngineOptions
 from configs.errors import EngineCrashed, LmflowsError, from_dict
 from configs.paths import process_environment
 from tasks.engines import wire
@@ -46,7 +45,7 @@ class EngineProcess:
 
     def __init__(self, spec: EngineSpec, *, log: Path | None = None) -> None:
         self.spec = spec
-        python = interpreter(spec.engine)
+        python = str(runtimes.python(spec.engine.runtime))
         self.log, self._keep_log = log or _temporary_log(), log is not None
         self._channel, theirs = Pipe()
         with self.log.open("ab") as output:
@@ -169,11 +168,6 @@ class EngineProcess:
         self._process.wait()
         if not self._keep_log:
             self.log.unlink(missing_ok=True)
-
-
-def interpreter(engine: EngineOptions) -> str:
-    """The Python of the runtime that an engine runs in; made on first use."""
-    return str(runtimes.python(engine.runtime))
 
 
 def _temporary_log() -> Path:

@@ -25,7 +25,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from artifacts.store.files import write_atomic
 from configs import paths
 from configs.errors import EndpointError
-from tasks.engines.process import interpreter
+from tasks.runner import runtimes
 from tasks.runner.process import module_command
 from tasks.serving.endpoints import LOG, PROGRAM, RECORD, Endpoint
 
@@ -227,8 +227,11 @@ def _program(endpoint: Endpoint) -> str:
     if endpoint.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(endpoint.gpus)
     given = ",".join(f'{name}="{_escape(value)}"' for name, value in environment.items())
+    python = str(runtimes.python(endpoint.engine.runtime))
     command = module_command(
-        "tasks.serving.launch", endpoint.folder / RECORD, python=interpreter(endpoint.engine)
+        "tasks.serving.launch",
+        endpoint.folder / RECORD,
+        python=python,
     )
     return f"""\
 [program:{endpoint.name}]

@@ -21,7 +21,7 @@ from configs.engines import Engine
 from configs.errors import EndpointError
 from configs.paths import process_environment
 from configs.variants import Variant
-from tasks.engines.process import interpreter
+from tasks.runner import runtimes
 from tasks.runner.output import last_lines
 from tasks.runner.process import Streams, kill_group, module_command, start
 from tasks.serving.endpoints import LOG, RECORD, Endpoint
@@ -62,9 +62,10 @@ def served(
         record = Path(place) / RECORD
         record.write_text(endpoint.model_dump_json())
         written = Path(place) / LOG
+        python = str(runtimes.python(engine.runtime))
         with written.open("wb") as output:
             server = start(
-                module_command("tasks.serving.launch", record, python=interpreter(engine)),
+                module_command("tasks.serving.launch", record, python=python),
                 Streams(stdout=output),
                 environment=process_environment(),
                 dies_by=signal.SIGTERM,

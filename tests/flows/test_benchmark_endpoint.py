@@ -1,6 +1,8 @@
 """`lmflows bench` and `lmflows bench-compare` on real servers, through Prefect: tables, raw figures
 and exit statuses."""
 
+# covers flows/cli/bench.py
+
 from __future__ import annotations
 
 import json

@@ -4,6 +4,8 @@ No mocks.
 The tests build on one another in this order: run, look, run again, damage, fail, stop.
 """
 
+# covers flows/cli/run_summary.py, flows/cli/endpoints.py, flows/cli/artifacts.py
+
 from __future__ import annotations
 
 import json

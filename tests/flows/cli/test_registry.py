@@ -1,6 +1,9 @@
 """`lmflows registry`: what a person and a program are told, what is asked, and the exit status of
 what may not be."""
 
+# covers flows/cli/registry_store.py, flows/cli/registry_names.py, flows/cli/registry_facts.py,
+# flows/cli/registry_tables.py, flows/cli/registry_show.py
+
 from __future__ import annotations
 
 import json

@@ -1,7 +1,7 @@
 """lm-evaluation-harness in its own runtime, with a task of the user's own, against real servers
 over the small model."""
 
-# covers tasks/quality/harness_host.py
+# covers tasks/quality/harness_host.py, flows/cli/harness.py
 
 from __future__ import annotations
 

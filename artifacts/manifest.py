@@ -29,6 +29,7 @@ MAX_FILE_BYTES = 1 << 44
 MAX_TOTAL_BYTES = 1 << 46
 # PATH_MAX of macOS; Linux has 4096, of which the store's own folder takes a part
 MAX_PATH_BYTES = 1024
+MAX_NAME_BYTES = 255  # of a file or a folder
 MAX_DEPTH = 32  # folders in each other
 MAX_PARENTS = 10_000
 MAX_BYTES = 64 << 20  # of a manifest; one of 100 000 files with long names has 30 MB
@@ -55,20 +56,12 @@ def digest_of(value: Any) -> str:
 
 
 def check_path(path: str) -> str:
-    """Return `path` if it stays inside its folder on every system; raise ValueError if it may
-    not."""
+    """Return `path` if it stays inside its folder on every system; raise ValueError if it may leave
+    it."""
     parts = path.split("/")
     if {"", ".", ".."} & set(parts):
         raise ValueError(f"path {_short(path)} is not a plain relative path")
-    unseen = re.search(r'[\x00-\x1f\x7f\\:*?"<>|]', path) or (
-        not path.isascii() and any(unicodedata.category(character) in UNSEEN for character in path)
-    )
-    if (
-        unseen
-        or len(path.encode()) > MAX_PATH_BYTES
-        or any(len(part.encode()) > 255 for part in parts)
-        or len(parts) > MAX_DEPTH
-    ):
+    if _has_odd_character(path) or _is_too_long(path, parts):
         raise ValueError(
             f"path {_short(path)} has a character or length that not every file system takes"
         )
@@ -79,28 +72,50 @@ def check_path(path: str) -> str:
     return path
 
 
+def _has_odd_character(path: str) -> bool:
+    if re.search(r'[\x00-\x1f\x7f\\:*?"<>|]', path):
+        return True
+    return not path.isascii() and any(unicodedata.category(char) in UNSEEN for char in path)
+
+
+def _is_too_long(path: str, parts: list[str]) -> bool:
+    if len(path.encode()) > MAX_PATH_BYTES or len(parts) > MAX_DEPTH:
+        return True
+    return any(len(part.encode()) > MAX_NAME_BYTES for part in parts)
+
+
 def _short(path: str) -> str:
     return ascii(path) if len(path) <= 100 else f"{path[:100]!a}..."
 
 
 def same_name(path: str) -> str:
-    """What two paths have in common that are one file where case, or how an accent is spelled, does
-    not count (macOS, Windows)."""
+    """What two paths have in common if they are one file where neither case nor the spelling of an
+    accent counts (macOS, Windows)."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def check_together(paths: Collection[str]) -> None:
     """Raise ValueError if two of the paths, each once and good by itself, are one file on some
     system, or a file and a folder."""
+    folders = _folders_of(paths)
+    file_names = {same_name(path) for path in paths}
+    folder_names = {same_name(folder) for folder in folders}
+    clashes = file_names & folder_names
+    if clashes:
+        raise ValueError(f"{_short(min(clashes))} is both a file and a folder")
+    if len(file_names) != len(paths) or len(folder_names) != len(folders):
+        raise ValueError("two paths differ only by case, or by how an accent is spelled")
+
+
+def _folders_of(paths: Collection[str]) -> set[str]:
+    """Every folder that one of the paths lies in."""
     folders: set[str] = set()
     for path in paths:
-        while (path := path.rpartition("/")[0]) and path not in folders:
-            folders.add(path)
-    names, spellings = ({same_name(path) for path in one} for one in (paths, folders))
-    if clash := min(spellings & names, default=None):
-        raise ValueError(f"{_short(clash)} is both a file and a folder")
-    if len(names) != len(paths) or len(spellings) != len(folders):
-        raise ValueError("two paths differ only by case, or by how an accent is spelled")
+        folder = path.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    return folders
 
 
 class FileEntry(BaseModel):
@@ -186,7 +201,11 @@ class Manifest(BaseModel):
         return {parent.role: parent.digest for parent in self.parents}[role]
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON; UnsafeManifest if that is longer than anybody would read."""
+        """Canonical JSON.
+
+        Raises:
+            UnsafeManifest: it is longer than anybody would read.
+        """
         data = canonical_json(self.model_dump(mode="json"))
         if len(data) > MAX_BYTES:
             raise UnsafeManifest(
@@ -221,12 +240,9 @@ def _first_problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors()[0]
-    return ": ".join(
-        [
-            *filter(None, [".".join(map(str, problem["loc"]))]),
-            problem["msg"].removeprefix("Value error, "),
-        ]
-    )
+    place = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 class ModelArtifact(BaseModel):

@@ -15,7 +15,8 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.registry.promotion import NOTHING, require_no_problem
+from artifacts.registry.change import require_no_problem
+from artifacts.registry.names import NOTHING
 from artifacts.registry.refs import ModelName, Stage
 from artifacts.store.local import LocalStore
 from configs.errors import LmflowsError, PromotionRefused

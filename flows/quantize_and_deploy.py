@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.outcomes import VariantOutcome
-from artifacts.registry.promotion import require_no_problem
+from artifacts.registry.change import require_no_problem
 from configs import paths
 from configs.schema import Pipeline
 from configs.variants import Variant

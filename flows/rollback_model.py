@@ -7,7 +7,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.registry.promotion import require_no_problem
+from artifacts.registry.change import require_no_problem
 from artifacts.registry.refs import ModelName, Stage
 from artifacts.store.local import LocalStore
 from configs.location import LocationOrNothing

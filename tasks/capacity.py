@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from artifacts.records.model import ModelSummary
-from artifacts.registry.signing import require_keys
-from artifacts.store.protocol import open_store
+from artifacts.registry.keys import require_keys
+from artifacts.store.open import open_store
 from configs.deployment import Deploy
 from configs.errors import ConfigError, PreflightError, require_ready
 from configs.policy import Destination

@@ -19,7 +19,7 @@ from artifacts.records.evidence import read_probes
 from artifacts.records.trusted_code import may_run_code
 from artifacts.registry.signing import require_signed
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import open_store
+from artifacts.store.open import open_store
 from configs import paths
 from configs.callbacks import Progress
 from configs.deployment import Deploy

@@ -1,13 +1,15 @@
 """The promotion steps: check a proposal, sign what has passed, move a stage forward, move it back.
-The rules are `artifacts.registry.promotion`'s."""
+The rules are those of `artifacts.registry`."""
 
 from __future__ import annotations
 
 from artifacts.manifest import Digest
 from artifacts.records.report import Verdict
-from artifacts.registry import promotion, signing
-from artifacts.registry.refs import ModelName, RefEntry, Stage
-from artifacts.store.protocol import open_store
+from artifacts.registry import promotion, rollback, signing
+from artifacts.registry.change import StageChange
+from artifacts.registry.proposal import Proposal, check_proposal
+from artifacts.registry.refs import Decision, ModelName, Stage
+from artifacts.store.open import open_store
 from configs.errors import ConfigError
 from configs.location import Location
 from configs.policy import Policy
@@ -102,32 +104,21 @@ class SignResult(Result):
 @step(child=False, cached=False)
 def check_promotion(request: PromotionRequest, context: Context) -> CheckedResult:
     """Hash the artifact in the store and ask whether it may be promoted; nothing is written."""
-    store = open_store(request.store)
-    proposal = promotion.examine(
-        store,
-        request.model,
-        request.what,
-        request.to_stage,
-        policy=request.policy,
-        variant=request.variant,
-        engine=request.engine,
-        report=request.report,
-        expect=request.expect,
-        force=request.force,
-        progress=context.progress,
+    checked = check_proposal(
+        open_store(request.store), _proposal(request), request.policy, context.progress
     )
-    served, before = proposal.case.served, proposal.before
+    served = checked.report.served
     return CheckedResult(
         digest=served.digest,
-        report=served.verdict,
-        parent=proposal.case.evidence.parent,
-        evidence=proposal.case.verdict.evidence,
+        report=served.report,
+        parent=checked.report.evidence.parent,
+        evidence=checked.report.verdict.evidence,
         variant=served.variant,
         engine=served.engine,
-        verdict=proposal.case.verdict,
-        previous=before.digest if before else None,
-        forced=proposal.forced is not None,
-        new=not proposal.there,
+        verdict=checked.report.verdict,
+        previous=checked.before.digest if checked.before else None,
+        forced=checked.forced is not None,
+        new=not checked.there,
     )
 
 
@@ -135,38 +126,19 @@ def check_promotion(request: PromotionRequest, context: Context) -> CheckedResul
 def promote(request: PromoteRequest, context: Context) -> PromoteResult:
     """Point a stage at the artifact, by compare-and-swap, if everything that has to speak for it
     does."""
-    done = promotion.promote(
-        open_store(request.store),
-        request.model,
-        request.what,
-        request.to_stage,
-        who=request.who,
-        why=request.why,
-        policy=request.policy,
-        variant=request.variant,
-        engine=request.engine,
-        report=request.report,
-        expect=request.expect,
-        force=request.force,
-        approved_by=request.approved_by,
-        progress=context.progress,
+    decision = Decision(request.who, request.why, request.approved_by)
+    change = promotion.promote(
+        open_store(request.store), _proposal(request), decision, request.policy, context.progress
     )
-    return _result(request.model, request.to_stage, done)
+    return _result(change)
 
 
 @step(child=False, cached=False)
 def roll_back(request: RollbackRequest, context: Context) -> PromoteResult:
     """Point a stage back at what it pointed to before: one write."""
-    done = promotion.rollback(
-        open_store(request.store),
-        request.model,
-        request.stage,
-        to=request.to,
-        who=request.who,
-        why=request.why,
-        policy=request.policy,
-    )
-    return _result(request.model, request.stage, done)
+    wanted = rollback.Rollback(request.model, request.stage, to=request.to)
+    decision = Decision(request.who, request.why)
+    return _result(rollback.roll_back(open_store(request.store), wanted, decision, request.policy))
 
 
 @step(child=False, cached=False)
@@ -187,15 +159,27 @@ def sign(request: SignRequest, context: Context) -> SignResult:
     )
 
 
-def _result(model: str, stage: Stage, done: promotion.Promotion) -> PromoteResult:
-    now: RefEntry = done.now
+def _proposal(request: PromotionRequest) -> Proposal:
+    return Proposal(
+        model=request.model,
+        to_stage=request.to_stage,
+        what=request.what,
+        variant=request.variant,
+        engine=request.engine,
+        report=request.report,
+        expect=request.expect,
+        force=request.force,
+    )
+
+
+def _result(change: StageChange) -> PromoteResult:
     return PromoteResult(
-        model=model,
-        stage=stage,
-        digest=now.digest,
-        report=now.verdict,
-        previous=done.before.digest if done.before else None,
-        number=len(done.ref.entries) - 1,
-        moved=done.moved,
-        problem=done.problem,
+        model=change.ref.model,
+        stage=change.ref.stage,
+        digest=change.now.digest,
+        report=change.now.report,
+        previous=change.before.digest if change.before else None,
+        number=len(change.ref.entries) - 1,
+        moved=change.moved,
+        problem=change.problem,
     )

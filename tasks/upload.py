@@ -4,8 +4,9 @@ as it is written."""
 from __future__ import annotations
 
 from artifacts.manifest import ModelArtifact
+from artifacts.store.ancestors import push_lineage
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import open_store, push_lineage
+from artifacts.store.open import open_store
 from configs.location import Location
 from tasks.runner.step import Context, Request, Result, step
 

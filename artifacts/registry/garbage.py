@@ -1,9 +1,9 @@
-"""Garbage collection: what nothing needs any more goes, and in doubt nothing does.
+"""Garbage collection: removes what nothing needs any more, and in doubt nothing.
 
-Kept is what a ref points to, has pointed to (as far back as the policy says) or would be rolled
-back to; what an endpoint of any machine serves, with what is said about it; everything young; and
-all that these come from. The order of deletion makes a kill at any moment harmless: descendants
-before what they come from, manifests before blobs, so whatever is left is whole.
+It keeps what a ref points to, has pointed to (as far back as the policy says) or would be rolled
+back to; what an endpoint of any machine serves, with the evidence and reports about it; everything
+young; and all that these come from. The order of deletion makes a kill at any moment harmless:
+descendants before what they come from, manifests before blobs, so whatever is left is whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from graphlib import TopologicalSorter
 from artifacts.manifest import Manifest
 from artifacts.registry import serving
 from artifacts.registry.refs import Ref, Registry, Served
-from artifacts.store.protocol import SIGNATURES, Held, Store
+from artifacts.store.protocol import Held, Store
+from artifacts.store.signatures import SIGNATURES, subject_of
 from configs.callbacks import Progress, no_progress
 from configs.errors import (
     ArtifactDamaged,
@@ -91,9 +92,8 @@ def plan(
             one needs, cannot be read: what it needs cannot be known.
         ConfigError: a number that is none, or nobody to forget.
     """
-    return _Collection(
-        store, keep_history, min_age_hours, {one.key for one in serving.named(store, forget)}, now
-    ).plan()
+    forgotten = {endpoint.key for endpoint in serving.named(store, forget)}
+    return _Collection(store, keep_history, min_age_hours, forgotten, now).plan()
 
 
 def collect(
@@ -140,7 +140,9 @@ class _Collection:
                 where="garbage collection",
                 hint="both are finite and not negative",
             )
-        self.store, self.keep_history, self.forgotten = store, keep_history, forgotten
+        self.store = store
+        self.keep_history = keep_history
+        self.forgotten = forgotten
         self.limit = (time.time() if now is None else now) - min_age_hours * 3600
         self.known: dict[str, Manifest] = {}  # manifests do not change
         self.held: dict[str, Held] = {}
@@ -155,30 +157,21 @@ class _Collection:
             if digest in self.held
             for entry in self._manifest(digest).files
         }
-        blobs = sorted(
-            (
-                held
-                for held in self.store.inventory("blobs")
-                if held.name not in used and held.modified <= self.limit
-            ),
-            key=lambda held: held.name,
-        )
-        readable = {digest: manifest for digest in doomed if (manifest := self._readable(digest))}
+        manifests = {digest: self._readable(digest) for digest in doomed}
         return Plan(
-            manifests=tuple(
-                self.held[digest] for digest in self._descendants_first(doomed, readable)
-            ),
-            blobs=tuple(blobs),
+            manifests=tuple(self.held[digest] for digest in _descendants_first(manifests)),
+            blobs=tuple(sorted(self._unused(used), key=lambda held: held.name)),
             signatures=tuple(self._signatures(kept)),
             kept=kept,
             kinds={
-                digest: readable[digest].kind if digest in readable else "damaged"
-                for digest in doomed
+                digest: "damaged" if manifest is None else manifest.kind
+                for digest, manifest in manifests.items()
             },
         )
 
     def carry_out(self, progress: Progress) -> Collected:
-        wanted, done = self.plan(), Collected()
+        wanted = self.plan()
+        done = Collected()
         spared: set[str] = set()
         for start in range(0, len(wanted.manifests), BATCH):
             progress(0.5 * start / len(wanted.manifests), "manifests")
@@ -198,18 +191,14 @@ class _Collection:
         self.held = {held.name: held for held in self.store.inventory("manifests")}
         # in doubt, no blob goes
         used = {entry.sha256 for digest in self.held for entry in self._manifest(digest).files}
-        unused = [
-            held
-            for held in self.store.inventory("blobs")
-            if held.name not in used and held.modified <= self.limit
-        ]
+        unused = self._unused(used)
         for number, held in enumerate(unused):
             progress(0.5 + 0.5 * number / len(unused), "blobs")
             if self.store.discard("blobs", held.name, unless_after=self.limit):
                 done.blobs += 1
                 done.freed += held.size
         for key in self._signatures(self.held):
-            if not self.store.has(_signed(key)):  # it may have come meanwhile
+            if not self.store.has(subject_of(key)):  # it may have come meanwhile
                 self.store.objects.delete(key)
                 done.signatures += 1
         done.leftovers = self.store.clear_leftovers(older_than=self.limit)
@@ -223,9 +212,8 @@ class _Collection:
         kept = self._kept_by_refs()
         for digest, why in self._kept_by_endpoints().items():
             kept.setdefault(digest, why)
-        for digest in self._closure(
-            [held.name for held in self.held.values() if held.modified > self.limit], strict=False
-        ):
+        young = [held.name for held in self.held.values() if held.modified > self.limit]
+        for digest in self._closure(young, strict=False):
             kept.setdefault(digest, "young, or what something young comes from")
         return kept
 
@@ -233,19 +221,11 @@ class _Collection:
         """What the refs need at this moment."""
         kept: dict[str, str] = {}
         for ref in Registry(self.store.objects).refs():
-            now, before = (
-                needed_by(ref, self.keep_history)[:1],
-                needed_by(ref, self.keep_history)[1:],
-            )
             name = f"{ref.model}/{ref.stage}"
-            current = [digest for served in now for digest in (served.digest, served.verdict)]
-            earlier = [
-                digest
-                for served in before
-                for digest in (served.digest, served.verdict)
-                # what is not was collected earlier, with a shorter history
-                if self._has(digest)
-            ]
+            needed = needed_by(ref, self.keep_history)
+            current = _parts_of(needed[:1])
+            # what is not there was collected earlier, with a shorter history
+            earlier = [digest for digest in _parts_of(needed[1:]) if self._has(digest)]
             for digests, why in ((current, name), (earlier, f"the history of {name}")):
                 for digest in self._closure(digests, strict=True):
                     kept.setdefault(digest, why)
@@ -254,22 +234,21 @@ class _Collection:
     def _kept_by_endpoints(self) -> dict[str, str]:
         """What is served at this moment, with what is said of it."""
         kept: dict[str, str] = {}
-        for one in serving.everywhere(self.store):
-            if one.key in self.forgotten or not self._has(one.digest):
+        for endpoint in serving.everywhere(self.store):
+            if endpoint.key in self.forgotten or not self._has(endpoint.digest):
                 continue
-            speaking = [
-                digest
-                for digest in self.held
-                if (manifest := self._readable(digest))
-                and manifest.kind in ("evidence", "report")
-                and any(
-                    parent.role == "candidate" and parent.digest == one.digest
-                    for parent in manifest.parents
-                )
-            ]
-            for digest in self._closure([one.digest, *speaking], strict=True):
-                kept.setdefault(digest, f"endpoint {one.endpoint} on {one.machine}")
+            about = [digest for digest in self.held if self._judges(digest, endpoint.digest)]
+            for digest in self._closure([endpoint.digest, *about], strict=True):
+                kept.setdefault(digest, f"endpoint {endpoint.endpoint} on {endpoint.machine}")
         return kept
+
+    def _judges(self, digest: str, candidate: str) -> bool:
+        """Whether an artifact is evidence or a report about another one."""
+        manifest = self._readable(digest)
+        if manifest is None or manifest.kind not in ("evidence", "report"):
+            return False
+        roles = {(parent.role, parent.digest) for parent in manifest.parents}
+        return ("candidate", candidate) in roles
 
     def _closure(self, digests: Iterable[str], *, strict: bool) -> set[str]:
         """Artifacts and all they come from. `strict`: each must be there; else what is missing is
@@ -280,10 +259,10 @@ class _Collection:
         found: set[str] = set()
         stack = list(digests)
         while stack:
-            if (digest := stack.pop()) in found or not (strict or self._has(digest)):
-                continue
-            found.add(digest)
-            stack += [parent.digest for parent in self._manifest(digest).parents]
+            digest = stack.pop()
+            if digest not in found and (strict or self._has(digest)):
+                found.add(digest)
+                stack += [parent.digest for parent in self._manifest(digest).parents]
         return found
 
     def _has(self, digest: str) -> bool:
@@ -310,17 +289,13 @@ class _Collection:
 
     # -- what is not
 
-    @staticmethod
-    def _descendants_first(doomed: list[str], readable: dict[str, Manifest]) -> list[str]:
-        graph = {
-            digest: (
-                {parent.digest for parent in readable[digest].parents} & set(doomed)
-                if digest in readable
-                else set()
-            )
-            for digest in doomed
-        }
-        return list(TopologicalSorter(graph).static_order())[::-1]
+    def _unused(self, used: set[str]) -> list[Held]:
+        """Blobs that are old, and none of those that are used."""
+        return [
+            held
+            for held in self.store.inventory("blobs")
+            if held.name not in used and held.modified <= self.limit
+        ]
 
     def _signatures(self, kept: Iterable[str]) -> list[str]:
         """Keys of the signatures of everything else."""
@@ -328,8 +303,22 @@ class _Collection:
         return [
             key
             for key in self.store.objects.keys(SIGNATURES)
-            if re.fullmatch("[0-9a-f]{64}", _signed(key)) and _signed(key) not in stay
+            if re.fullmatch("[0-9a-f]{64}", subject_of(key)) and subject_of(key) not in stay
         ]
+
+
+def _descendants_first(manifests: dict[str, Manifest | None]) -> list[str]:
+    """Digests in the order of removal; a manifest that cannot be read (None) names no parents."""
+    graph = {}
+    for digest, manifest in manifests.items():
+        parents = () if manifest is None else manifest.parents
+        graph[digest] = {parent.digest for parent in parents if parent.digest in manifests}
+    return list(TopologicalSorter(graph).static_order())[::-1]
+
+
+def _parts_of(wanted: Iterable[Served]) -> list[str]:
+    """The artifacts and the reports of what stages serve."""
+    return [digest for served in wanted for digest in (served.digest, served.report)]
 
 
 def needed_by(ref: Ref, keep_history: int) -> list[Served]:
@@ -337,15 +326,13 @@ def needed_by(ref: Ref, keep_history: int) -> list[Served]:
     rollbacks would lead."""
     if not ref.entries:
         return []
-    recent = range(len(ref.entries) - 1, max(-1, len(ref.entries) - 2 - keep_history), -1)
-    undone, number = [], ref.origin(len(ref.entries) - 1)
+    newest = len(ref.entries) - 1
+    recent = range(newest, max(-1, newest - 1 - keep_history), -1)
+    undone = []
+    number = ref.origin(newest)
     for _ in range(keep_history):
-        if (number := ref.origin(number - 1)) < 0:
+        number = ref.origin(number - 1)
+        if number < 0:
             break
         undone.append(number)
     return list(dict.fromkeys(ref.entries[number].served for number in (*recent, *undone)))
-
-
-def _signed(key: str) -> str:
-    """The digest that a signature's key, signatures/<digest>/<name>.json, speaks of."""
-    return key.removeprefix(SIGNATURES).split("/")[0]

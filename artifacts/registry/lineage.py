@@ -1,55 +1,22 @@
-"""Where an artifact comes from, and what is known of it: the tree that `lmflows registry show`
-prints.
+"""Where an artifact comes from: the tree that `lmflows registry show` prints.
 
-Reads manifests, and the one small file with the facts of a measurement, a load test, evidence or a
-report. What lies in a store may come from anywhere: a parent that is missing, or a file that is not
-what it should be, is shown as such and is no error.
+Reads manifests, and what each artifact says of itself (`artifacts.registry.facts`). What lies in a
+store may come from anywhere: a parent that is missing is shown as such and is no error.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from artifacts.manifest import Kind, Manifest
-from artifacts.records.evidence import EVIDENCE
-from artifacts.records.load_results import LOAD
-from artifacts.records.measurement import MEASUREMENT
-from artifacts.records.report import VERDICT
+from artifacts.manifest import Kind
+from artifacts.registry.facts import Facts, facts_of, maker_in
 from artifacts.store.protocol import Store
 from configs.errors import ArtifactDamaged, ArtifactMissing, LmflowsError, UnsafeManifest
 
 # generations; a pipeline makes about eight, a manifest from outside may be the last of ten thousand
 DEEPEST = 64
-MAX_RECORD_BYTES = 256 << 20  # of a file with facts; a load test's has every request
-FACTS = (MEASUREMENT, LOAD, EVIDENCE, VERDICT)  # the files that have some
-LIBRARIES = ("lmdeploy", "python", "torch", "transformers")  # of an engine
-# Where a recipe names what made this very artifact; a rewritten checkpoint keeps its parent's
-# recipe, and adds to it.
-MADE_WITH = ("repacked_with", "kept_with", "padded_with", "versions")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the files of an artifact say of it.
-
-    Attributes:
-        versions: of the libraries that made it, or that measured.
-        hardware: that it was measured on, in a tree also of evidence and reports; of a model empty,
-            for it does not depend on it.
-        variant: that was measured or judged.
-        verdict: PASS, FAIL, INCONCLUSIVE or ANOMALOUS, of a report. `reasons`: in plain words.
-        damage: what could not be read, in words.
-    """
-
-    versions: dict[str, str]
-    hardware: dict[str, str]
-    variant: str | None = None
-    verdict: str | None = None
-    reasons: tuple[str, ...] = ()
-    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,37 +86,39 @@ def tree(store: Store, digest: str) -> Node:
         except (ArtifactMissing, ArtifactDamaged, UnsafeManifest) as error:
             why = "not in this store" if isinstance(error, ArtifactMissing) else str(error)
             return Node(role, digest, None, 0, 0, {}, Facts({}, {}), missing=why)
-        again, cut = digest in expanded, depth >= DEEPEST and bool(manifest.parents)
+        again = digest in expanded
+        cut = not again and depth >= DEEPEST and bool(manifest.parents)
+        parents: tuple[Node, ...] = ()
         if not again and not cut:
             expanded.add(digest)
-        parents = (
-            ()
-            if again or cut
-            else tuple(node(parent.digest, parent.role, depth + 1) for parent in manifest.parents)
-        )
-        known = facts(store, manifest)
-        # it rests on what was measured there
-        if manifest.kind in ("evidence", "report") and not known.hardware:
-            known = replace(
-                known,
-                hardware=next(
-                    (parent.facts.hardware for parent in parents if parent.facts.hardware), {}
-                ),
+            parents = tuple(
+                node(parent.digest, parent.role, depth + 1) for parent in manifest.parents
             )
+        facts = facts_of(store, manifest)
+        if manifest.kind in ("evidence", "report") and not facts.hardware:
+            facts = replace(facts, hardware=_hardware_of(parents))
         return Node(
-            role,
-            digest,
-            manifest.kind,
-            manifest.size,
-            len(manifest.files),
-            dict(_flat(_plain(manifest.recipe))),
-            known,
-            parents,
-            again,
-            cut and not again,
+            role=role,
+            digest=digest,
+            kind=manifest.kind,
+            size=manifest.size,
+            files=len(manifest.files),
+            recipe=dict(_flat(_plain(manifest.recipe))),
+            facts=facts,
+            parents=parents,
+            again=again,
+            cut=cut,
         )
 
     return node(digest, "", 0)
+
+
+def _hardware_of(parents: tuple[Node, ...]) -> dict[str, str]:
+    """The hardware of the measurements that something rests on."""
+    for parent in parents:
+        if parent.facts.hardware:
+            return parent.facts.hardware
+    return {}
 
 
 def about(store: Store, digest: str) -> list[Mention]:
@@ -164,87 +133,17 @@ def about(store: Store, digest: str) -> list[Mention]:
             manifest = store.manifest(other)
         except LmflowsError:
             continue  # it can say nothing of anybody
-        if roles := [parent.role for parent in manifest.parents if parent.digest == digest]:
-            found.append(Mention(other, manifest.kind, ", ".join(roles), facts(store, manifest)))
+        roles = [parent.role for parent in manifest.parents if parent.digest == digest]
+        if roles:
+            facts = facts_of(store, manifest)
+            found.append(Mention(other, manifest.kind, ", ".join(roles), facts))
     return found
-
-
-def facts(store: Store, manifest: Manifest) -> Facts:
-    """What an artifact says of versions, hardware and verdict, in its recipe and in its file of
-    facts."""
-    made = next((_texts(manifest.recipe[key]) for key in MADE_WITH if manifest.recipe.get(key)), {})
-    names = {entry.path for entry in manifest.files}
-    name = next((name for name in FACTS if name in names), None)
-    if name is None or manifest.kind not in ("measurement", "evidence", "report"):
-        return Facts(made, {})
-    try:
-        record = _read(store, manifest, name)
-        if name == LOAD:
-            environment = _mapping(next(iter(record["results"]))["environment"])
-            # its options are there, too
-            engine = {
-                key: value
-                for key, value in _texts(environment.get("engine")).items()
-                if key in LIBRARIES
-            }
-            return Facts(
-                made | _texts(environment.get("client")) | engine,
-                _texts(environment.get("fingerprint")),
-                _text(record.get("variant")),
-            )
-        return Facts(
-            made | _texts(record.get("versions")),
-            _texts(record.get("hardware")),
-            _text(record.get("variant")),
-            _text(record.get("outcome")),
-            tuple(str(reason) for reason in record.get("reasons") or ()),
-        )
-    except (
-        LmflowsError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        StopIteration,
-        RecursionError,
-    ) as error:
-        return Facts(
-            made,
-            {},
-            damage=(
-                f"{name}: {error}"
-                if isinstance(error, LmflowsError)
-                else f"{name} is not what a {manifest.kind} has"
-            ),
-        )
-
-
-def _read(store: Store, manifest: Manifest, name: str) -> Mapping[str, Any]:
-    if (size := manifest.entry(name).size) > MAX_RECORD_BYTES:
-        raise ArtifactDamaged(
-            f"{size} bytes are too many", where=name, hint="do not use this artifact"
-        )
-    return _mapping(json.loads(store.read(manifest.digest, name)))
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("not a mapping")
-    return value
-
-
-def _texts(value: Any) -> dict[str, str]:
-    return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe without what `Facts.versions` tells."""
-    made = next((key for key in MADE_WITH if recipe.get(key)), None)
-    return {key: value for key, value in recipe.items() if key != made}
+    maker = maker_in(recipe)
+    return {key: value for key, value in recipe.items() if key != maker}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -253,8 +152,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _flat(item, f"{prefix}{key}.")
+        elif isinstance(item, list) and item:
+            yield f"{prefix}{key}", ", ".join(map(str, item))
         elif item not in (None, [], ""):
-            yield (
-                f"{prefix}{key}",
-                (", ".join(map(str, item)) if isinstance(item, list) else str(item)),
-            )
+            yield f"{prefix}{key}", str(item)

@@ -3,7 +3,7 @@
 One small file per model and stage, `refs/<model>/<stage>.json`, changed only by compare-and-swap: a
 writer says which version it read, and loses if the file has moved since. Each entry names the hash
 of the one before it, so a history with a gap, a fork or a changed entry is found when it is read.
-What may be promoted is `artifacts.registry.promotion`'s business.
+What may be promoted is decided in `artifacts.registry.proposal`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import re
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from artifacts.manifest import Digest, canonical_json
+from artifacts.records.record import Record
 from artifacts.store.objects import Objects
 from configs.errors import ArtifactDamaged, StaleRef
 
@@ -28,18 +29,28 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 ModelName = Annotated[str, Field(pattern=NAME)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Served(_Frozen):
+class Served(Record):
     """What a stage serves: an artifact, how, and the report artifact with the verdict that allows
     it."""
 
     digest: Digest
-    verdict: Digest
+    report: Digest
     variant: str
     engine: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """On whose word a stage is changed: what the history keeps of it.
+
+    Attributes:
+        why: the reason that was given.
+        approved_by: who approved it, where a person has to.
+    """
+
+    who: str
+    why: str
+    approved_by: str | None = None
 
 
 class RefEntry(Served):
@@ -68,16 +79,16 @@ class RefEntry(Served):
     @property
     def served(self) -> Served:
         return Served(
-            digest=self.digest, verdict=self.verdict, variant=self.variant, engine=self.engine
+            digest=self.digest, report=self.report, variant=self.variant, engine=self.engine
         )
 
     @property
     def hash(self) -> str:
-        """What the next entry names."""
+        """By which the next entry names this one."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
 
-class Ref(_Frozen):
+class Ref(Record):
     """A stage of a model: every entry it ever had, newest last; an entry's number is its place."""
 
     model: ModelName
@@ -92,19 +103,23 @@ class Ref(_Frozen):
                 raise ValueError(
                     f"entry {number} does not follow entry {number - 1}: the history was changed"
                 )
-            if (entry.action == "rollback") != (entry.back_to is not None) or (
-                entry.back_to or 0
-            ) > max(0, number - 1):
-                raise ValueError(f"entry {number} goes back to an entry that was not before it")
-            if entry.back_to is not None and self.entries[entry.back_to].served != entry.served:
-                raise ValueError(
-                    f"entry {number} is not what entry {entry.back_to}, to which it goes back, was"
-                )
+            self._check_way_back(number, entry)
             before = entry.hash
         return self
 
+    def _check_way_back(self, number: int, entry: RefEntry) -> None:
+        is_back = entry.back_to is not None
+        goes_forward = (entry.back_to or 0) > max(0, number - 1)
+        if (entry.action == "rollback") != is_back or goes_forward:
+            raise ValueError(f"entry {number} goes back to an entry that was not before it")
+        if entry.back_to is not None and self.entries[entry.back_to].served != entry.served:
+            raise ValueError(
+                f"entry {number} is not what entry {entry.back_to}, to which it goes back, was"
+            )
+
     @property
     def current(self) -> RefEntry | None:
+        """What the stage points to; None if to nothing."""
         return self.entries[-1] if self.entries else None
 
     @property
@@ -121,26 +136,28 @@ class Ref(_Frozen):
     def origin(self, number: int) -> int:
         """The promotion that an entry stands for: itself, or where a rollback went back to; -1
         stays -1."""
-        while number >= 0 and (back := self.entries[number].back_to) is not None:
+        while number >= 0:
+            back = self.entries[number].back_to
+            if back is None:
+                break
             number = back
         return number
 
     def last(self, digest: str) -> int | None:
         """The number of the newest entry that points to an artifact."""
-        return next(
-            (
-                number
-                for number in reversed(range(len(self.entries)))
-                if self.entries[number].digest == digest
-            ),
-            None,
-        )
+        for number in reversed(range(len(self.entries))):
+            if self.entries[number].digest == digest:
+                return number
+        return None
+
+    @property
+    def head(self) -> str | None:
+        """The hash of the newest entry, which no other entry names yet."""
+        return self.entries[-1].hash if self.entries else None
 
     def to_bytes(self) -> bytes:
-        """The file: with the hash of the newest entry, which no other entry names yet."""
-        return canonical_json(
-            self.model_dump(mode="json") | {"head": self.entries[-1].hash if self.entries else None}
-        )
+        """The file: all of it, and the head."""
+        return canonical_json(self.model_dump(mode="json") | {"head": self.head})
 
 
 @dataclass(frozen=True)
@@ -165,9 +182,10 @@ class Registry:
         """
         empty = Ref(model=model, stage=stage)
         found = self.objects.get(_key(model, stage))
-        return (
-            Seen(empty, None) if found is None else Seen(_parse(found[0], model, stage), found[1])
-        )
+        if found is None:
+            return Seen(empty, None)
+        data, version = found
+        return Seen(_parse(data, model, stage), version)
 
     def refs(self) -> list[Ref]:
         """Every ref there is, by model and stage (dev first).
@@ -191,17 +209,16 @@ class Registry:
         self,
         seen: Seen,
         served: Served,
+        decision: Decision,
         *,
-        action: Literal["promote", "rollback"],
-        who: str,
-        why: str,
-        **more: Any,
+        forced: str | None = None,
+        back_to: int | None = None,
     ) -> Ref:
         """Point a stage at something, if nobody has moved it since it was read. Decides nothing
         else.
 
         Args:
-            more: the other fields of `RefEntry`.
+            forced, back_to: as `RefEntry` has them; it is a rollback if there is a `back_to`.
 
         Raises:
             StaleRef: the ref is not what the caller saw any more; nothing was written.
@@ -210,12 +227,14 @@ class Registry:
         entry = RefEntry(
             **served.model_dump(),
             id=uuid.uuid4().hex,
-            action=action,
-            who=who,
-            why=why,
+            action="promote" if back_to is None else "rollback",
+            who=decision.who,
+            why=decision.why,
             when=datetime.now(UTC),
-            before=ref.entries[-1].hash if ref.entries else None,
-            **more,
+            forced=forced,
+            approved_by=decision.approved_by,
+            back_to=back_to,
+            before=ref.head,
         )
         wanted = Ref(model=ref.model, stage=ref.stage, entries=(*ref.entries, entry))
         try:
@@ -239,10 +258,8 @@ def _key(model: str, stage: str) -> str:
 
 
 def _parse(data: bytes, model: str, stage: str) -> Ref:
-    where, hint = (
-        f"ref {model}/{stage}",
-        "put back the file from a backup of the store, or an earlier version of the object",
-    )
+    where = f"ref {model}/{stage}"
+    hint = "put back the file from a backup of the store, or an earlier version of the object"
     try:
         fields = json.loads(data)
         head = fields.pop("head")
@@ -255,7 +272,7 @@ def _parse(data: bytes, model: str, stage: str) -> Ref:
         raise ArtifactDamaged(
             f"cannot be read ({type(error).__name__}: {error})", where=where, hint=hint
         ) from None
-    if head != (ref.entries[-1].hash if ref.entries else None):
+    if head != ref.head:
         raise ArtifactDamaged(
             "its newest entry is not the one that was written last: the history was changed",
             where=where,
@@ -264,7 +281,7 @@ def _parse(data: bytes, model: str, stage: str) -> Ref:
     if (ref.model, ref.stage) != (model, stage):
         raise ArtifactDamaged(
             f"is the ref of {ref.model}/{ref.stage}",
-            where=f"ref {model}/{stage}",
+            where=where,
             hint="somebody has moved files in the store",
         )
     return ref

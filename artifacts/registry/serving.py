@@ -16,8 +16,9 @@ import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from artifacts.records.record import Record
 from artifacts.store.files import write_atomic
 from artifacts.store.protocol import Store
 from configs import paths
@@ -26,10 +27,8 @@ from configs.errors import ArtifactDamaged, ConfigError
 PREFIX = "serving/"
 
 
-class Serving(BaseModel):
+class Serving(Record):
     """One endpoint and the artifact that it serves."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     machine: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     endpoint: str
@@ -38,18 +37,21 @@ class Serving(BaseModel):
 
     @property
     def name(self) -> str:
+        """MACHINE/ENDPOINT."""
         return f"{self.machine}/{self.endpoint}"
 
     @property
     def key(self) -> str:
+        """Where a store keeps the announcement."""
         return f"{PREFIX}{self.name}/{self.digest}.json"
 
 
 def this_machine() -> str:
-    """The name of the folder that endpoints are kept in: the host's when it was first asked for,
-    and a few digits.
+    """The name of this machine, or rather of its home folder: the host's name when it was first
+    asked for, and a few digits.
 
-    It is kept there, for a container that comes back with the same volume has another host name.
+    It is kept in the home folder: a container that comes back with the same volume has another host
+    name.
     """
     kept = paths.home() / "machine"
     if not kept.exists():
@@ -62,9 +64,11 @@ def this_machine() -> str:
 
 def announce(store: Store, endpoint: str, digest: str) -> None:
     """Say that this machine is about to serve an artifact of the store."""
-    one = Serving(machine=this_machine(), endpoint=endpoint, digest=digest, since=datetime.now(UTC))
-    if store.objects.get(one.key) is None:
-        store.objects.put(one.key, one.model_dump_json().encode())
+    serving = Serving(
+        machine=this_machine(), endpoint=endpoint, digest=digest, since=datetime.now(UTC)
+    )
+    if store.objects.get(serving.key) is None:
+        store.objects.put(serving.key, serving.model_dump_json().encode())
 
 
 def withdraw(store: Store, endpoint: str, *, but: str | None = None) -> None:
@@ -83,23 +87,24 @@ def everywhere(store: Store) -> list[Serving]:
     """
     found = []
     for key in store.objects.keys(PREFIX):
-        if (data := store.objects.get(key)) is None:
+        data = store.objects.get(key)
+        if data is None:
             continue  # withdrawn meanwhile
         try:
-            one = Serving.model_validate_json(data[0])
+            serving = Serving.model_validate_json(data[0])
         except ValidationError as error:
             raise ArtifactDamaged(
                 f"the announcement of an endpoint cannot be read ({error.errors()[0]['msg']})",
                 where=f"{key} in {store.location}",
                 hint="remove it if nothing serves this artifact, else deploy that endpoint again",
             ) from None
-        if one.key != key:
+        if serving.key != key:
             raise ArtifactDamaged(
                 "the announcement of an endpoint is another one's",
                 where=f"{key} in {store.location}",
                 hint="remove it",
             )
-        found.append(one)
+        found.append(serving)
     return found
 
 
@@ -109,12 +114,13 @@ def named(store: Store, names: Sequence[str]) -> list[Serving]:
     Raises:
         ConfigError: there is none of that name.
     """
-    known = everywhere(store) if names else []
+    found = everywhere(store) if names else []
+    known = {serving.name for serving in found}
     for name in names:
-        if not any(one.name == name for one in known):
+        if name not in known:
             raise ConfigError(
                 f"no endpoint {name!r} serves anything of {store.location}",
                 where="endpoints",
-                hint=f"it is one of {', '.join(sorted({one.name for one in known})) or 'none'}",
+                hint=f"it is one of {', '.join(sorted(known)) or 'none'}",
             )
-    return [one for one in known if one.name in names]
+    return [serving for serving in found if serving.name in names]

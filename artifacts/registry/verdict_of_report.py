@@ -1,35 +1,54 @@
-"""What speaks for an artifact: a report with its verdict, checked against itself and against the
-evidence that it rests on.
+"""The verdict of a report artifact, checked against itself and against the evidence that it rests
+on.
 
-Everything is read from the store that it is promoted in. How a verdict is reached is the business
-of `tasks.quality.verdict`.
+Everything is read from the store that an artifact is promoted in. How a verdict is reached is the
+business of `tasks.quality.verdict`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from artifacts.manifest import Manifest
 from artifacts.records.evidence import EVIDENCE, Evidence
 from artifacts.records.report import VERDICT, Verdict
-from artifacts.registry.lineage import MAX_RECORD_BYTES
+from artifacts.registry.facts import MAX_RECORD_BYTES
 from artifacts.registry.refs import Served
 from artifacts.store.protocol import Store
-from configs.errors import ArtifactDamaged, ArtifactMissing, PromotionRefused, UnsafeManifest
+from configs.errors import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    LmflowsError,
+    PromotionRefused,
+    UnsafeManifest,
+)
+
+JUDGE_AGAIN = "judge the candidate again: `lmflows run` or `lmflows compare`"
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a report says, checked against itself and against its evidence. `served.verdict` is the
-    report."""
+class CheckedReport:
+    """What a report says, checked against itself and against its evidence."""
 
     served: Served
     verdict: Verdict
     evidence: Evidence
 
+    @property
+    def digest(self) -> str:
+        """Of the report artifact."""
+        return self.served.report
 
-def read_case(store: Store, report: str) -> Case:
+    @property
+    def way(self) -> str:
+        """How the artifact is served, in words."""
+        return f"{self.served.variant} on {self.served.engine}"
+
+
+def read_report(store: Store, report: str) -> CheckedReport:
     """What a report artifact says; only the files that are read are checked against their hashes
     here.
 
@@ -38,10 +57,7 @@ def read_case(store: Store, report: str) -> Case:
             another.
         ArtifactMissing, ArtifactDamaged, UnsafeManifest: it or its evidence cannot be read.
     """
-    where, hint = (
-        f"report {report[:12]}",
-        "judge the candidate again: `lmflows run` or `lmflows compare`",
-    )
+    where = f"report {report[:12]}"
     manifest = store.manifest(report)
     if manifest.kind != "report":
         raise PromotionRefused(
@@ -50,50 +66,49 @@ def read_case(store: Store, report: str) -> Case:
             hint="name the report artifact, or none",
         )
     try:
-        verdict = Verdict.model_validate_json(_small(store, report, VERDICT))
+        verdict = Verdict.model_validate_json(_read_record(store, report, VERDICT))
         measured = store.manifest(verdict.evidence)
-        evidence = Evidence.model_validate_json(_small(store, verdict.evidence, EVIDENCE))
+        record = _read_record(store, verdict.evidence, EVIDENCE)
+        evidence = Evidence.model_validate_json(record)
     except ValidationError as error:
         raise PromotionRefused(
             f"its verdict or evidence is not what one looks like: {error.errors()[0]['msg']}",
             where=where,
-            hint=hint,
+            hint=JUDGE_AGAIN,
         ) from None
-    told = {parent.role: parent.digest for parent in manifest.parents}
-    seen = {parent.role: parent.digest for parent in measured.parents}
-    if (told.get("candidate"), told.get("evidence")) != (
-        verdict.candidate,
-        verdict.evidence,
-    ) or told.get("parent") != evidence.parent:
-        raise PromotionRefused(
-            "its verdict or evidence is about something else than its manifest says",
-            where=where,
-            hint=hint,
-        )
-    if measured.kind != "evidence" or {evidence.candidate, seen.get("candidate")} != {
-        verdict.candidate
-    }:
-        raise PromotionRefused(
+    contradiction = _contradiction(manifest, verdict, measured, evidence)
+    if contradiction is not None:
+        raise PromotionRefused(contradiction, where=where, hint=JUDGE_AGAIN)
+    served = Served(
+        digest=verdict.candidate, report=report, variant=evidence.variant, engine=evidence.engine
+    )
+    return CheckedReport(served, verdict, evidence)
+
+
+def _contradiction(
+    manifest: Manifest, verdict: Verdict, measured: Manifest, evidence: Evidence
+) -> str | None:
+    """How a report, its evidence (`measured` is its manifest) and their manifests contradict one
+    another, if they do."""
+    roles = {parent.role: parent.digest for parent in manifest.parents}
+    named = (roles.get("candidate"), roles.get("evidence"), roles.get("parent"))
+    if named != (verdict.candidate, verdict.evidence, evidence.parent):
+        return "its verdict or evidence is about something else than its manifest says"
+    measured_roles = {parent.role: parent.digest for parent in measured.parents}
+    candidates = {evidence.candidate, measured_roles.get("candidate")}
+    if measured.kind != "evidence" or candidates != {verdict.candidate}:
+        return (
             f"its evidence {verdict.evidence[:12]} is about {evidence.candidate[:12]}, and its"
-            f" verdict about {verdict.candidate[:12]}",
-            where=where,
-            hint=hint,
+            f" verdict about {verdict.candidate[:12]}"
         )
     if evidence.variant != verdict.variant:
-        raise PromotionRefused(
-            f"its verdict is about {verdict.variant}, and its evidence about {evidence.variant}",
-            where=where,
-            hint=hint,
-        )
-    served = Served(
-        digest=verdict.candidate, verdict=report, variant=evidence.variant, engine=evidence.engine
-    )
-    return Case(served, verdict, evidence)
+        return f"its verdict is about {verdict.variant}, and its evidence about {evidence.variant}"
+    return None
 
 
 def newest_pass(
     store: Store, digest: str, variant: str | None, engine: str | None, where: str
-) -> Case:
+) -> CheckedReport:
     """The newest report with a PASS for an artifact, as that variant on that engine if one is
     named. Reads every manifest of the store.
 
@@ -105,62 +120,65 @@ def newest_pass(
             named; or another report of the same artifact, served in the same way, says FAIL or
             ANOMALOUS.
     """
-    passed: list[Case] = []
-    failed: list[Case] = []
-    others: list[str] = []
-    for other in reversed(store.digests()):
-        try:
-            manifest = store.manifest(other)
-            if manifest.kind != "report" or ("candidate", digest) not in {
-                (parent.role, parent.digest) for parent in manifest.parents
-            }:
-                continue
-            case = read_case(store, other)
-        except (ArtifactDamaged, ArtifactMissing, UnsafeManifest, PromotionRefused) as error:
-            others.append(str(error))  # told only if there is no other one
-            continue
-        is_asked = variant in (None, case.served.variant) and engine in (None, case.served.engine)
-        if case.verdict.outcome == "PASS" and is_asked:
-            passed.append(case)
-        else:
-            failed += [case] if is_asked and case.verdict.outcome in ("FAIL", "ANOMALOUS") else []
-            others.append(
-                f"report {other[:12]} says {case.verdict.outcome} for {case.served.variant} on"
-                f" {case.served.engine}"
-            )
+    found = list(_reports_about(store, digest))
+    asked = [
+        report
+        for report in found
+        if isinstance(report, CheckedReport)
+        and variant in (None, report.served.variant)
+        and engine in (None, report.served.engine)
+    ]
+    passed = [report for report in asked if report.verdict.outcome == "PASS"]
     if not passed:
         way = (f" as {variant}" if variant else "") + (f" on {engine}" if engine else "")
+        others = [_in_words(report) for report in found]
         raise PromotionRefused(
             "; ".join([f"{store.location} has no PASS for {digest[:12]}{way}", *others]),
             where=where,
-            hint=(
-                "`lmflows run` judges a candidate and uploads the report; `lmflows registry push`"
-                " brings one in"
-            ),
+            hint="`lmflows run` judges a candidate and uploads the report; `lmflows registry push`"
+            " brings one in",
         )
-    ways = sorted({f"{case.served.variant} on {case.served.engine}" for case in passed})
+    ways = sorted({report.way for report in passed})
     if len(ways) > 1:
         raise PromotionRefused(
             f"{digest[:12]} has passed as {', as '.join(ways)}",
             where=where,
             hint="say which, with --variant, --engine or --report",
         )
-    ways_failed = {
-        (case.served.variant, case.served.engine): case.served.verdict for case in failed
-    }
-    if against := ways_failed.get((passed[0].served.variant, passed[0].served.engine)):
-        raise PromotionRefused(
-            f"{digest[:12]} has passed by report {passed[0].served.verdict[:12]} and failed by"
-            f" report {against[:12]}",
-            where=where,
-            hint="look at both, and say which holds with --report",
-        )
-    return passed[0]
+    newest = passed[0]
+    for report in reversed(asked):
+        if report.way == newest.way and report.verdict.outcome in ("FAIL", "ANOMALOUS"):
+            raise PromotionRefused(
+                f"{digest[:12]} has passed by report {newest.digest[:12]} and failed by report"
+                f" {report.digest[:12]}",
+                where=where,
+                hint="look at both, and say which holds with --report",
+            )
+    return newest
 
 
-def _small(store: Store, digest: str, name: str) -> bytes:
+def _reports_about(store: Store, digest: str) -> Iterator[CheckedReport | LmflowsError]:
+    """Every report about an artifact, newest first; an error stands for one that is unreadable."""
+    for other in reversed(store.digests()):
+        try:
+            manifest = store.manifest(other)
+            roles = {(parent.role, parent.digest) for parent in manifest.parents}
+            if manifest.kind == "report" and ("candidate", digest) in roles:
+                yield read_report(store, other)
+        except (ArtifactDamaged, ArtifactMissing, UnsafeManifest, PromotionRefused) as error:
+            yield error
+
+
+def _in_words(report: CheckedReport | LmflowsError) -> str:
+    if isinstance(report, LmflowsError):
+        return str(report)
+    return f"report {report.digest[:12]} says {report.verdict.outcome} for {report.way}"
+
+
+def _read_record(store: Store, digest: str, name: str) -> bytes:
     """A file with facts; one that is too large for that is not read into memory."""
-    if (size := store.manifest(digest).entry(name).size) > MAX_RECORD_BYTES:
+    size = store.manifest(digest).entry(name).size
+    if size > MAX_RECORD_BYTES:
         raise ArtifactDamaged(
             f"{size} bytes are too many",
             where=f"{name} of {digest[:12]}",

@@ -1,14 +1,5 @@
-"""The local store: content-addressed blobs, immutable manifests, and a folder view of each
-artifact.
-
-Layout below `root` (an S3 prefix has the same, without `trees` and `tmp`):
-
-    blobs/sha256/<hex> a file's bytes, once manifests/sha256/<hex>.json canonical JSON; the hex is
-    the artifact's digest refs/<model>/<stage>.json the registry (artifacts.registry.refs)
-    signatures/, serving/ who has signed what, and who serves it (artifacts.registry.signing,
-    artifacts.registry.serving) trees/<hex>/ the artifact as a folder that a library can load: hard
-    links to the blobs tmp/<random>/ what is being written, locked; removed on failure, swept when
-    its process is gone
+"""The store in a folder: content-addressed blobs, immutable manifests, and a folder view of each
+artifact (`artifacts.store.layout`).
 
 An artifact exists when its manifest does. The order blobs, manifest, tree makes a kill at any
 moment harmless.
@@ -16,28 +7,26 @@ moment harmless.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import shutil
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from artifacts.manifest import MAX_BYTES, FileEntry, Kind, Manifest, ModelArtifact, Parent
-from artifacts.store import files
+from artifacts.store import files, layout, locks
+from artifacts.store.damage import damaged, missing_is_damage
+from artifacts.store.layout import What
 from artifacts.store.objects import LocalObjects
-from artifacts.store.protocol import Held, Problem, What
+from artifacts.store.protocol import Folder, Held, Problem, Source
+from artifacts.store.scratch import scratch_folder, sweep
 from artifacts.store.staging import Staging
+from artifacts.store.trees import build_tree
 from configs.callbacks import Progress, no_progress
-from configs.errors import ArtifactDamaged, ArtifactMissing, StoreBusy
-
-GATE_SECONDS = 600.0  # hashing a large artifact takes minutes
-HASH_THREADS = 4  # sha256 releases the GIL; more threads than this wait for the disk
+from configs.errors import ArtifactDamaged, ArtifactMissing
 
 
 class LocalStore:
@@ -63,12 +52,15 @@ class LocalStore:
         return LocalObjects(self.root)
 
     def blob(self, sha256: str) -> Path:
-        return self.root / "blobs" / "sha256" / sha256
+        """Where the blob of that hex sha256 lies, if it is there."""
+        return self.root / layout.blob_key(sha256)
 
     def manifest_path(self, digest: str) -> Path:
-        return self.root / "manifests" / "sha256" / f"{digest}.json"
+        """Where the manifest of that digest lies, if it is there."""
+        return self.root / layout.manifest_key(digest)
 
     def tree(self, digest: str) -> Path:
+        """The folder view of an artifact, if it was built."""
         return self.root / "trees" / digest
 
     # -- reading
@@ -83,6 +75,7 @@ class LocalStore:
         Raises:
             ArtifactMissing: the store has none of that digest.
             ArtifactDamaged: the stored manifest does not hash to its name.
+            UnsafeManifest: it does, and tries to leave its folder or contradicts itself.
         """
         path = self.manifest_path(digest)
         try:
@@ -91,7 +84,7 @@ class LocalStore:
         except FileNotFoundError:
             raise ArtifactMissing(
                 f"no artifact {digest}",
-                where=str(self.root),
+                where=self.location,
                 hint="`lmflows ls` shows what there is",
             ) from None
         if hashlib.sha256(data).hexdigest() != digest:
@@ -104,10 +97,8 @@ class LocalStore:
 
     def digests(self) -> list[str]:
         """The digests of all artifacts in the store, oldest first."""
-        return [
-            held.name
-            for held in sorted(self.inventory("manifests"), key=lambda held: held.modified)
-        ]
+        oldest_first = sorted(self.inventory("manifests"), key=lambda held: held.modified)
+        return [held.name for held in oldest_first]
 
     def open(self, digest: str) -> ModelArtifact:
         """The artifact as a folder; its tree is rebuilt from the blobs if it is gone.
@@ -117,108 +108,87 @@ class LocalStore:
             ArtifactDamaged: the tree is gone, and a blob with it.
         """
         manifest = self.manifest(digest)
-        if not self.tree(digest).is_dir():
-            self._build_tree(manifest)
-        return ModelArtifact(digest=digest, kind=manifest.kind, path=self.tree(digest))
+        tree = self.tree(digest)
+        if not tree.is_dir():
+            build_tree(self, manifest, self.root, tree)
+        return ModelArtifact(digest=digest, kind=manifest.kind, path=tree)
 
     def verify(self, digest: str) -> list[Problem]:
         """Hash every file of an artifact, in its tree and among the blobs; an empty list means it
         is whole."""
         manifest = self.manifest(digest)
-        tree = self.tree(digest)
-        problems = (
-            []
-            if not tree.exists()
-            else [
-                Problem("extra", name)
-                for name in sorted(
-                    set(files.tree_files(tree)) - {entry.path for entry in manifest.files}
-                )
+        problems: list[Problem] = []
+        tree = self.tree(digest) if self.tree(digest).exists() else None
+        if tree is not None:
+            known = {entry.path for entry in manifest.files}
+            problems += [
+                Problem("extra", name) for name in files.tree_files(tree) if name not in known
             ]
-        )
-
-        def check(entry: FileEntry) -> list[Problem]:
-            places = [self.blob(entry.sha256)]
-            if tree.exists():
-                in_tree = tree / entry.path
-                if not (in_tree.exists() and places[0].exists() and in_tree.samefile(places[0])):
-                    places.append(in_tree)
-            return [
-                Problem(
-                    "missing" if not place.exists() else "changed",
-                    entry.path if place.is_relative_to(tree) or tree.exists() else str(place),
-                )
-                for place in places
-                if not files.is_intact(place, entry)
-            ]
-
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            for found in pool.map(check, manifest.files):
+        with ThreadPoolExecutor(files.HASH_THREADS) as pool:
+            for found in pool.map(lambda entry: self._check(entry, tree), manifest.files):
                 problems += [problem for problem in found if problem not in problems]
         return problems
 
+    def _check(self, entry: FileEntry, tree: Path | None) -> list[Problem]:
+        """Hash a blob, and the file of the tree if that is another one."""
+        blob = self.blob(entry.sha256)
+        places = [blob]
+        if tree is not None:
+            in_tree = tree / entry.path
+            if not (in_tree.exists() and blob.exists() and in_tree.samefile(blob)):
+                places.append(in_tree)
+        name = str(blob) if tree is None else entry.path
+        return [
+            Problem("changed" if place.exists() else "missing", name)
+            for place in places
+            if not files.is_intact(place, entry)
+        ]
+
     def absent(self, digest: str) -> list[Problem]:
         """What `verify` finds by existence and size alone: quick, and blind to a flipped byte."""
-
-        def check(entry: FileEntry) -> Problem | None:
+        problems = []
+        for entry in self.manifest(digest).files:
             try:
-                return (
-                    None
-                    if self.blob(entry.sha256).stat().st_size == entry.size
-                    else Problem("changed", entry.path)
-                )
+                if self.blob(entry.sha256).stat().st_size != entry.size:
+                    problems.append(Problem("changed", entry.path))
             except OSError:
-                return Problem("missing", entry.path)
-
-        return [problem for problem in map(check, self.manifest(digest).files) if problem]
+                problems.append(Problem("missing", entry.path))
+        return problems
 
     def read(self, digest: str, name: str) -> bytes:
-        """One small file of an artifact, checked against its hash."""
+        """One small file of an artifact, checked against its hash.
+
+        Raises:
+            ArtifactMissing: no such artifact, or no such file in it.
+            ArtifactDamaged: it is not what the manifest says.
+        """
         entry = self.manifest(digest).entry(name)
-        with _missing_is_damage(self, digest, entry):
-            data = (
-                self.blob(entry.sha256).read_bytes()
-                if files.is_plausible(self.blob(entry.sha256), entry)
-                else b""
-            )
+        blob = self.blob(entry.sha256)
+        with missing_is_damage(self, digest, entry):
+            data = blob.read_bytes() if files.is_plausible(blob, entry) else b""
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise _damaged(self, digest, str(Problem("changed", name)))
+            raise damaged(self, digest, Problem("changed", name))
         return data
 
     def require_whole(self, digest: str) -> None:
         """Raise ArtifactDamaged, naming every file, unless `verify` finds nothing."""
-        if problems := self.verify(digest):
-            raise _damaged(self, digest, "; ".join(map(str, problems)))
+        problems = self.verify(digest)
+        if problems:
+            raise damaged(self, digest, *problems)
 
     # -- writing
 
     @contextmanager
     def staging(self) -> Iterator[Staging]:
         """A folder to fill; it is removed on the way out, unless `commit` has turned it into an
-        artifact."""
-        self.sweep()
-        with files.disk_full_is_an_error(str(self.root)), self._scratch() as path:
-            yield Staging(path)
+        artifact.
 
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        """A folder below `tmp` that is ours as long as we live: its lock goes when the process
-        does, however it goes."""
-        while True:
-            path = self.root / "tmp" / uuid.uuid4().hex
-            path.mkdir(parents=True)
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:
-                continue  # a sweep was faster
-            if _lock(handle) and path.exists():
-                break
-            os.close(handle)
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(handle)
+        Raises:
+            DiskFull: there is no room for what was written inside.
+        """
+        self.sweep()
+        with files.disk_full_is_an_error(self.location), scratch_folder(self.root) as path:
+            yield Staging(path)
 
     def commit(
         self,
@@ -230,8 +200,8 @@ class LocalStore:
     ) -> ModelArtifact:
         """Turn a filled folder into an artifact: hash what is not hashed yet, then blobs, manifest,
         tree."""
-        with files.disk_full_is_an_error(str(self.root)), self.writing():
-            entries = self._hash(staging)
+        with files.disk_full_is_an_error(self.location), self.writing():
+            entries = staging.entries()
             for entry in entries:
                 self._keep_blob(staging.path / entry.path, entry)
             manifest = Manifest(
@@ -242,159 +212,6 @@ class LocalStore:
             )
             self.keep_manifest(manifest)
         return ModelArtifact(digest=manifest.digest, kind=kind, path=self.tree(manifest.digest))
-
-    def push(self, source: LocalStore, digest: str, progress: Progress = no_progress) -> int:
-        """Take an artifact over from another store, linked where the file system allows. Returns
-        the bytes that were not there.
-
-        Every blob is hashed once where it lies in the end: before it is counted as there already,
-        or after it was written and before it gets its name. The manifest is written last, so a half
-        sent artifact is never visible.
-        """
-        manifest, new, done = source.manifest(digest), 0, 0
-        with self.staging() as staging, self.writing():
-            for entry in manifest.files:
-                progress(done / max(1, manifest.size), entry.path)
-                if not files.is_intact(self.blob(entry.sha256), entry):
-                    scratch = staging.path / entry.sha256
-                    with _missing_is_damage(source, digest, entry):
-                        if not files.is_plausible(source.blob(entry.sha256), entry):
-                            raise _damaged(source, digest, str(Problem("changed", entry.path)))
-                        files.link_or_copy(source.blob(entry.sha256), scratch)
-                    if files.sha256_file(scratch) != (entry.size, entry.sha256):
-                        raise _damaged(source, digest, str(Problem("changed", entry.path)))
-                    self.move_blob(scratch, entry)
-                    new += entry.size
-                done += entry.size
-            self.keep_manifest(manifest)
-        return new
-
-    def pull(
-        self, digest: str, target: LocalStore, progress: Progress = no_progress
-    ) -> ModelArtifact:
-        """Bring an artifact into another folder."""
-        target.push(self, digest, progress)
-        return target.open(digest)
-
-    def keep_manifest(self, manifest: Manifest) -> None:
-        """Make an artifact visible whose blobs are all here: the last act of whatever brings one
-        in."""
-        files.fsync_folder(self.root / "blobs" / "sha256")
-        files.write_atomic(self.manifest_path(manifest.digest), manifest.to_bytes())
-        self._build_tree(manifest)
-
-    def sweep(self) -> None:
-        """Remove what processes that are gone left half written."""
-        for path in (self.root / "tmp").glob("*"):
-            with suppress(FileNotFoundError):
-                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    if _lock(handle):
-                        shutil.rmtree(path, ignore_errors=True)
-                finally:
-                    os.close(handle)
-
-    # -- garbage
-
-    def touch(self, digest: str) -> None:
-        """Make an artifact and its blobs young again, so that a garbage collection beside us spares
-        them."""
-        for path in (
-            self.manifest_path(digest),
-            *(self.blob(entry.sha256) for entry in self.manifest(digest).files),
-        ):
-            # a borrowed file of somebody else's keeps its time: whose manifest is young is kept
-            with suppress(OSError):
-                os.utime(path, follow_symlinks=False)
-
-    def inventory(self, what: What) -> Iterator[Held]:
-        """All manifests or blobs, in any order."""
-        with suppress(FileNotFoundError), os.scandir(self.root / what / "sha256") as found:
-            for item in found:
-                name = item.name.removesuffix(".json") if what == "manifests" else item.name
-                if len(name) == 64:  # not what `write_atomic` is writing
-                    with suppress(FileNotFoundError):
-                        facts = item.stat(follow_symlinks=False)
-                        yield Held(name=name, size=facts.st_size, modified=facts.st_mtime)
-
-    def discard(self, what: What, name: str, *, unless_after: float) -> bool:
-        """Remove a manifest with its tree, or a blob; False if it was written or touched after that
-        time."""
-        path = self.manifest_path(name) if what == "manifests" else self.blob(name)
-        with suppress(FileNotFoundError):
-            if path.lstat().st_mtime > unless_after:
-                return False
-            path.unlink()
-        if what == "manifests":
-            with self._scratch() as scratch, suppress(FileNotFoundError):
-                os.rename(self.tree(name), scratch / "old")
-        return True
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Nobody else collects, and nobody writes: those who come wait."""
-        with self._gate(fcntl.LOCK_EX):
-            yield
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Between the look whether a blob is there and the manifest that names it, nobody
-        collects."""
-        with self._gate(fcntl.LOCK_SH):
-            yield
-
-    @contextmanager
-    def _gate(self, how: int) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            deadline = time.monotonic() + GATE_SECONDS
-            while not _lock(handle, how):
-                if time.monotonic() > deadline:
-                    raise StoreBusy(
-                        f"somebody else uses it for more than {GATE_SECONDS:.0f} s",
-                        where=self.location,
-                        hint=(
-                            "`lmflows registry gc` and what writes to a store wait for each other:"
-                            " try again when it is done"
-                        ),
-                    )
-                time.sleep(0.05)
-            yield
-        finally:
-            os.close(handle)
-
-    def clear_leftovers(self, *, older_than: float) -> int:
-        """Remove what processes that are gone left half written, however young it is."""
-        before = len(list((self.root / "tmp").glob("*")))
-        self.sweep()
-        return before - len(list((self.root / "tmp").glob("*")))
-
-    def _hash(self, staging: Staging) -> list[FileEntry]:
-        def sync(name: str) -> None:
-            with (staging.path / name).open("rb") as file:
-                os.fsync(file.fileno())
-
-        def entry(name: str) -> FileEntry:
-            path = staging.path / name
-            if name not in staging.known:
-                staging.known[name] = files.sha256_file(path)
-            if name not in staging.borrowed:
-                path.chmod(0o444)
-            size, sha256 = staging.known[name]
-            return FileEntry(path=name, size=size, sha256=sha256)
-
-        # one thread waits for the disk while another computes
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            synced = [
-                pool.submit(sync, name)
-                for name in staging.names()
-                if name not in staging.known and name not in staging.borrowed
-            ]
-            entries = list(pool.map(entry, staging.names()))
-            for job in synced:
-                job.result()
-            return entries
 
     def _keep_blob(self, path: Path, entry: FileEntry) -> None:
         blob = self.blob(entry.sha256)
@@ -407,6 +224,45 @@ class LocalStore:
             files.link_or_copy(path, scratch)
         self.move_blob(scratch, entry)
 
+    def push(self, source: Source, digest: str, progress: Progress = no_progress) -> int:
+        """Take an artifact over from another folder, linked where the file system allows. Returns
+        the bytes that were not there.
+
+        Every blob is hashed once where it lies in the end: before it is counted as there already,
+        or after it was written and before it gets its name. The manifest is written last, so a half
+        sent artifact is never visible.
+
+        Raises:
+            ArtifactDamaged: the source is not what its manifest says; nothing becomes visible.
+        """
+        manifest = source.manifest(digest)
+        new = 0
+        done = 0
+        with self.staging() as staging, self.writing():
+            for entry in manifest.files:
+                progress(done / max(1, manifest.size), entry.path)
+                if not files.is_intact(self.blob(entry.sha256), entry):
+                    self._take_blob(source, digest, entry, staging.path / entry.sha256)
+                    new += entry.size
+                done += entry.size
+            self.keep_manifest(manifest)
+        return new
+
+    def _take_blob(self, source: Source, digest: str, entry: FileEntry, scratch: Path) -> None:
+        blob = source.blob(entry.sha256)
+        with missing_is_damage(source, digest, entry):
+            if not files.is_plausible(blob, entry):
+                raise damaged(source, digest, Problem("changed", entry.path))
+            files.link_or_copy(blob, scratch)
+        if files.sha256_file(scratch) != (entry.size, entry.sha256):
+            raise damaged(source, digest, Problem("changed", entry.path))
+        self.move_blob(scratch, entry)
+
+    def pull(self, digest: str, target: Folder, progress: Progress = no_progress) -> ModelArtifact:
+        """Bring an artifact into another folder."""
+        target.push(self, digest, progress)
+        return target.open(digest)
+
     def move_blob(self, scratch: Path, entry: FileEntry) -> None:
         """Give a file of our scratch folder, complete, checked and durable, its name among the
         blobs; `keep_manifest` makes the names durable."""
@@ -414,56 +270,62 @@ class LocalStore:
         blob.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch, blob)
 
-    def _build_tree(self, manifest: Manifest) -> None:
-        tree = self.tree(manifest.digest)
-        if self._is_current(tree, manifest):
-            return
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        with self._scratch() as scratch:
-            new, old = scratch / "new", scratch / "old"
-            for entry in manifest.files:
-                target = new / entry.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with _missing_is_damage(self, manifest.digest, entry):
-                    files.link_or_symlink(self.blob(entry.sha256), target)
-            # a tree is there: from an earlier run, or from another process just now
-            while not files.rename_folder(new, tree):
+    def keep_manifest(self, manifest: Manifest) -> None:
+        """Make an artifact visible whose blobs are all here: the last act of whatever brings one
+        in."""
+        files.fsync_folder(self.root / layout.folder_of("blobs"))
+        files.write_atomic(self.manifest_path(manifest.digest), manifest.to_bytes())
+        build_tree(self, manifest, self.root, self.tree(manifest.digest))
+
+    def sweep(self) -> int:
+        """Remove what processes that are gone left half written; returns how many folders."""
+        return sweep(self.root)
+
+    # -- garbage
+
+    def touch(self, digest: str) -> None:
+        """Make an artifact and its blobs young again, so that a garbage collection beside us spares
+        them."""
+        blobs = [self.blob(entry.sha256) for entry in self.manifest(digest).files]
+        for path in (self.manifest_path(digest), *blobs):
+            # a borrowed file of somebody else's keeps its time: whose manifest is young is kept
+            with suppress(OSError):
+                os.utime(path, follow_symlinks=False)
+
+    def inventory(self, what: What) -> Iterator[Held]:
+        """All manifests or blobs, in any order."""
+        folder = self.root / layout.folder_of(what)
+        with suppress(FileNotFoundError), os.scandir(folder) as found:
+            for item in found:
+                name = layout.name_of(what, item.name)
+                if name is None:
+                    continue
                 with suppress(FileNotFoundError):
-                    os.rename(tree, old)
-                shutil.rmtree(old, ignore_errors=True)
-        files.fsync_folder(tree.parent)
+                    facts = item.stat(follow_symlinks=False)
+                    yield Held(name=name, size=facts.st_size, modified=facts.st_mtime)
 
-    def _is_current(self, tree: Path, manifest: Manifest) -> bool:
-        """Whether a tree has the manifest's files and each is its blob; what the bytes are is
-        `verify`'s business."""
-        try:
-            return files.tree_files(tree) == [entry.path for entry in manifest.files] and all(
-                (tree / entry.path).samefile(self.blob(entry.sha256)) for entry in manifest.files
-            )
-        except OSError:
-            return False
+    def discard(self, what: What, name: str, *, unless_after: float) -> bool:
+        """Remove a manifest with its tree, or a blob; False if it was written or touched after that
+        time."""
+        path = self.root / layout.key_of(what, name)
+        with suppress(FileNotFoundError):
+            if path.lstat().st_mtime > unless_after:
+                return False
+            path.unlink()
+        if what == "manifests":
+            with scratch_folder(self.root) as scratch, suppress(FileNotFoundError):
+                os.rename(self.tree(name), scratch / "old")
+        return True
 
+    def collecting(self) -> AbstractContextManager[None]:
+        """Nobody else collects, and nobody writes: those who come wait."""
+        return locks.collecting(self.root)
 
-def _damaged(store: LocalStore, digest: str, what: str) -> ArtifactDamaged:
-    return ArtifactDamaged(
-        what,
-        where=f"artifact {digest[:12]} in {store.root}",
-        hint="run the pipeline again: the step that made it will be repeated",
-    )
+    def writing(self) -> AbstractContextManager[None]:
+        """Between the look whether a blob is there and the manifest that names it, nobody
+        collects."""
+        return locks.writing(self.root)
 
-
-@contextmanager
-def _missing_is_damage(store: LocalStore, digest: str, entry: FileEntry) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise _damaged(store, digest, str(Problem("missing", entry.path))) from None
-
-
-def _lock(handle: int, how: int = fcntl.LOCK_EX) -> bool:
-    """Take the lock of an open file or folder if nobody has it."""
-    try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    def clear_leftovers(self, *, older_than: float) -> int:
+        """Remove what processes that are gone left half written, however young it is."""
+        return self.sweep()

@@ -6,16 +6,14 @@ Locally that is a lock and a rename, on S3 a conditional write (`artifacts.store
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from artifacts.manifest import check_path
 from artifacts.store.files import write_atomic
+from artifacts.store.locks import locked
 from configs.errors import StaleRef
 
 
@@ -76,11 +74,13 @@ class LocalObjects:
         return data, hashlib.sha256(data).hexdigest()
 
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
-        with self._lock(key):
+        path = self._path(key)
+        with locked(path.with_suffix(".lock")):
             now = self.get(key)
-            if (now[1] if now else None) != seen:
+            version = None if now is None else now[1]
+            if version != seen:
                 raise moved(key)
-            write_atomic(self._path(key), data)
+            write_atomic(path, data)
 
     def put(self, key: str, data: bytes) -> None:
         write_atomic(self._path(key), data)
@@ -108,17 +108,6 @@ class LocalObjects:
 
     def _path(self, key: str) -> Path:
         return self.root / check_path(key)
-
-    @contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
-        path = self._path(key).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel lets go when the holder dies
-            yield
-        finally:
-            os.close(handle)
 
 
 def moved(key: str) -> StaleRef:

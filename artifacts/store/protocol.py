@@ -1,29 +1,24 @@
 """What every store can do, wherever it lies: a folder (`artifacts.store.local`) or an S3 prefix
-(`artifacts.store.s3.store`), same layout.
+(`artifacts.store.s3.store`), same layout (`artifacts.store.layout`).
 
 An artifact exists when its manifest does. Pushing writes blobs first and the manifest last, so a
-half sent artifact is never visible; collecting garbage removes the manifest first.
+half sent artifact is never visible; collecting garbage removes the manifest first. Knows no store:
+`artifacts.store.open` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-from artifacts.manifest import Manifest, ModelArtifact
+from artifacts.manifest import FileEntry, Manifest, ModelArtifact
+from artifacts.store.layout import What
 from artifacts.store.objects import Objects
+from artifacts.store.staging import Staging
 from configs.callbacks import Progress, no_progress
-from configs.errors import ArtifactMissing
-from configs.location import S3, parse_s3
-
-if TYPE_CHECKING:
-    from artifacts.store.local import LocalStore
-
-SIGNATURES = "signatures/"
-What = Literal["manifests", "blobs"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,63 @@ class Held:
     name: str
     size: int
     modified: float
+
+
+class Source(Protocol):
+    """A folder that artifacts are pushed from."""
+
+    @property
+    def location(self) -> str:
+        """The folder, for messages."""
+        ...
+
+    def manifest(self, digest: str) -> Manifest:
+        """As `Store.manifest`."""
+        ...
+
+    def blob(self, sha256: str) -> Path:
+        """Where the blob of that hex sha256 lies, if it is there."""
+        ...
+
+
+class Folder(Source, Protocol):
+    """A folder that artifacts are pulled into. A pull stages the blobs, moves each to its place,
+    and keeps the manifest last."""
+
+    root: Path
+
+    def staging(self) -> AbstractContextManager[Staging]:
+        """A folder on the same file system, removed on the way out."""
+        ...
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Held from the first blob to the manifest: nobody collects garbage meanwhile.
+
+        Raises:
+            StoreBusy: somebody collects, and does not finish.
+        """
+        ...
+
+    def move_blob(self, scratch: Path, entry: FileEntry) -> None:
+        """Give a staged file, complete, checked and durable, its place among the blobs."""
+        ...
+
+    def keep_manifest(self, manifest: Manifest) -> None:
+        """Make an artifact visible whose blobs are all there."""
+        ...
+
+    def push(self, source: Source, digest: str, progress: Progress = no_progress) -> int:
+        """As `Store.push`."""
+        ...
+
+    def open(self, digest: str) -> ModelArtifact:
+        """The artifact as a folder that a library can load.
+
+        Raises:
+            ArtifactMissing: there is none of that digest.
+            ArtifactDamaged: a blob is gone.
+        """
+        ...
 
 
 class Store(Protocol):
@@ -96,7 +148,7 @@ class Store(Protocol):
         """
         ...
 
-    def push(self, source: LocalStore, digest: str, progress: Progress = no_progress) -> int:
+    def push(self, source: Source, digest: str, progress: Progress = no_progress) -> int:
         """Take an artifact over from a folder; returns the bytes that were sent. What is there
         already is not sent again.
 
@@ -107,9 +159,7 @@ class Store(Protocol):
         """
         ...
 
-    def pull(
-        self, digest: str, target: LocalStore, progress: Progress = no_progress
-    ) -> ModelArtifact:
+    def pull(self, digest: str, target: Folder, progress: Progress = no_progress) -> ModelArtifact:
         """Bring an artifact into a folder, every byte hashed on the way; the manifest comes last
         there, too.
 
@@ -146,92 +196,3 @@ class Store(Protocol):
         """Give up uploads that nobody goes on with since that time (Unix time); returns how
         many."""
         ...
-
-
-def open_store(location: str) -> Store:
-    """The store at a location (`configs.location`). Nothing is read or asked yet."""
-    if location.startswith(S3):
-        # boto3 takes half a second, and most commands need none
-        from artifacts.store.s3.store import S3Store
-
-        return S3Store(parse_s3(location))
-    from artifacts.store.local import LocalStore
-
-    return LocalStore(Path(location))
-
-
-def match(
-    prefix: str, known: Iterable[str], *, where: str, hint: str = "`lmflows ls` shows what there is"
-) -> str:
-    """The one digest that starts with `prefix` (at least 6 hex digits).
-
-    Raises:
-        ArtifactMissing: none does, or more than one.
-    """
-    digits = prefix.removeprefix("sha256:")
-    if len(digits) < 6:
-        raise ArtifactMissing(
-            f"{prefix!r} is too short to name an artifact",
-            where=where,
-            hint="give at least 6 digits",
-        )
-    found = sorted({digest for digest in known if digest.startswith(digits)})
-    if len(found) != 1:
-        what = f"{len(found)} artifacts start with" if found else "no artifact starts with"
-        raise ArtifactMissing(f"{what} {prefix!r}", where=where, hint=hint)
-    return found[0]
-
-
-def lineage(store: Store, digests: Iterable[str]) -> list[str]:
-    """The digests and all their ancestors, ancestors first, each once."""
-    order: dict[str, None] = {}
-    seen: set[str] = set()
-    stack = [(digest, False) for digest in reversed(list(digests))]
-    while stack:  # a loop, not a recursion: a manifest from outside may be the last of ten thousand
-        digest, below_is_done = stack.pop()
-        if below_is_done:
-            order[digest] = None
-        elif digest not in seen:
-            seen.add(digest)
-            stack.append((digest, True))
-            stack += [(parent.digest, False) for parent in reversed(store.manifest(digest).parents)]
-    return list(order)
-
-
-def push_lineage(
-    source: LocalStore, target: Store, digests: Iterable[str], progress: Progress = no_progress
-) -> tuple[list[str], int]:
-    """Push artifacts and all their ancestors, these first, with their signatures: nothing in the
-    target ever names what is not there.
-
-    Returns their digests in that order, and the bytes that were sent.
-    """
-    order, sent = lineage(source, digests), 0
-    for number, digest in enumerate(order):
-        what = f"{source.manifest(digest).kind} {digest[:12]}"
-
-        def tell(fraction: float, _file: str, number: int = number, what: str = what) -> None:
-            progress((number + fraction) / len(order), what)
-
-        sent += target.push(source, digest, tell)
-        carry_signatures(source, target, digest)
-    return order, sent
-
-
-def carry_signatures(source: Store, target: Store, digest: str) -> None:
-    """Copy the signatures of an artifact that both stores have; whether one holds is asked when it
-    matters (`artifacts.registry.signing.check`)."""
-    there = (
-        set(target.objects.keys(signatures_of(digest)))
-        if (keys := source.objects.keys(signatures_of(digest)))
-        else set()
-    )
-    for key in keys:
-        if key not in there and (found := source.objects.get(key)):
-            target.objects.put(key, found[0])  # its name is its hash
-
-
-def signatures_of(digest: str) -> str:
-    """What the keys of an artifact's signatures start with; the rest is the sha256 of the signature
-    file."""
-    return f"{SIGNATURES}{digest}/"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from artifacts.registry.refs import STAGES, Ref, Registry
+from artifacts.registry.refs import STAGES, Decision, Ref, Registry
 from configs.errors import ConfigError, PromotionRefused
 from configs.policy import load_policy
 from flows.cli import registry_store
@@ -86,7 +86,7 @@ def show(
 ) -> None:
     """Show what a stage serves, why it may, and what it was made from; or the same of any
     artifact."""
-    from artifacts.registry.promotion import find
+    from artifacts.store.find import find
     from flows.cli import registry_facts, registry_show
 
     place = opened(store)
@@ -131,7 +131,9 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Point a stage at an artifact with a PASS: dev, then staging, then production."""
-    from artifacts.registry import promotion
+    from artifacts.registry.change import require_no_problem
+    from artifacts.registry.promotion import promote as promote_in
+    from artifacts.registry.proposal import Proposal
     from flows.cli import registry_show
 
     place = opened(store)
@@ -140,30 +142,26 @@ def promote(
     source = ref_of(place, model, what).current if what in STAGES else None
     if source:  # what is shown and confirmed, though that stage may move meanwhile
         what = source.digest
-        report = report or source.verdict
+        report = report or source.report
         variant = variant or source.variant
         engine = engine or source.engine
     expect = confirmed(
         ref, expect, f"{what[:12]} is to be promoted to it in {place.location}", yes=yes
     )
+    proposal = Proposal(
+        model=model,
+        to_stage=ref.stage,
+        what=what,
+        variant=variant,
+        engine=engine,
+        report=report,
+        expect=expect,
+        force=force,
+    )
     with moving_progress(f"promoting to {model}/{to_stage}") as progress:
-        done = promotion.promote(
-            place,
-            model,
-            what,
-            ref.stage,
-            who=whoami(),
-            why=why,
-            policy=policy,
-            variant=variant,
-            engine=engine,
-            report=report,
-            expect=expect,
-            force=force,
-            progress=progress,
-        )
+        done = promote_in(place, proposal, Decision(whoami(), why), policy, progress)
     registry_show.print_move(done.ref, done.before, done.now, done.moved, as_json)
-    promotion.require_no_problem(f"{model}/{ref.stage}", done.problem)
+    require_no_problem(f"{model}/{ref.stage}", done.problem)
 
 
 def rollback(
@@ -178,7 +176,8 @@ def rollback(
 ) -> None:
     """Point a stage back at what it had before. Needs no new evidence; done again, it goes further
     back."""
-    from artifacts.registry import promotion
+    from artifacts.registry.change import require_no_problem
+    from artifacts.registry.rollback import Rollback, roll_back
     from flows.cli import registry_show
 
     place = opened(store)
@@ -190,11 +189,10 @@ def rollback(
         f"it is to go back to {to or 'what it had before'} in {place.location}",
         yes=yes,
     )
-    done = promotion.rollback(
-        place, model, ref.stage, to=to, who=whoami(), why=why, policy=policy, expect=expect
-    )
+    wanted = Rollback(model, ref.stage, to=to, expect=expect)
+    done = roll_back(place, wanted, Decision(whoami(), why), policy)
     registry_show.print_move(done.ref, done.before, done.now, done.moved, as_json)
-    promotion.require_no_problem(f"{model}/{ref.stage}", done.problem)
+    require_no_problem(f"{model}/{ref.stage}", done.problem)
 
 
 def sign(
@@ -215,7 +213,7 @@ def sign(
             hint="configs/policy.example.yaml shows how",
         )
     refs = refs_named(place, what) if "/" in what else []
-    digests = [digest_of(place, what), *(ref.current.verdict for ref in refs if ref.current)]
+    digests = [digest_of(place, what), *(ref.current.report for ref in refs if ref.current)]
     rows = [
         {
             "digest": digest if as_json else digest[:12],

@@ -29,9 +29,9 @@ def served(store: Store, ref: Ref) -> dict[str, Any]:
     evidence are."""
     entry = ref.current
     assert entry is not None
-    verdict = verdict_of(store, entry.verdict)
+    verdict = verdict_of(store, entry.report)
     outcome = None
-    reasons = [f"report {entry.verdict[:12]} cannot be read: {verdict}"]
+    reasons = [f"report {entry.report[:12]} cannot be read: {verdict}"]
     if isinstance(verdict, Verdict):
         outcome = verdict.outcome
         reasons = list(verdict.reasons)
@@ -44,7 +44,7 @@ def served(store: Store, ref: Ref) -> dict[str, Any]:
         "outcome": outcome,
         "reasons": reasons,
         "endpoints": endpoints_of(store, entry.digest),
-        "lineage": _tree_of_either(store, entry.verdict, entry.digest),
+        "lineage": _tree_of_either(store, entry.report, entry.digest),
     }
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from artifacts.registry.refs import STAGES, Ref, Registry, Stage
-from artifacts.store.protocol import Store, open_store
+from artifacts.store.open import open_store
+from artifacts.store.protocol import Store
 from configs.errors import ArtifactMissing, ConfigError
 from configs.location import S3, normal
 from configs.policy import load_policy
@@ -51,7 +52,7 @@ def opened(location: str | None, *, new: bool = False) -> Store:
 
 def ref_of(store: Store, model: str, stage: str) -> Ref:
     """A stage of a model; ConfigError if there can be none of these names."""
-    from artifacts.registry.promotion import check_names
+    from artifacts.registry.names import check_names
 
     check_names(model, stage)
     known: Stage = next(name for name in STAGES if name == stage)
@@ -71,7 +72,7 @@ def refs_named(store: Store, what: str) -> list[Ref]:
 
 def digest_of(store: Store, what: str) -> str:
     """The artifact that DIGEST or MODEL/STAGE names."""
-    from artifacts.registry.promotion import find
+    from artifacts.store.find import find
 
     if "/" not in what:
         return find(store, what)

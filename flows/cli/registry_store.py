@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from artifacts.registry.refs import Ref, Registry
+from artifacts.store.ancestors import lineage, push_lineage
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import Store, carry_signatures, lineage, push_lineage
+from artifacts.store.protocol import Store
+from artifacts.store.signatures import carry_signatures
 from configs import paths
 from configs.errors import (
     ArtifactDamaged,
@@ -188,7 +190,7 @@ def refs_to_verify(store: Store, what: str | None) -> list[Ref]:
 def served_by(refs: Sequence[Ref]) -> list[str]:
     """The artifacts that stages point to, and the reports that let them."""
     entries = [ref.current for ref in refs if ref.current]
-    return sorted({digest for entry in entries for digest in (entry.digest, entry.verdict)})
+    return sorted({digest for entry in entries for digest in (entry.digest, entry.report)})
 
 
 def with_ancestors(store: Store, digests: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

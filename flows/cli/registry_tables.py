@@ -29,7 +29,7 @@ def refs(store: Store, known: Iterable[Ref], *, full: bool) -> list[dict[str, An
 
 
 def _ref_row(store: Store, ref: Ref, entry: RefEntry, *, full: bool) -> dict[str, Any]:
-    verdict = verdict_of(store, entry.verdict)
+    verdict = verdict_of(store, entry.report)
     outcome = f"unreadable: {verdict}"
     ratio = None
     if isinstance(verdict, Verdict):

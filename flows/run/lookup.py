@@ -15,8 +15,8 @@ import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from artifacts.manifest import Manifest
+from artifacts.store.find import match
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import match
 from configs import paths
 from configs.engines import BY_NAME, Engine, names_of
 from configs.errors import ArtifactMissing, ConfigError

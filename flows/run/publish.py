@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 
 from artifacts.records.report import PAGE
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import open_store
+from artifacts.store.open import open_store
 from flows.run.record import RunSummary
 from flows.run.run import Run
 from tasks.report import ReportResult

@@ -16,8 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from artifacts.store.files import DTYPE_BYTES, PICKLES, safetensors_header, sha256_file
+from artifacts.store.files import sha256_file
 from configs.errors import SourceError
+from tasks.checkpoints.safetensors import DTYPE_BYTES, PICKLES, safetensors_header
 
 # What belongs to a model: weights, config, tokenizer, template, card and license. Anything else is
 # left out.

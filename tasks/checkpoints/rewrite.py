@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.store.files import safetensors_header
 from configs.callbacks import Progress
 from tasks.checkpoints import files
 from tasks.checkpoints.hub_card import CARD, card_files
+from tasks.checkpoints.safetensors import safetensors_header
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,7 @@ from artifacts.manifest import ModelArtifact
 from artifacts.registry import serving
 from artifacts.registry.refs import ModelName
 from artifacts.store.files import write_atomic
-from artifacts.store.protocol import open_store
+from artifacts.store.open import open_store
 from configs import paths
 from configs.deployment import Deploy
 from configs.engines import Engine

@@ -63,7 +63,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[Server | None]:
 
 @pytest.fixture
 def place(either: Server | None, tmp_path: Path) -> places.Place:
-    """An empty store, of each kind by turns."""
+    """An empty store, once of each kind."""
     return places.place(either, tmp_path)
 
 

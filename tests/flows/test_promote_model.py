@@ -18,13 +18,11 @@ from typing import Any
 
 import pytest
 
-from artifacts.registry.promotion import promote, rollback
 from artifacts.registry.refs import Registry, Stage
 from artifacts.store.local import LocalStore
 from configs import paths
-from configs.policy import Policy
 from tests.support.patience import PATIENCE
-from tests.support.places import judged
+from tests.support.places import judged, promote, roll_back
 from tests.support.prefect_server import prefect_server
 
 pytestmark = pytest.mark.slow
@@ -256,13 +254,12 @@ def test_a_stage_that_was_not_left_out_when_it_was_shown_is_not_left_out_afterwa
 ) -> None:
     """A reason that was given in case is none for what nobody has seen."""
     before = team.current("production")
-    rollback(
+    roll_back(
         team.store,
         "m",
         "staging",
         who="ann",
         why="to have something to promote",
-        policy=Policy(),
         to=staged[0],
     )
     try:
@@ -283,7 +280,6 @@ def test_a_stage_that_was_not_left_out_when_it_was_shown_is_not_left_out_afterwa
             "staging",
             who="ann",
             why="the other was bad",
-            policy=Policy(),
             force="dev has gone on",
         )
     assert team.answer(run, decision="approve", who="boss", reason="fine")["status"] == "ACCEPT"

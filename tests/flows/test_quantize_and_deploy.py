@@ -28,7 +28,7 @@ from artifacts.records.load_results import read_load
 from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
 from artifacts.store.objects import LocalObjects
-from artifacts.store.protocol import open_store
+from artifacts.store.open import open_store
 from configs.errors import DiskFull
 from configs.paths import PROJECT
 from tasks.machine.ports import port_problem
@@ -149,9 +149,9 @@ def test_the_stage_points_to_the_candidate_and_its_verdict(site: Site, first: st
     assert entry is not None
     assert (
         store.manifest(entry.digest).kind == "w4a16"
-        and store.manifest(entry.verdict).kind == "report"
+        and store.manifest(entry.report).kind == "report"
     )
-    assert store.manifest(entry.verdict).parent("candidate") == entry.digest
+    assert store.manifest(entry.report).parent("candidate") == entry.digest
 
 
 def test_verify_show_ls_and_status_tell_of_it(site: Site, first: str) -> None:

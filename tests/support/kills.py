@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 
-from artifacts.store.protocol import Store, open_store
-from artifacts.store.s3.store import S3Store, Tuning
+from artifacts.store.open import open_store
+from artifacts.store.protocol import Store
+from artifacts.store.s3.connection import Tuning
+from artifacts.store.s3.store import S3Store
 from configs.location import S3, parse_s3
 from tests.support.patience import PATIENCE
 

@@ -15,8 +15,16 @@ from unittest import mock
 from artifacts.manifest import Kind, Parent, canonical_json
 from artifacts.records.evidence import EVIDENCE, DocumentScore, Evidence, KlDivergence
 from artifacts.records.report import VERDICT, Verdict
+from artifacts.registry import promotion, rollback
+from artifacts.registry.change import StageChange
+from artifacts.registry.proposal import Proposal
+from artifacts.registry.refs import Decision, Stage
+from artifacts.registry.rollback import Rollback
+from artifacts.store.ancestors import lineage
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import Store, lineage
+from artifacts.store.open import open_store
+from artifacts.store.protocol import Store
+from configs.callbacks import Progress, no_progress
 from configs.location import parse_s3
 from configs.policy import Policy
 from tests.support import s3_server
@@ -118,6 +126,38 @@ def client_of(endpoint: str | None) -> Any:
     )
 
 
+def promote(
+    store: Store,
+    model: str,
+    what: str,
+    to_stage: Stage,
+    *,
+    who: str = "me",
+    why: str = "",
+    approved_by: str | None = None,
+    policy: Policy = OPEN,
+    progress: Progress = no_progress,
+    **more: Any,
+) -> StageChange:
+    """Promote something; `more`: the other fields of a Proposal."""
+    proposal = Proposal(model, to_stage, what, **more)
+    return promotion.promote(store, proposal, Decision(who, why, approved_by), policy, progress)
+
+
+def roll_back(
+    store: Store,
+    model: str,
+    stage: Stage,
+    *,
+    who: str = "me",
+    why: str = "",
+    policy: Policy = OPEN,
+    **more: Any,
+) -> StageChange:
+    """Take something back; `more`: the other fields of a Rollback."""
+    return rollback.roll_back(store, Rollback(model, stage, **more), Decision(who, why), policy)
+
+
 @contextmanager
 def bucket() -> Iterator[Server]:
     """A server, with the credentials for it in this process's environment."""
@@ -127,8 +167,6 @@ def bucket() -> Iterator[Server]:
 
 def place(server: Server | None, folder: Path) -> Place:
     """An empty store: on S3, or without a server in a folder."""
-    from artifacts.store.protocol import open_store
-
     workshop = LocalStore(folder / "workshop")
     return (
         Place(workshop, workshop)

@@ -3,10 +3,14 @@ for small parts."""
 
 from __future__ import annotations
 
+import hashlib
 import random
+from typing import Any
 
 from artifacts.manifest import ModelArtifact
+from artifacts.store.layout import blob_key, manifest_key
 from artifacts.store.local import LocalStore
+from artifacts.store.protocol import Store
 from artifacts.store.s3.store import S3Store
 from configs.location import parse_s3
 from tests.support.s3_server import SMALL
@@ -40,3 +44,41 @@ def files_of(artifact: ModelArtifact) -> dict[str, bytes]:
         for path in artifact.path.rglob("*")
         if path.is_file()
     }
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def overwrite(store: Store, name: str, data: bytes | None, what: str = "blobs") -> None:
+    """What stands in a store in place of a blob or a manifest; None removes it."""
+    if isinstance(store, LocalStore):
+        path = store.blob(name) if what == "blobs" else store.manifest_path(name)
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+        return
+    assert isinstance(store, S3Store)
+    bucket = store.bucket
+    key = bucket.key(blob_key(name) if what == "blobs" else manifest_key(name))
+    if data is None:
+        bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    else:
+        bucket.client.put_object(Bucket=bucket.name, Key=key, Body=data)
+
+
+def nothing_is_visible(store: Store) -> bool:
+    return store.digests() == []
+
+
+def begun(store: S3Store) -> tuple[Any, dict[str, Any]]:
+    """A client, and what names an upload of the large blob that somebody has begun with it."""
+    client = store.bucket.client
+    where = {"Bucket": store.bucket.name, "Key": store.bucket.key(blob_key(sha256(LARGE)))}
+    answer = client.create_multipart_upload(Bucket=where["Bucket"], Key=where["Key"])
+    return client, where | {"UploadId": answer["UploadId"]}

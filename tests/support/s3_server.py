@@ -42,7 +42,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from artifacts.store.s3.client import Tuning
+from artifacts.store.s3.connection import Tuning
 from configs.paths import PROJECT
 
 BUCKET = "models"

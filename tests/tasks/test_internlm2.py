@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from artifacts.manifest import ModelArtifact
 from artifacts.records.texts import HELD_OUT, read_documents
-from artifacts.store.files import safetensors_header, sha256_file
+from artifacts.store.files import sha256_file
 from artifacts.store.local import LocalStore
 from configs.engines import EngineTransformers
 from configs.errors import PreflightError, SourceError, TransferError
@@ -35,6 +35,7 @@ from configs.sources import LocalSource, PypiGgufSource
 from configs.texts import PythonDocs, Texts
 from tasks.checkpoints import files
 from tasks.checkpoints.calibration import token_ids
+from tasks.checkpoints.safetensors import safetensors_header
 from tasks.download import DownloadRequest, DownloadResult, download
 from tasks.engines.reference import ReferenceEngine
 from tasks.pad import PadRequest, pad

@@ -8,24 +8,28 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
 
 from artifacts.manifest import FileEntry
 from artifacts.store.files import is_intact
-from artifacts.store.local import LocalStore
-from artifacts.store.s3.transfer import CHUNK, Differs, Team, fetch
-from artifacts.store.s3.upload import blob_key, fits
+from artifacts.store.layout import blob_key
+from artifacts.store.protocol import Folder
+from artifacts.store.s3.ranges import CHUNK, Differs, difference, fetch
+from artifacts.store.s3.team import Team
 from configs.errors import DiskFull
+from configs.units import gb
 
 
 class Download:
-    """Brings blobs into a local store, each if it is not there intact. What has arrived stays,
-    whatever happens to the others."""
+    """Brings blobs into a folder, each if it is not there intact. What has arrived stays, whatever
+    happens to the others."""
 
-    def __init__(self, team: Team, target: LocalStore, scratch: Path) -> None:
-        self.team, self.target, self.scratch = team, target, scratch
+    def __init__(self, team: Team, target: Folder, scratch: Path) -> None:
+        self.team = team
+        self.target = target
+        self.scratch = scratch
 
     def keep(self, entry: FileEntry) -> bool:
         """Make sure that the target has the blob; whether it had to be fetched.
@@ -53,44 +57,46 @@ class Download:
     def _fetch(self, path: Path, entry: FileEntry) -> str:
         """Fetch a blob, durably; returns its hex sha256."""
         with path.open("w+b", buffering=0) as file:
-            handle, size = file.fileno(), entry.size
-            os.ftruncate(handle, size)
-            step = self.team.bucket.tuning.part_bytes
-            get = self._and_hash if size <= step else self._in_ranges
-            digest = get(handle, entry, step)
+            handle = file.fileno()
+            os.ftruncate(handle, entry.size)
+            if entry.size <= self.team.bucket.tuning.part_bytes:
+                digest = self._fetch_whole(handle, entry)
+            else:
+                digest = self._fetch_ranges(handle, entry)
             os.fsync(handle)
         return digest
 
-    def _and_hash(self, handle: int, entry: FileEntry, _step: int) -> str:
+    def _fetch_whole(self, handle: int, entry: FileEntry) -> str:
         digest = hashlib.sha256()
 
         def sink(data: bytes, position: int) -> None:
             digest.update(data)
-            write(handle, data, position)
+            _write(handle, data, position)
 
-        fetch(self.team, blob_key(entry.sha256), 0, entry.size, entry.size, sink)
+        fetch(self.team, blob_key(entry.sha256), (0, entry.size), entry.size, sink)
         return digest.hexdigest()
 
-    def _in_ranges(self, handle: int, entry: FileEntry, step: int) -> str:
+    def _fetch_ranges(self, handle: int, entry: FileEntry) -> str:
         """Ranges by the team's other threads; this one hashes what has arrived, in order."""
-        digest, failed, buffer = hashlib.sha256(), threading.Event(), bytearray(CHUNK)
-        view, key = memoryview(buffer), blob_key(entry.sha256)
+        key = blob_key(entry.sha256)
         # One question first: a wrong size is known before anything is fetched, and a server that
         # hashes a file when it is first asked for (rclone does) hashes it once, not once for each
         # range.
-        facts = self.team.retrying(lambda: self.team.bucket.head(key))
-        if not fits(facts, entry):
-            raise Differs("changed" if facts else "missing")
-        ranges = [(begin, min(entry.size, begin + step)) for begin in range(0, entry.size, step)]
-        jobs: list[Future[None]] = [
-            self.team.part(
-                partial(fetch, self.team, key, begin, end, entry.size, partial(write, handle)),
-                failed,
-            )
-            for begin, end in ranges
+        found = difference(self.team.retrying(lambda: self.team.bucket.head(key)), entry)
+        if found is not None:
+            raise Differs(found)
+        step = self.team.bucket.tuning.part_bytes
+        spans = [(begin, min(entry.size, begin + step)) for begin in range(0, entry.size, step)]
+        failed = threading.Event()
+        sink = partial(_write, handle)
+        jobs = [
+            self.team.part(partial(fetch, self.team, key, span, entry.size, sink), failed)
+            for span in spans
         ]
+        digest = hashlib.sha256()
+        view = memoryview(bytearray(CHUNK))
         try:
-            for (begin, end), job in zip(ranges, jobs, strict=True):
+            for (begin, end), job in zip(spans, jobs, strict=True):
                 job.result()
                 while begin < end:
                     count = os.preadv(handle, [view[: min(CHUNK, end - begin)]], begin)
@@ -103,21 +109,22 @@ class Download:
         return digest.hexdigest()
 
 
-def write(handle: int, data: bytes, position: int) -> None:
-    """All of `data` at a position of an open file."""
+def _write(handle: int, data: bytes, position: int) -> None:
+    """Write all of `data` at a position of an open file."""
     view = memoryview(data)
     while view:
         count = os.pwrite(handle, view, position)
-        view, position = view[count:], position + count
+        view = view[count:]
+        position += count
 
 
-def require_space(target: LocalStore, entries: Sequence[FileEntry]) -> None:
+def require_space(target: Folder, entries: Sequence[FileEntry]) -> None:
     """Raise DiskFull, before anything is fetched, if the files that are not there do not fit."""
     needed = sum(entry.size for entry in entries if not target.blob(entry.sha256).exists())
     free = shutil.disk_usage(target.root).free
     if needed > free:
         raise DiskFull(
-            f"{needed / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free",
+            f"{gb(needed)} are to be fetched, {gb(free)} are free",
             where=str(target.root),
             hint="free some space, or set LMFLOWS_HOME to a larger disk",
         )

@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from artifacts.store.s3.objects import S3Objects
+from configs.callbacks import Log
 from configs.errors import LmflowsError, StaleRef, StoreBusy
 
 LEASE_KEY = "gc.json"
@@ -24,38 +25,72 @@ LEASE_SECONDS = 300.0
 POLL_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who has taken a lease, and the Unix time at which it ends."""
+
+    owner: str
+    until: float
+
+    @property
+    def host(self) -> str:
+        return self.owner.partition("/")[0]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the lease still holds: it has not run out, and if it was taken here, its process
+        is there."""
+        place, _, pid = self.owner.rpartition(":")[0].rpartition(":")
+        has_died = place == _place() and pid.isdigit() and not psutil.pid_exists(int(pid))
+        return self.until > time.time() and not has_died
+
+
 class Lease:
     """An object that says who may collect, and until when; taken, renewed and released by
     conditional writes."""
 
     def __init__(self, objects: S3Objects, where: str) -> None:
-        self.objects, self.where = objects, where
+        self.objects = objects
+        self.where = where
         self.owner = f"{_place()}:{os.getpid()}:{uuid.uuid4().hex}"
 
     def take(self) -> None:
         """Raises StoreBusy if somebody else has it and it has not expired."""
         found = self.objects.get(LEASE_KEY)
-        if found and (holder := _holder(found[0])) and _is_alive(*holder):
-            raise self._busy(holder)
+        if found is not None:
+            holder = _holder(found[0])
+            if holder.is_alive:
+                raise self._busy(holder)
         try:
-            self._write(found[1] if found else None)
+            self._write(None if found is None else found[1])
         except StaleRef:
             found = self.objects.get(LEASE_KEY)
-            raise self._busy(_holder(found[0]) if found else ("somebody", time.time())) from None
+            holder = Holder("somebody", time.time()) if found is None else _holder(found[0])
+            raise self._busy(holder) from None
 
     def renew_until(self, stop: threading.Event) -> None:
+        """Keep it while the event is not set."""
         while not stop.wait(LEASE_SECONDS / 3):
             # a server that does not answer now may do so next time; who has taken over is found at
             # the end
             with suppress(LmflowsError):
-                if (found := self.objects.get(LEASE_KEY)) and _holder(found[0])[0] == self.owner:
-                    self._write(found[1])
+                version = self._own_version()
+                if version is not None:
+                    self._write(version)
 
     def release(self) -> None:
         """Let it expire at once; somebody else's is left alone."""
         with suppress(LmflowsError):
-            if (found := self.objects.get(LEASE_KEY)) and _holder(found[0])[0] == self.owner:
-                self._write(found[1], ended=True)
+            version = self._own_version()
+            if version is not None:
+                self._write(version, ended=True)
+
+    def _own_version(self) -> str | None:
+        """The version of the object, if the lease is ours."""
+        found = self.objects.get(LEASE_KEY)
+        if found is None or _holder(found[0]).owner != self.owner:
+            return None
+        return found[1]
 
     def _write(self, seen: str | None, *, ended: bool = False) -> None:
         data = {
@@ -65,14 +100,12 @@ class Lease:
         }
         self.objects.swap(LEASE_KEY, json.dumps(data).encode(), seen=seen)
 
-    def _busy(self, holder: tuple[str, float]) -> StoreBusy:
+    def _busy(self, holder: Holder) -> StoreBusy:
+        end = time.strftime("%H:%M:%S", time.localtime(holder.until))
         return StoreBusy(
-            f"{holder[0]} is collecting garbage",
+            f"{holder.owner} is collecting garbage",
             where=self.where,
-            hint=(
-                "wait until it is done; if it has died, its lease ends"
-                f" {time.strftime('%H:%M:%S', time.localtime(holder[1]))}"
-            ),
+            hint=f"wait until it is done; if it has died, its lease ends {end}",
         )
 
 
@@ -82,21 +115,26 @@ def look(objects: S3Objects) -> str | None:
     found = objects.get(LEASE_KEY)
     if found is None:
         return "never"
-    return None if _is_alive(*_holder(found[0])) else found[1]
+    return None if _holder(found[0]).is_alive else found[1]
 
 
-def wait(objects: S3Objects, waiting: Callable[[str], None]) -> str | None:
+def wait(objects: S3Objects, log: Log) -> str | None:
     """`look` again, when whoever collects now has ended; None if somebody else began meanwhile, who
-    sees what is there now."""
+    sees what is there now. `log` hears for whom it waits."""
     first: str | None = None
-    while (word := look(objects)) is None and (found := objects.get(LEASE_KEY)):
-        owner = _holder(found[0])[0]
-        if owner != (first or owner):
+    while True:
+        state = look(objects)
+        if state is not None:
+            return state if first is None else None
+        found = objects.get(LEASE_KEY)
+        if found is None:
             return None
-        first = owner
-        waiting(owner.partition("/")[0])
+        holder = _holder(found[0])
+        if first is not None and holder.owner != first:
+            return None
+        first = holder.owner
+        log(f"waiting: {holder.host} is collecting garbage")
         time.sleep(POLL_SECONDS)
-    return word if first is None else None
 
 
 def _place() -> str:
@@ -106,19 +144,10 @@ def _place() -> str:
     return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
-def _is_alive(owner: str, until: float) -> bool:
-    """Whether a lease still holds: it has not run out, and if it was taken here, its process is
-    there."""
-    place, _, rest = owner.rpartition(":")[0].rpartition(":")
-    return until > time.time() and not (
-        place == _place() and rest.isdigit() and not psutil.pid_exists(int(rest))
-    )
-
-
-def _holder(data: bytes) -> tuple[str, float]:
+def _holder(data: bytes) -> Holder:
     """Who holds a lease and until when; one that cannot be read has expired."""
     try:
         lease = json.loads(data)
-        return str(lease["owner"]), float(lease["until"])
+        return Holder(str(lease["owner"]), float(lease["until"]))
     except (ValueError, KeyError, TypeError):
-        return "somebody", 0.0
+        return Holder("somebody", 0.0)

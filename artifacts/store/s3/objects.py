@@ -7,16 +7,25 @@ import base64
 import hashlib
 import threading
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 from botocore import exceptions as aws
 
 from artifacts.manifest import check_path
 from artifacts.store.objects import moved
-from artifacts.store.s3.client import ABSENT, Bucket, code_of, status_of
+from artifacts.store.s3.client import Bucket
+from artifacts.store.s3.errors import (
+    code_of,
+    is_absent,
+    is_refused_condition,
+    is_unknown,
+    status_of,
+)
 from configs.errors import ConditionalWritesIgnored, TransferError
 
 CONFLICTS = 20  # AWS answers 409 while another conditional write of the same key is under way
+NO_VERSION = f'"{"0" * 32}"'  # an ETag that no object has
+Answer = Literal["written", "moved", "conflict"]
 
 
 class S3Objects:
@@ -36,8 +45,8 @@ class S3Objects:
         check_path(key)
         self.probe()
         for conflict in range(CONFLICTS):
-            answer = self.bucket.retrying(lambda: self._put(key, data, seen))
-            if answer is None:
+            answer = self._swap(key, data, seen)
+            if answer == "written":
                 return
             if answer == "conflict":
                 self.bucket.wait(min(conflict, 4))
@@ -83,87 +92,77 @@ class S3Objects:
                 return
             key = f"probes/{uuid.uuid4().hex}"
             try:
-                if problem := self._try_conditions(key):
-                    raise ConditionalWritesIgnored(
-                        f"the server {problem}",
-                        where=str(self.bucket.location),
-                        hint=(
-                            "keep the registry on a server with conditional writes (AWS S3, MinIO"
-                            " from 2024-09 on, Ceph from Tentacle on, ...) or in a folder;"
-                            " artifacts may stay here"
-                        ),
-                    )
+                problem = self._try_conditions(key)
             finally:
                 self.delete(key)
+            if problem is not None:
+                raise ConditionalWritesIgnored(
+                    f"the server {problem}",
+                    where=str(self.bucket.location),
+                    hint="keep the registry on a server with conditional writes (AWS S3, MinIO from"
+                    " 2024-09 on, Ceph from Tentacle on, ...) or in a folder; artifacts may stay"
+                    " here",
+                )
             self._probed = True
 
     def _try_conditions(self, key: str) -> str | None:
         """What is wrong with the server's conditional writes, if anything."""
 
-        def put(data: bytes, seen: str | None) -> str | None:
-            return self.bucket.retrying(lambda: self._put(key, data, seen))
+        def is_taken(data: bytes, seen: str | None) -> bool:
+            return self._swap(key, data, seen) == "written"
 
         def content() -> tuple[bytes, str]:
             return self.get(key) or (b"", "")
 
         # refused only after a lost answer, and then the object is there all the same
-        put(b"first", None)
+        is_taken(b"first", None)
         first, version = content()
         if first != b"first":
             return "refuses If-None-Match: * for a key that is not there"
-        if put(b"second", None) is None or content()[0] != b"first":
+        if is_taken(b"second", None) or content()[0] != b"first":
             return "ignores If-None-Match"
-        if put(b"third", f'"{"0" * 32}"') is None or content()[0] != b"first":
+        if is_taken(b"third", NO_VERSION) or content()[0] != b"first":
             return "ignores If-Match"
-        put(b"fourth", version)
+        is_taken(b"fourth", version)
         if content()[0] == b"fourth":
             return None
         self._bare = True
-        if put(b"fifth", f'"{"0" * 32}"') is None or content()[0] != b"first":
+        if is_taken(b"fifth", NO_VERSION) or content()[0] != b"first":
             return "ignores If-Match without quotes, and refuses it with them"
-        put(b"sixth", version)
+        is_taken(b"sixth", version)
         if content()[0] != b"sixth":
             return "refuses If-Match with the version that it gave"
-        return (
-            "ignores If-Match"
-            if put(b"seventh", version) is None or content()[0] != b"sixth"
-            else None
-        )
+        if is_taken(b"seventh", version) or content()[0] != b"sixth":
+            return "ignores If-Match"
+        return None
 
-    def _put(self, key: str, data: bytes, seen: str | None) -> str | None:
-        """One conditional write: None if it was taken, else `moved` or `conflict`."""
-        bucket = self.bucket
-        with bucket.explained(f"writing {key}"):
+    def _swap(self, key: str, data: bytes, seen: str | None) -> Answer:
+        """One conditional write, and how the server answers it: `conflict` is worth another try."""
+        return self.bucket.retrying(lambda: self._swap_once(key, data, seen))
+
+    def _swap_once(self, key: str, data: bytes, seen: str | None) -> Answer:
+        with self.bucket.explained(f"writing {key}"):
             try:
-                self._write(
-                    key,
-                    data,
-                    **(
-                        {"IfNoneMatch": "*"}
-                        if seen is None
-                        else {"IfMatch": seen.strip('"') if self._bare else seen}
-                    ),
-                )
+                self._write(key, data, **self._condition(seen))
             except aws.ClientError as error:
-                if (
-                    code_of(error) in ("ConditionalRequestConflict", "OperationAborted")
-                    or status_of(error) == 409
-                ):
+                busy = code_of(error) in ("ConditionalRequestConflict", "OperationAborted")
+                if busy or status_of(error) == 409:
                     return "conflict"
-                if (
-                    code_of(error) == "PreconditionFailed"
-                    or status_of(error) == 412
-                    or (seen is not None and code_of(error) in ABSENT)
-                ):
+                if is_refused_condition(error) or (seen is not None and is_absent(error)):
                     return "moved"
-                if code_of(error) == "NotImplemented" or status_of(error) == 501:
+                if is_unknown(error):
                     raise ConditionalWritesIgnored(
                         "the server knows no conditional writes",
-                        where=str(bucket.location),
+                        where=str(self.bucket.location),
                         hint="keep the registry on a server that has them, or in a folder",
                     ) from error
                 raise
-        return None
+        return "written"
+
+    def _condition(self, seen: str | None) -> dict[str, str]:
+        if seen is None:
+            return {"IfNoneMatch": "*"}
+        return {"IfMatch": seen.strip('"') if self._bare else seen}
 
     def _write(self, key: str, data: bytes, **condition: Any) -> None:
         checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()

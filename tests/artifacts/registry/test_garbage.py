@@ -1,3 +1,4 @@
+# covers artifacts/registry/serving.py
 """Garbage collection takes what nothing needs, and in doubt nothing; on a local store and on S3."""
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ import pytest
 
 from artifacts.registry import garbage, serving
 from artifacts.registry.garbage import Collected, Plan, collect, needed_by, plan
-from artifacts.registry.promotion import promote, rollback
 from artifacts.registry.refs import Registry
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import open_store
+from artifacts.store.open import open_store
 from configs.errors import ArtifactDamaged, ArtifactMissing, ConfigError, StoreBusy, UnsafeManifest
 from configs.paths import PROJECT
 from tests.support import places
 from tests.support.patience import PATIENCE
-from tests.support.places import OPEN, Judged, Place
+from tests.support.places import Judged, Place, promote, roll_back
 
 LATER = 3600.0 * 24 * 30  # how much later the collections below take place: everything is old then
 
@@ -48,9 +48,7 @@ def collected(place: Place, **more: Any) -> Collected:
 
 
 def up(place: Place, one: Judged, model: str = "m") -> None:
-    promote(
-        place.store, model, one.candidate, "dev", report=one.report, who="me", why="", policy=OPEN
-    )
+    promote(place.store, model, one.candidate, "dev", report=one.report)
 
 
 def left(place: Place) -> set[str]:
@@ -171,7 +169,7 @@ def test_where_a_rollback_would_lead_stays_whatever_was_rolled_back(here: Place)
     for one in made:
         up(here, one)
     for _ in range(2):
-        rollback(here.store, "m", "dev", who="me", why="", policy=OPEN)
+        roll_back(here.store, "m", "dev")
     ref = Registry(here.store.objects).read("m", "dev").ref
     assert [served.digest for served in needed_by(ref, 1)] == [
         made[1].candidate,
@@ -180,10 +178,7 @@ def test_where_a_rollback_would_lead_stays_whatever_was_rolled_back(here: Place)
     ]
     assert [served.digest for served in needed_by(ref, 0)] == [made[1].candidate]
     collected(here, keep_history=1)
-    assert (
-        rollback(here.store, "m", "dev", who="me", why="", policy=OPEN).now.digest
-        == made[0].candidate
-    )
+    assert roll_back(here.store, "m", "dev").now.digest == made[0].candidate
     require_whole(here, *made[0].all, *made[1].all, *made[2].all)
 
 
@@ -438,7 +433,7 @@ def test_a_folder_that_cannot_be_read_stops_it(
     answer is planted."""
     store = LocalStore(tmp_path / "store")
     one = places.judged(store)
-    promote(store, "m", one.candidate, "dev", who="me", why="better", policy=places.OPEN)
+    promote(store, "m", one.candidate, "dev")
     (store.root / folder).mkdir(parents=True, exist_ok=True)
     scandir = os.scandir
 
@@ -458,7 +453,7 @@ def test_only_one_collects(place: Place) -> None:
     one = place.judged()
     if place.server is None:
         pytest.skip(
-            "the second waits for ten minutes, then gives up: tests/artifacts/store/test_local.py"
+            "the second waits for ten minutes, then gives up: tests/artifacts/store/test_locks.py"
         )
     with place.store.collecting(), pytest.raises(StoreBusy):
         collected(place)
@@ -471,7 +466,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 import artifacts.store.s3.lease
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import open_store, lineage
+from artifacts.store.ancestors import lineage
+from artifacts.store.open import open_store
 from tests.support.places import judged
 artifacts.store.s3.lease.POLL_SECONDS = 0.05
 store, workshop = open_store(sys.argv[1]), LocalStore(Path(sys.argv[2]))

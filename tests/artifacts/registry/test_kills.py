@@ -10,21 +10,18 @@ import time
 import pytest
 
 from artifacts.registry.garbage import collect
-from artifacts.registry.promotion import promote, rollback
 from artifacts.registry.refs import Ref, Registry
 from artifacts.store.protocol import Store
 from tests.support import places
 from tests.support.kills import FORK, kill_after, unused
-from tests.support.places import OPEN, Judged, Place
+from tests.support.places import Judged, Place, promote, roll_back
 from tests.support.rounds import rounds
 
 KILLS = rounds(6, soak=50)
 
 
 def up(store: Store, one: Judged, why: str) -> Ref:
-    return promote(
-        store, "m", one.candidate, "dev", report=one.report, who="me", why=why, policy=OPEN
-    ).ref
+    return promote(store, "m", one.candidate, "dev", report=one.report, why=why).ref
 
 
 def refs(place: Place) -> Ref:
@@ -48,7 +45,7 @@ def test_promote(place: Place) -> None:
         while True:
             for candidate in (one, two):
                 up(doomed, candidate, "doomed")
-            rollback(doomed, "m", "dev", who="me", why="doomed", policy=OPEN)
+            roll_back(doomed, "m", "dev", why="doomed")
 
     started = time.monotonic()
     up(place.store, two, "first")

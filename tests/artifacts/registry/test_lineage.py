@@ -1,3 +1,4 @@
+# covers artifacts/registry/facts.py
 """The tree of an artifact: every ancestor once, with what is known of it, and no store from
 elsewhere that could break it."""
 

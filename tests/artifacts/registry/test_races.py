@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.registry.promotion import NOTHING, promote
-from artifacts.registry.refs import Registry, Served
-from artifacts.store.protocol import Store, open_store
+from artifacts.registry.names import NOTHING
+from artifacts.registry.refs import Decision, Registry, Served
+from artifacts.store.open import open_store
+from artifacts.store.protocol import Store
 from configs.errors import StaleRef
 from tests.support import places
 from tests.support.patience import PATIENCE
-from tests.support.places import OPEN, Judged
+from tests.support.places import Judged, promote
 from tests.support.rounds import rounds
 
 RACERS = 32
@@ -47,10 +48,8 @@ class Race:
 
 def run(race: Race, store: Store, me: int, start: Barrier) -> Iterator[Outcome]:
     for number in range(race.rounds):
-        mine, before = (
-            race.rivals[number % 2],
-            (race.rivals[number % 2 - 1].candidate if number else NOTHING),
-        )
+        mine = race.rivals[number % 2]
+        before = race.rivals[number % 2 - 1].candidate if number else NOTHING
         start.wait()
         try:
             if race.whole:
@@ -63,7 +62,6 @@ def run(race: Race, store: Store, me: int, start: Barrier) -> Iterator[Outcome]:
                     expect=before,
                     who=f"racer {me}",
                     why=f"round {number}",
-                    policy=OPEN,
                 )
             else:
                 registry = Registry(store.objects)
@@ -73,13 +71,11 @@ def run(race: Race, store: Store, me: int, start: Barrier) -> Iterator[Outcome]:
                     seen,
                     Served(
                         digest=mine.candidate,
-                        verdict=mine.report,
+                        report=mine.report,
                         variant="w4a16",
                         engine="transformers",
                     ),
-                    action="promote",
-                    who=f"racer {me}",
-                    why=f"round {number}",
+                    Decision(f"racer {me}", f"round {number}"),
                 )
             yield race.name, number, me, "won"
         except StaleRef:

@@ -1,3 +1,4 @@
+# covers artifacts/store/objects.py
 """The registry: of those who write from the same reading exactly one wins, nothing of the history
 is lost, and no change of it is overlooked."""
 
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from artifacts.manifest import canonical_json
-from artifacts.registry.refs import Ref, RefEntry, Registry, Seen, Served, Stage
+from artifacts.registry.refs import Decision, Ref, RefEntry, Registry, Seen, Served, Stage
 from artifacts.store.objects import LocalObjects
 from configs.errors import ArtifactDamaged, StaleRef
 
-VERDICT = "f" * 64
+REPORT = "f" * 64
 KEY = "refs/model/dev.json"
 
 
@@ -32,16 +33,14 @@ def digest(number: int) -> str:
 
 
 def served(number: int) -> Served:
-    return Served(digest=digest(number), verdict=VERDICT, variant="w4a16", engine="turbomind")
+    return Served(digest=digest(number), report=REPORT, variant="w4a16", engine="turbomind")
 
 
 def promoted(registry: Registry, number: int, seen: Seen | None = None) -> Ref:
     return registry.append(
         seen or registry.read("model", "dev"),
         served(number),
-        action="promote",
-        who="me",
-        why="better",
+        Decision("me", "better"),
     )
 
 
@@ -52,9 +51,7 @@ def rolled_back(registry: Registry, number: int | None = None) -> Ref:
     return registry.append(
         seen,
         seen.ref.entries[target].served,
-        action="rollback",
-        who="me",
-        why="worse",
+        Decision("me", "worse"),
         back_to=target,
     )
 
@@ -117,9 +114,7 @@ def test_stages_and_models_are_independent_and_listed_in_order(registry: Registr
         ("a", "staging"),
     ]
     for number, (model, stage) in enumerate(places):
-        registry.append(
-            registry.read(model, stage), served(number), action="promote", who="me", why=""
-        )
+        registry.append(registry.read(model, stage), served(number), Decision("me", ""))
     assert [
         (ref.model, ref.stage, ref.current and ref.current.digest) for ref in registry.refs()
     ] == [
@@ -137,7 +132,7 @@ def test_a_model_name_cannot_leave_the_registry(registry: Registry) -> None:
 
 def test_an_entry_that_names_no_artifact_is_not_made(registry: Registry) -> None:
     with pytest.raises(ValidationError):
-        Served(digest="latest", verdict=VERDICT, variant="w4a16", engine="turbomind")
+        Served(digest="latest", report=REPORT, variant="w4a16", engine="turbomind")
 
 
 # -- the way back
@@ -183,10 +178,8 @@ def test_undo_is_a_stack(tmp_path_factory: pytest.TempPathFactory, moves: list[A
         assert not stack or current(registry) == stack[-1]
 
 
-@pytest.mark.parametrize("back_to", [None, 2, 5])
-def test_a_rollback_to_what_was_not_there_is_not_written(
-    registry: Registry, back_to: int | None
-) -> None:
+@pytest.mark.parametrize("back_to", [2, 5])
+def test_a_rollback_to_what_was_not_there_is_not_written(registry: Registry, back_to: int) -> None:
     promoted(registry, 1)
     promoted(registry, 2)
     before = registry.objects.get(KEY)
@@ -194,16 +187,22 @@ def test_a_rollback_to_what_was_not_there_is_not_written(
         registry.append(
             registry.read("model", "dev"),
             served(1),
-            action="rollback",
-            who="me",
-            why="",
+            Decision("me", ""),
             back_to=back_to,
         )
     with pytest.raises(ValidationError, match="is not what entry 0"):
-        registry.append(
-            registry.read("model", "dev"), served(2), action="rollback", who="me", why="", back_to=0
-        )
+        registry.append(registry.read("model", "dev"), served(2), Decision("me", ""), back_to=0)
     assert registry.objects.get(KEY) == before
+
+
+@pytest.mark.parametrize("change", [{"action": "rollback"}, {"back_to": 0}])
+def test_an_entry_goes_back_to_something_if_and_only_if_it_is_a_rollback(
+    registry: Registry, change: dict[str, Any]
+) -> None:
+    promoted(registry, 1)
+    first, second = promoted(registry, 1).entries
+    with pytest.raises(ValidationError, match="goes back to an entry that was not before it"):
+        Ref(model="model", stage="dev", entries=(first, second.model_copy(update=change)))
 
 
 # -- changes behind our back
@@ -273,7 +272,7 @@ def test_an_entry_that_was_removed_changed_moved_or_put_in_is_found(
             st.sampled_from(
                 [
                     ("digest", "a" * 64),
-                    ("verdict", "b" * 64),
+                    ("report", "b" * 64),
                     ("variant", "fp16"),
                     ("engine", "pytorch"),
                     ("who", "mallory"),
@@ -350,7 +349,7 @@ class Deaf(LocalObjects):
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
         super().swap(key, data, seen=seen)
         other = Registry(LocalObjects(self.root))
-        other.append(other.read("m", "dev"), served(2), action="promote", who="other", why="next")
+        other.append(other.read("m", "dev"), served(2), Decision("other", "next"))
         raise StaleRef("moved", where=key)
 
 
@@ -358,8 +357,6 @@ def test_a_write_whose_answer_was_lost_is_a_success_even_if_somebody_has_gone_on
     tmp_path: Path,
 ) -> None:
     registry = Registry(Deaf(tmp_path))
-    written = registry.append(
-        registry.read("m", "dev"), served(1), action="promote", who="me", why="first"
-    )
+    written = registry.append(registry.read("m", "dev"), served(1), Decision("me", "first"))
     assert [entry.who for entry in written.entries] == ["me"]
     assert [entry.who for entry in registry.read("m", "dev").ref.entries] == ["me", "other"]

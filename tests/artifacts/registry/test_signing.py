@@ -1,3 +1,4 @@
+# covers artifacts/registry/keys.py, signature.py, artifacts/store/signatures.py
 """Signatures: the library's own command line accepts them, and nothing but what a trusted key has
 signed is accepted by us."""
 
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 
 from artifacts.manifest import ModelArtifact, Parent
 from artifacts.registry.signing import check, require_signed, sign, signatures
+from artifacts.store.ancestors import push_lineage
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import carry_signatures, open_store, push_lineage
+from artifacts.store.open import open_store
+from artifacts.store.signatures import carry_signatures
 from configs.errors import ArtifactMissing, ConfigError, SignatureRefused
 from configs.policy import Policy, SigningCertificate, SigningKey, TrustedCertificate, TrustedKey
 from tests.support import places

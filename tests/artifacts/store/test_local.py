@@ -1,75 +1,27 @@
+# covers artifacts/store/damage.py
 """The local store: what is committed can be opened and verified, damage is found and healed, and a
 kill leaves nothing broken."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import random
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from artifacts.manifest import ModelArtifact, Parent
+from artifacts.manifest import Parent
 from artifacts.store.local import LocalStore
 from artifacts.store.protocol import Problem
 from configs.errors import ArtifactDamaged, ArtifactMissing, DiskFull
 from configs.paths import PROJECT
+from tests.support.local_parts import CONTENT, blob_of, commit, flip_a_byte, replace, tmp_of
 from tests.support.patience import PATIENCE
 from tests.support.rounds import rounds
-
-CONTENT = {
-    "config.json": b"{}",
-    "weights/a.safetensors": b"a" * 5000,
-    "weights/b.safetensors": b"b" * 5000,
-}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "store")
-
-
-def commit(store: LocalStore, content: dict[str, bytes] = CONTENT) -> ModelArtifact:
-    with store.staging() as staging:
-        for name, data in content.items():
-            staging.write(name, data)
-        return store.commit(staging, "fp16")
-
-
-def borrow(store: LocalStore, folder: Path) -> ModelArtifact:
-    with store.staging() as staging:
-        for path in folder.iterdir():
-            staging.borrow(path, path.name)
-        return store.commit(staging, "fp16")
-
-
-def blob_of(store: LocalStore, name: str) -> Path:
-    return store.blob(hashlib.sha256(CONTENT[name]).hexdigest())
-
-
-def flip_a_byte(path: Path) -> None:
-    """In place, with size and times as before: only a hash can tell."""
-    times, data = path.stat(), bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def replace(path: Path, data: bytes) -> None:
-    """A new file of that name: other links to the old one keep their content."""
-    path.unlink()
-    path.write_bytes(data)
-
-
-def tmp_of(store: LocalStore) -> list[Path]:
-    return list((store.root / "tmp").iterdir())
-
 
 # -- committing and reading
 
@@ -112,105 +64,12 @@ def test_parents_and_recipe_are_part_of_the_artifact(store: LocalStore) -> None:
     )
 
 
-def test_files_in_an_artifact_are_read_only(store: LocalStore) -> None:
-    artifact = commit(store)
-    assert {(artifact.path / name).stat().st_mode & 0o777 for name in CONTENT} == {0o444}
-
-
-def test_a_failed_stage_leaves_nothing(store: LocalStore) -> None:
-    with pytest.raises(RuntimeError), store.staging() as staging:
-        staging.write("weights", b"data")
-        raise RuntimeError
-    assert [path for path in store.root.rglob("*") if path.is_file()] == []
+def test_a_full_disk_leaves_no_artifact(tmpfs: Callable[[str], Path]) -> None:
+    store = LocalStore(tmpfs("size=1m") / "store")
+    with pytest.raises(DiskFull):
+        commit(store, {"weights": b"x" * (2 << 20)})
+    assert store.digests() == []
     assert tmp_of(store) == []
-
-
-def test_a_full_disk_leaves_no_artifact(tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("only root with the right to mount can make a full disk")
-    try:
-        store = LocalStore(folder / "store")
-        with pytest.raises(DiskFull):
-            commit(store, {"weights": b"x" * (2 << 20)})
-        assert store.digests() == []
-        assert tmp_of(store) == []
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-def test_writing_a_name_twice_is_refused_and_cannot_reach_a_borrowed_file(
-    store: LocalStore, tmp_path: Path
-) -> None:
-    source = tmp_path / "config.json"
-    source.write_bytes(b"theirs")
-    with store.staging() as staging:
-        staging.borrow(source, "config.json")
-        with pytest.raises(FileExistsError):
-            staging.write("config.json", b"ours")
-    assert source.read_bytes() == b"theirs"
-
-
-def test_a_gone_tree_is_rebuilt(store: LocalStore) -> None:
-    artifact = commit(store)
-    shutil.rmtree(artifact.path)
-    assert store.verify(artifact.digest) == []
-    assert (store.open(artifact.digest).path / "config.json").read_bytes() == b"{}"
-
-
-def test_a_tree_that_cannot_be_rebuilt_names_the_missing_file_and_leaves_nothing(
-    store: LocalStore,
-) -> None:
-    artifact = commit(store)
-    shutil.rmtree(artifact.path)
-    blob_of(store, "weights/a.safetensors").unlink()
-    with pytest.raises(ArtifactDamaged, match=r"missing: weights/a\.safetensors"):
-        store.open(artifact.digest)
-    assert not artifact.path.exists()
-    assert tmp_of(store) == []
-
-
-# -- files of somebody else
-
-
-def test_a_borrowed_file_is_linked_and_its_mode_is_untouched(
-    store: LocalStore, tmp_path: Path
-) -> None:
-    source = tmp_path / "model" / "weights"
-    source.parent.mkdir()
-    source.write_bytes(b"data")
-    source.chmod(0o640)
-    artifact = borrow(store, source.parent)
-    assert (artifact.path / "weights").stat().st_ino == source.stat().st_ino
-    assert source.stat().st_mode & 0o777 == 0o640
-    assert store.verify(artifact.digest) == []
-
-
-def test_a_file_borrowed_from_another_device_is_not_copied(
-    store: LocalStore, elsewhere: Path
-) -> None:
-    (elsewhere / "weights").write_bytes(b"data")
-    artifact = borrow(store, elsewhere)
-    assert (artifact.path / "weights").resolve() == elsewhere / "weights"
-    assert store.verify(artifact.digest) == []
-
-
-@pytest.mark.parametrize("device", ["tmp_path", "elsewhere"])
-def test_a_borrowed_file_that_its_owner_changes_is_found(
-    store: LocalStore, device: str, request: pytest.FixtureRequest
-) -> None:
-    source = request.getfixturevalue(device) / "model" / "weights"
-    source.parent.mkdir()
-    source.write_bytes(b"data")
-    artifact = borrow(store, source.parent)
-    source.write_bytes(b"tune")
-    assert store.verify(artifact.digest) == [Problem("changed", "weights")]
 
 
 # -- damage
@@ -411,25 +270,6 @@ def test_a_kill_at_any_moment_leaves_only_whole_artifacts(store: LocalStore) -> 
         assert store.open(digest).path.is_dir()
     store.sweep()
     assert tmp_of(store) == []
-
-
-def test_sweeping_spares_the_living(store: LocalStore) -> None:
-    with store.staging() as staging:
-        staging.write("config.json", b"{}")
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                (
-                    "import sys; from pathlib import Path; from artifacts.store.local import"
-                    " LocalStore\nLocalStore(Path(sys.argv[1])).sweep()"
-                ),
-                store.root,
-            ],
-            cwd=PROJECT,
-            check=True,
-        )
-        assert staging.names() == ["config.json"]
 
 
 SAME = """

@@ -94,7 +94,7 @@ def test_from_dev_to_production_and_back(store: LocalStore, one: Judged, two: Ju
     ).json
     assert {
         key: told[key]
-        for key in ("model", "stage", "moved", "number", "previous", "digest", "verdict", "forced")
+        for key in ("model", "stage", "moved", "number", "previous", "digest", "report", "forced")
     } == {
         "model": "m",
         "stage": "production",
@@ -102,7 +102,7 @@ def test_from_dev_to_production_and_back(store: LocalStore, one: Judged, two: Ju
         "number": 1,
         "previous": one.candidate,
         "digest": two.candidate,
-        "verdict": two.report,
+        "report": two.report,
         "forced": "it burns",
     }
     assert (

@@ -115,7 +115,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import open_store
+from artifacts.store.open import open_store
 source, target = LocalStore(Path(sys.argv[1])), LocalStore(Path(sys.argv[2]))
 s3 = open_store(sys.argv[3])
 [digest] = source.digests()

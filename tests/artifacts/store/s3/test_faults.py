@@ -1,3 +1,4 @@
+# covers artifacts/store/s3/client.py, ranges.py, team.py
 """Pushing and pulling through a proxy that breaks what it carries: each ends whole and verified, or
 with a clear error and nothing visible."""
 

@@ -33,15 +33,15 @@ def test_one_collector_at_a_time(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -
 def test_the_lease_of_a_dead_collector_expires_and_that_of_a_living_one_is_renewed(
     s3: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_lease, "LEASE_SECONDS", 0.9)
+    monkeypatch.setattr(s3_lease, "LEASE_SECONDS", 2.0)
     elsewhere = s3_lease.Lease(s3.objects, "")
     elsewhere.owner = f"another-machine/1:{os.getpid()}:1"
     elsewhere.take()  # and it dies
     with pytest.raises(StoreBusy), at(s3.location).collecting():
         pass
-    time.sleep(1.0)
+    time.sleep(2.1)
     with at(s3.location).collecting():
-        time.sleep(2.0)
+        time.sleep(3.0)
         with pytest.raises(StoreBusy), s3.collecting():
             pass
 

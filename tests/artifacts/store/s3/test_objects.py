@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from artifacts.store.s3.store import S3Objects, S3Store
+from artifacts.store.s3.objects import S3Objects
+from artifacts.store.s3.store import S3Store
 from configs.errors import ConditionalWritesIgnored, StaleRef
 from configs.location import parse_s3
 from tests.support.faulty_proxy import Fault, in_front_of

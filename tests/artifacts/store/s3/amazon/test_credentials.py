@@ -1,3 +1,4 @@
+# covers artifacts/store/s3/connection.py, errors.py
 """Credentials from wherever Amazon has them; they expire, are renewed, are refused or cannot be
 had, and are never told."""
 

@@ -1,3 +1,4 @@
+# covers artifacts/store/s3/connection.py
 """The S3 store where no endpoint is named: TLS to virtual hosts of amazonaws.com, and regions."""
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import pytest
 
 from artifacts.registry.garbage import collect
 from artifacts.store.local import LocalStore
-from artifacts.store.protocol import open_store
-from artifacts.store.s3.store import S3Store, Tuning
+from artifacts.store.open import open_store
+from artifacts.store.s3.connection import Tuning
+from artifacts.store.s3.store import S3Store
 from configs.errors import ConfigError, StaleRef, TransferError
 from configs.location import parse_s3
 from tests.support.amazon import DOTTED, GLOBAL, KEY, REGIONAL, VIRTUAL, hosts, tops

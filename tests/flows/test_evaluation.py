@@ -163,12 +163,14 @@ def main(folder: Path, tiny_model: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
+def runs(
+    tiny_model: Path, prefect_api: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Told]:
     """What each flow run says."""
     folder = tmp_path_factory.mktemp("variants")
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
-    } | {"LMFLOWS_HOME": str(folder / "home")}
+    } | {"LMFLOWS_HOME": str(folder / "home"), "PREFECT_API_URL": prefect_api}
     done = subprocess.run(
         [sys.executable, "-m", "tests.flows.test_evaluation", str(folder), str(tiny_model)],
         cwd=paths.PROJECT,

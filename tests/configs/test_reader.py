@@ -1,5 +1,16 @@
 """Reading a config: the shipped ones load, and every mistake is one line with the file, the key
 path, the value and what is allowed."""
+# covers configs/deployment.py
+# covers configs/engines.py
+# covers configs/evaluation.py
+# covers configs/load_testing.py
+# covers configs/quantization.py
+# covers configs/schema.py
+# covers configs/section.py
+# covers configs/sources.py
+# covers configs/texts.py
+# covers configs/variants.py
+# covers flows/cli/config.py
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """`lmflows bench` and `lmflows bench-compare` on real servers, through Prefect: tables, raw figures
 and exit statuses."""
+# covers flows/cli/bench.py
+# covers flows/cli/commands.py
 
 # covers flows/cli/bench.py
 

@@ -1,5 +1,6 @@
 """lm-evaluation-harness in its own runtime, with a task of the user's own, against real servers
 over the small model."""
+# covers flows/cli/harness.py
 
 # covers tasks/quality/harness_host.py, flows/cli/harness.py
 

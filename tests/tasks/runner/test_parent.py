@@ -1,4 +1,6 @@
 """A step's child process: what it says arrives, and it never outlives what ends it."""
+# covers configs/callbacks.py
+# covers tasks/runner/child.py
 
 from __future__ import annotations
 

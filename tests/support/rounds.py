@@ -1,5 +1,5 @@
-"""How often a test repeats what chance decides: a few times in `make test`, many times in `make
-soak`.
+"""How often a test repeats what chance decides, and how large a thing it takes: little in `make
+test`, much in `make soak`.
 
 `make soak` sets LMFLOWS_TEST_SOAK and runs the tests that bear the mark `soak`; a release runs it.
 """

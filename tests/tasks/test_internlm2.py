@@ -48,6 +48,7 @@ from tasks.texts import TextsRequest, texts
 from tests.support.internlm2 import CODE, convert, internlm2_config, remote_code
 from tests.support.patience import PATIENCE
 from tests.support.random_model import SHAPES, build, tensors
+from tests.support.rounds import SOAK
 
 RECIPE = Quantize(group_size=128, samples=4, sequence_length=64, batch_size=4)
 
@@ -224,7 +225,8 @@ def test_every_group_of_heads_keeps_its_place(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.skipif(not SOAK, reason="make soak")
 def test_the_real_smollm2_as_an_internlm2_computes_the_same(
     smollm2: Path, code: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from artifacts.store.s3.store import S3Store
 from configs.errors import ConfigError, TransferError
 from configs.paths import PROJECT
 from tests.support.faulty_proxy import Fault, in_front_of
+from tests.support.rounds import rounds
 from tests.support.s3_parts import at, commit
 from tests.support.s3_server import BUCKET, SECRET, Server, credentials, running
 
@@ -129,13 +130,12 @@ print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) 
 
 
 @pytest.mark.slow
-def test_a_gigabyte_takes_less_than_300_mb_of_memory(
-    source: LocalStore, target: LocalStore
-) -> None:
+@pytest.mark.soak
+def test_much_data_takes_less_than_300_mb_of_memory(source: LocalStore, target: LocalStore) -> None:
     with source.staging() as staging:
         with staging.target("weights").open("wb") as file:
             file.write(b"weights")
-            file.truncate((1 << 30) + 7)
+            file.truncate((rounds(1, soak=2) << 29) + 7)
         source.commit(staging, "fp16")
     with credentials(), running() as server:
         command = [

@@ -1,5 +1,6 @@
 """Reading a config: the shipped ones load, and every mistake is one line with the file, the key
 path, the value and what is allowed."""
+
 # covers configs/deployment.py
 # covers configs/engines.py
 # covers configs/evaluation.py

@@ -1,9 +1,8 @@
 """`lmflows bench` and `lmflows bench-compare` on real servers, through Prefect: tables, raw figures
 and exit statuses."""
-# covers flows/cli/bench.py
-# covers flows/cli/commands.py
 
 # covers flows/cli/bench.py
+# covers flows/cli/commands.py
 
 from __future__ import annotations
 

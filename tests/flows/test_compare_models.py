@@ -1,9 +1,8 @@
 """`lmflows compare`: two models of any kind side by side, with a verdict, a report and an exit
 status."""
-# covers flows/cli/compare.py
-# covers flows/run/lookup.py
 
 # covers flows/cli/compare.py
+# covers flows/run/lookup.py
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Promotion and rollback as a team runs them: deployments on a Prefect server, started with a
 form's values, executed by a worker, approved over the API as the UI does it."""
+
 # covers flows/rollback_model.py
 # covers flows/run/events.py
 

@@ -1,18 +1,17 @@
 """The whole flow through the command line: a real small model, real child processes, a real server.
 No mocks.
 """
-# covers flows/cli/console.py
-# covers flows/cli/main.py
-# covers tasks/promote.py
-# covers tasks/upload.py
+
 # covers flows/cli/app.py
 # covers flows/cli/artifacts.py
+# covers flows/cli/console.py
 # covers flows/cli/endpoints.py
+# covers flows/cli/main.py
 # covers flows/cli/run.py
 # covers flows/cli/run_summary.py
 # covers flows/cli/signals.py
-
-# covers flows/cli/run_summary.py, flows/cli/endpoints.py, flows/cli/artifacts.py
+# covers tasks/promote.py
+# covers tasks/upload.py
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The hub: a repository at a pinned commit, through the real client, from a server that speaks the
 hub's protocol."""
+
 # covers tasks/download.py
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Comparison and verdict: documents are paired, and what is broken is seen.
 `test_measure` has what is measured."""
+
 # covers artifacts/records/evidence.py
 # covers artifacts/records/record.py
 

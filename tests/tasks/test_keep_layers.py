@@ -1,5 +1,6 @@
 """Layers that stay in fp16: the ones that are hurt are found, and only they are the parent's again.
 A real model, really quantized."""
+
 # covers tasks/checkpoints/rewrite.py
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The measure step and what evaluate makes of it: figures that torch alone gives as well, on one
 set of token ids, and a key that has all that decides them."""
+
 # covers artifacts/records/measurement.py
 # covers tasks/engines/documents.py
 # covers tasks/engines/scoring.py

@@ -1,4 +1,5 @@
 """Preflight: every known trap is found before any long work, all at once, each with its fix."""
+
 # covers artifacts/records/model.py
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """Quantization: LMDeploy's own AWQ, clean and reproducible, and unpacked to what it stands for."""
+
 # covers tasks/checkpoints/lmdeploy_hooks.py
 
 from __future__ import annotations

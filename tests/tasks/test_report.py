@@ -1,4 +1,5 @@
 """The report step: what it stores, and of what it makes no report."""
+
 # covers artifacts/records/report.py
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """Texts: no passage is both calibrated with and held out."""
+
 # covers artifacts/records/texts.py
 
 from __future__ import annotations

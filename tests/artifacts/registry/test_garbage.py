@@ -1,5 +1,5 @@
-# covers artifacts/registry/serving.py
 """Garbage collection takes what nothing needs, and in doubt nothing; on a local store and on S3."""
+
 # covers artifacts/registry/serving.py
 
 from __future__ import annotations

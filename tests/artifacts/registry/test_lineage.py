@@ -1,6 +1,7 @@
-# covers artifacts/registry/facts.py
 """The tree of an artifact: every ancestor once, with what is known of it, and no store from
 elsewhere that could break it."""
+
+# covers artifacts/registry/facts.py
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-# covers artifacts/store/objects.py
 """The registry: of those who write from the same reading exactly one wins, nothing of the history
 is lost, and no change of it is overlooked."""
+
+# covers artifacts/store/objects.py
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
-# covers artifacts/registry/keys.py, signature.py, artifacts/store/signatures.py
 """Signatures: the library's own command line accepts them, and nothing but what a trusted key has
 signed is accepted by us."""
+
+# covers artifacts/registry/keys.py
+# covers artifacts/registry/signature.py
+# covers artifacts/store/signatures.py
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-# covers artifacts/store/damage.py
 """The local store: what is committed can be opened and verified, damage is found and healed, and a
 kill leaves nothing broken."""
+
+# covers artifacts/store/damage.py
 # covers artifacts/store/staging.py
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """`lmflows chat`: a conversation in the terminal with a real server, and what the reader sees when
 there is none."""
-# covers flows/cli/conversation.py
 
 # covers flows/cli/conversation.py
 

@@ -1,5 +1,6 @@
 """`lmflows engines` from the command line, in a home of its own: runtimes come and go, two are
 compared for real, and what cannot be is refused before anything is started."""
+
 # covers flows/compare_engines.py
 # covers flows/run/environment.py
 # covers tasks/kv_memory.py

@@ -1,7 +1,10 @@
 """How `lmflows` starts: its first line comes before Prefect is imported, Ctrl-C ends it in one line
 from the beginning, and commands that only read import nothing heavy."""
 
-# covers flows/cli/app.py, flows/cli/signals.py, flows/cli/run.py, flows/cli/config.py
+# covers flows/cli/app.py
+# covers flows/cli/config.py
+# covers flows/cli/run.py
+# covers flows/cli/signals.py
 
 from __future__ import annotations
 

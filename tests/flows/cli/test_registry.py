@@ -1,15 +1,13 @@
 """`lmflows registry`: what a person and a program are told, what is asked, and the exit status of
 what may not be."""
+
 # covers flows/cli/options.py
-# covers flows/cli/registry_tables.py
-# covers flows/cli/terminal.py
 # covers flows/cli/registry_facts.py
 # covers flows/cli/registry_names.py
 # covers flows/cli/registry_show.py
 # covers flows/cli/registry_store.py
-
-# covers flows/cli/registry_store.py, flows/cli/registry_names.py, flows/cli/registry_facts.py,
-# flows/cli/registry_tables.py, flows/cli/registry_show.py
+# covers flows/cli/registry_tables.py
+# covers flows/cli/terminal.py
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """`lmflows report` finds the page of a run or an artifact, opens or copies it, and says clearly why
 it cannot."""
+
 # covers configs/paths.py
-# covers flows/run/summary.py
 # covers flows/run/record.py
+# covers flows/run/summary.py
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ real Prefect, GPUs by name only.
 Leases behind a server last a minute, so the run that dies there dies first, and the last test
 looks.
 """
+
 # covers flows/run/server_guard.py
 
 from __future__ import annotations

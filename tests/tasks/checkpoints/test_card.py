@@ -1,5 +1,6 @@
 """The model card: what the hub's own library reads back, true to the artifact, whatever the
 parent's card is like."""
+
 # covers tasks/checkpoints/hub_card.py
 
 from __future__ import annotations

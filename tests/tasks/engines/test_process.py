@@ -1,5 +1,6 @@
 """An engine in a process of its own: it says what it says in this process, fails with a typed
 error, and leaves nothing behind."""
+
 # covers tasks/engines/host.py
 # covers tasks/engines/protocol.py
 # covers tasks/engines/reference.py

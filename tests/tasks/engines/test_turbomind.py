@@ -1,4 +1,5 @@
 """TurboMind: what it refuses before it is loaded, and where its tuning lies."""
+
 # covers tasks/engines/pytorch.py
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """The processes of the load generator: what they count, how they end, and what is left of them."""
+
 # covers tasks/load/worker.py
 
 from __future__ import annotations

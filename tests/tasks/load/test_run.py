@@ -1,9 +1,9 @@
 """The load generator against real servers whose delays are known: what it measures, what it counts,
 and when it refuses to say."""
+
 # covers artifacts/records/load_results.py
 # covers tasks/load/stream.py
-
-# covers tasks/load/run.py, tasks/load/worker.py, tasks/load/stream.py
+# covers tasks/load/worker.py
 
 from __future__ import annotations
 

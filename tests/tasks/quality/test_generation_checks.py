@@ -1,5 +1,6 @@
 """Generation checks: each catches what was planted for it, in a real model where weights or a
 template can carry it, and says nothing where parent and candidate are alike."""
+
 # covers artifacts/records/checks.py
 
 from __future__ import annotations

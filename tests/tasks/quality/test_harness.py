@@ -1,8 +1,8 @@
 """lm-evaluation-harness in its own runtime, with a task of the user's own, against real servers
 over the small model."""
-# covers flows/cli/harness.py
 
-# covers tasks/quality/harness_host.py, flows/cli/harness.py
+# covers flows/cli/harness.py
+# covers tasks/quality/harness_host.py
 
 from __future__ import annotations
 

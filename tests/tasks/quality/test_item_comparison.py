@@ -1,4 +1,5 @@
 """Two sets of answers to the same items: flips both ways, and what only one was asked."""
+
 # covers artifacts/records/items.py
 
 from __future__ import annotations

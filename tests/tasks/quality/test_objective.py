@@ -1,5 +1,6 @@
 """The choice among variants: the best by the objective of those that passed, fp16 included, with
 the reason."""
+
 # covers artifacts/records/outcomes.py
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Every artifact that a library has made names its version; what came as it is names none.
 (Quantized ones: test_card, test_repack.)"""
+
 # covers tasks/runner/step.py
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """A step's child process: what it says arrives, and it never outlives what ends it."""
+
 # covers configs/callbacks.py
 # covers tasks/runner/child.py
 

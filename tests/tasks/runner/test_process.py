@@ -1,5 +1,6 @@
 """The one way to start a child process: it is what was asked for, and it never outlives who started
 it."""
+
 # covers tasks/runner/guard.py
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ when told to.
 Real servers over the small model. Where a test only asks which processes run, it does not wait for
 the model.
 """
+
 # covers tasks/serving/endpoints.py
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Errors of the S3 store name the place and the remedy, never a secret; and its memory is
 bounded."""
+
 # covers artifacts/store/s3/client.py
 
 from __future__ import annotations

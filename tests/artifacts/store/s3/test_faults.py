@@ -1,8 +1,10 @@
-# covers artifacts/store/s3/client.py, ranges.py, team.py
 """Pushing and pulling through a proxy that breaks what it carries: each ends whole and verified, or
 with a clear error and nothing visible."""
+
+# covers artifacts/store/s3/client.py
 # covers artifacts/store/s3/download.py
-# covers artifacts/store/s3/transfer.py
+# covers artifacts/store/s3/ranges.py
+# covers artifacts/store/s3/team.py
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The small mutable files of an S3 store: one writer wins, a lost answer is no loss, and a server
 without conditional writes is found out."""
+
 # covers artifacts/store/objects.py
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-# covers artifacts/store/s3/connection.py, errors.py
 """Credentials from wherever Amazon has them; they expire, are renewed, are refused or cannot be
 had, and are never told."""
+
+# covers artifacts/store/s3/connection.py
+# covers artifacts/store/s3/errors.py
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-# covers artifacts/store/s3/connection.py
 """The S3 store where no endpoint is named: TLS to virtual hosts of amazonaws.com, and regions."""
+
+# covers artifacts/store/s3/connection.py
 
 from __future__ import annotations
 

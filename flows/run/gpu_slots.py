@@ -8,7 +8,7 @@ lease that Prefect renews: it shows in the UI which GPU is busy, and lets somebo
 has only that (`prefect.concurrency`, a container with that host name and a network of its own),
 though for LOST_SECONDS at most.
 
-How a crashed run's slot comes back, tried with Prefect 3.8.8:
+How a crashed run's slot comes back, tried with Prefect 3.9.1:
 - Behind a Prefect server, the server takes back a lease that was not renewed for 60 seconds, in a
   round that it makes every 15.
 - Behind the ephemeral server of a run, leases are in that server's memory and die with it, and no

@@ -3,6 +3,7 @@ entrypoint is loaded."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -46,6 +47,10 @@ def test_no_key_is_unknown_to_prefect() -> None:
         limit = deployment.get("concurrency_limit", {"collision_strategy": "ENQUEUE"})
         assert limit.keys() <= {"limit", "collision_strategy", "grace_period_seconds"}
         assert limit["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
+
+
+def test_it_names_the_prefect_that_is_locked() -> None:
+    assert FILE["prefect-version"] == version("prefect")
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])

@@ -47,9 +47,9 @@ def converse(
         # no proxy finds what is on this machine
         http_client=openai.DefaultHttpxClient(trust_env=endpoint is None),
     )
-    start: list[ChatCompletionMessageParam] = (
-        [{"role": "system", "content": manner.system}] if manner.system else []
-    )
+    start: list[ChatCompletionMessageParam] = []
+    if manner.system:
+        start.append({"role": "system", "content": manner.system})
     messages = list(start)
     try:
         model = endpoint.model_name if endpoint else client.models.list().data[0].id
@@ -86,7 +86,10 @@ def _read() -> str | None:
 def _answer(
     client: openai.OpenAI, model: str, messages: list[ChatCompletionMessageParam], manner: Manner
 ) -> str:
-    text, tokens, started, first = "", 0, time.monotonic(), 0.0
+    text = ""
+    tokens = 0
+    first = 0.0  # seconds until the first piece
+    started = time.monotonic()
     with (
         contextlib.suppress(KeyboardInterrupt),
         client.chat.completions.create(

@@ -125,8 +125,8 @@ def compare(
     trust_remote_code: Trust = False,
     json_file: Json = None,
 ) -> None:
-    """Run one model through several runtimes by turns: which is faster, by what ratio, and do the
-    answers agree?"""
+    """Run one model through several runtimes, interleaved: which is faster, by what ratio, and do
+    the answers agree?"""
     from tasks.compare_runtimes import CompareRuntimesRequest
     from tasks.machine.gpus import choose
     from tasks.measure import hardware

@@ -72,7 +72,18 @@ def find_page(which: str) -> Path:
             where=str(paths.runs()),
             hint="give more of the run's id, or its folder's name",
         )
-    store, digest = (find(next(iter(digests))), next(iter(digests))) if digests else _resolve(which)
+    if digests:
+        [digest] = digests
+        return page_of(find(digest), digest)
+    return page_of(*_resolve(which))
+
+
+def page_of(store: LocalStore, digest: str) -> Path:
+    """The page of a report artifact.
+
+    Raises:
+        ConfigError: the artifact is no report, or a report without a page.
+    """
     artifact = store.open(digest)
     if artifact.kind != "report":
         about = [other[:12] for other in reports_about(digest)]
@@ -100,9 +111,11 @@ def matching(which: str) -> list[FinishedRun]:
     """The runs that a word names: by folder, else by pipeline (the latest), else by the first
     characters of the Prefect id."""
     runs = list(finished())
-    if exact := [run for run in runs if run.folder == which]:
+    exact = [run for run in runs if run.folder == which]
+    if exact:
         return exact
-    if named := [run for run in runs if run.summary.name == which]:
+    named = [run for run in runs if run.summary.name == which]
+    if named:
         return named[-1:]
     return [
         run

@@ -23,7 +23,7 @@ from tests.support.s3_parts import (
     nothing_is_visible,
     sha256,
 )
-from tests.support.s3_server import BUCKET, Server, running
+from tests.support.s3_server import BUCKET, Server, credentials, running
 
 
 def test_nothing_is_sent_twice_and_parts_go_side_by_side(
@@ -82,7 +82,7 @@ def test_an_upload_that_ends_after_it_was_listed_is_no_obstacle(
 ) -> None:
     """Another pusher has completed it, or a collection has ended it."""
     digest = commit(source).digest
-    with running(ceph=ceph, smallest_part=1) as server:
+    with credentials(), running(ceph=ceph, smallest_part=1) as server:
         s3 = at(server.location(tmp_path.name))
         uploads = [begun(at(s3.location)) for _ in range(2)]
 
@@ -101,7 +101,7 @@ def test_an_upload_that_was_begun_with_smaller_parts_is_no_obstacle(
     ceph: bool, source: LocalStore, tmp_path: Path
 ) -> None:
     digest = commit(source).digest
-    with running(ceph=ceph, smallest_part=1) as server:
+    with credentials(), running(ceph=ceph, smallest_part=1) as server:
         s3 = at(server.location(tmp_path.name))
         client, upload = begun(s3)
         for number in range(1, 10):

@@ -63,11 +63,20 @@ class EngineOptions(Section):
         reserves one."""
         return self
 
+    @classmethod
+    def serves(cls, form: Format, group_size: int) -> bool:
+        """Whether it serves quantized weights of this format and group size."""
+        sizes = cls.formats.get(form)
+        return sizes is not None and (sizes == ANY_SIZE or group_size in sizes)
+
     def refuses_kv(self, *variants: Variant) -> str | None:
         """Why it cannot keep the KV cache of one of these variants, or None."""
-        if all(weights_and_kv(variant)[1] in self.kv_bits for variant in variants):
+        missing = {weights_and_kv(variant)[1] for variant in variants} - set(self.kv_bits)
+        if not missing:
             return None
-        return f"{self.name} has no quantized KV cache"
+        if self.kv_bits == (0,):
+            return f"{self.name} has no quantized KV cache"
+        return f"{self.name} has no KV cache in {' or '.join(map(str, sorted(missing)))} bits"
 
     def refuses_recipe(self, recipe: Quantize) -> str | None:
         """Why it cannot serve what a recipe makes, with what to change; or None."""
@@ -77,8 +86,7 @@ class EngineOptions(Section):
                 f"quantize.format {recipe.format} is for engine {others}; set format:"
                 f" {' or '.join(self.formats)}"
             )
-        sizes = self.formats[recipe.format]
-        if sizes != ANY_SIZE and recipe.group_size not in sizes:
+        if not self.serves(recipe.format, recipe.group_size):
             return (
                 f"quantize.group_size {recipe.group_size} cannot be served by engine {self.name},"
                 f" which {self.group_sizes}"

@@ -17,6 +17,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from artifacts.manifest import Manifest
+from configs.engines import BY_NAME
+from configs.quantization import Format
 from tasks.checkpoints import files as model_files
 from tasks.checkpoints.hub_card import (
     MAX_CARD_BYTES,
@@ -98,18 +100,17 @@ class Packing:
     """How the weights of a 4 bit model are packed.
 
     Attributes:
-        form: `awq` or `compressed-tensors`.
         kept: the decoder layers that are not quantized.
     """
 
-    form: str
+    form: Format
     group_size: int
     kept: tuple[int, ...] = ()
 
     @property
     def turbomind(self) -> bool:
         """Whether TurboMind serves it."""
-        return not self.kept and self.group_size in ((128,) if self.form == "awq" else (32, 128))
+        return not self.kept and BY_NAME["turbomind"].serves(self.form, self.group_size)
 
     @property
     def tags(self) -> list[str]:

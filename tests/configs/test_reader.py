@@ -2,7 +2,6 @@
 path, the value and what is allowed."""
 
 # covers configs/deployment.py
-# covers configs/engines.py
 # covers configs/evaluation.py
 # covers configs/load_testing.py
 # covers configs/quantization.py

@@ -9,14 +9,11 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import get_args
 
 import pytest
 
-from configs.engines import ANY_SIZE, BY_NAME, ENGINES, EngineOptions, name_of
+from configs.engines import BY_NAME, ENGINES
 from configs.paths import PROJECT
-from configs.quantization import Format, Quantize
-from configs.variants import KvBits
 from tasks import engines
 from tasks.engines.protocol import EngineModule
 
@@ -42,32 +39,6 @@ def test_every_module_offers_the_whole_protocol(name: str, function: str) -> Non
 def test_every_module_names_the_libraries_of_its_measurements(name: str) -> None:
     libraries = importlib.import_module(engines.MODULES[name]).LIBRARIES
     assert libraries and all(isinstance(library, str) for library in libraries)
-
-
-@pytest.mark.parametrize("engine", ENGINES, ids=name_of)
-def test_every_engine_says_what_it_can_do(engine: type[EngineOptions]) -> None:
-    for attribute in ("needs_gpu", "weight_bytes", "kv_bits", "formats", "mixed_formats"):
-        assert hasattr(engine, attribute), attribute
-    assert 0 in engine.kv_bits and set(engine.kv_bits) <= set(get_args(KvBits))
-    assert set(engine.mixed_formats) <= set(engine.formats) <= set(get_args(Format))
-    limited = any(sizes != ANY_SIZE for sizes in engine.formats.values())
-    assert bool(engine.group_sizes) == limited, "who is refused is told what to do"
-    assert engine.reserves_cache == ("cache_max_entry_count" in engine.model_fields)
-
-
-@pytest.mark.parametrize("engine", ENGINES, ids=name_of)
-@pytest.mark.parametrize("format_", get_args(Format))
-@pytest.mark.parametrize("keep_layers", [0, 2])
-def test_a_recipe_is_refused_exactly_if_the_engine_cannot_serve_it(
-    engine: type[EngineOptions], format_: Format, keep_layers: int
-) -> None:
-    options = engine.model_validate({"name": name_of(engine)})
-    for size in (32, 64, 128):
-        recipe = Quantize(format=format_, group_size=size, keep_layers=keep_layers)
-        sizes = engine.formats.get(format_)
-        serves = sizes is not None and (sizes == ANY_SIZE or size in sizes)
-        mixes = not keep_layers or format_ in engine.mixed_formats
-        assert (options.refuses_recipe(recipe) is None) == (serves and mixes)
 
 
 def test_the_table_imports_no_engine_before_somebody_asks() -> None:

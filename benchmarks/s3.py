@@ -1,7 +1,7 @@
 """`python -m benchmarks.s3`: push and pull beside the AWS command line, on the same server and the
 same files, as a ratio within one run.
 
-One file of 2 GiB, and 200 files of 5 MiB; uploads and downloads by turns (ours, theirs, theirs,
+One file of 2 GiB, and 200 files of 5 MiB; uploads and downloads interleaved (ours, theirs, theirs,
 ours), each in a process of its own, to an empty prefix and into an empty folder. Ours also reads
 back and checks a manifest, compares every byte with its SHA-256 and makes a download durable
 (fsync) before it is visible; `aws s3 cp` does none of that. Two servers: moto with the middleware

@@ -1,7 +1,7 @@
 """`python -m benchmarks.scoring`: scoring through an engine's process beside plain transformers, in
 tokens per second.
 
-The demo's padded fp16 model and its held-out documents, in the same batches, by turns (A B B A).
+The demo's padded fp16 model and its held-out documents, in the same batches, interleaved (A B B A).
 Plain is the forward pass and the mean NLL, nothing else; the engine also ranks the vocabulary,
 keeps the likeliest tokens, and sends it all through a pipe.
 """

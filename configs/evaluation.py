@@ -45,8 +45,7 @@ class Evaluate(Section):
         ge=0.5,
         lt=1.0,
         description=(
-            "of the two-sided interval, over all looks and all attempts of the repair ladder"
-            " together"
+            "of the two-sided interval, over all looks and all attempts of the repair together"
         ),
     )
     max_parent_perplexity: float = Field(

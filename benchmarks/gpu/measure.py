@@ -148,7 +148,7 @@ def random_model(place: Path, shape: str, *, w4a16: bool = False) -> Path:
 
 
 def runtimes(place: Path) -> dict[str, Any]:
-    """The 7.7B shape in fp16 and W4A16 through every runtime, by turns."""
+    """The 7.7B shape in fp16 and W4A16 through every runtime, interleaved."""
     names = os.environ.get(
         "LMFLOWS_BENCH_RUNTIMES", "default,lmdeploy-0.12.3,lmdeploy-0.18.0"
     ).split(",")
@@ -341,8 +341,8 @@ def start_up(place: Path) -> dict[str, Any]:
 
 
 def scoring(place: Path) -> dict[str, Any]:
-    """Tokens per second of scoring through TurboMind and through the transformers engine, by turns,
-    in the same batches."""
+    """Tokens per second of scoring through TurboMind and through the transformers engine,
+    interleaved, in the same batches."""
     from configs.engines import EngineTransformers, EngineTurbomind
     from tasks.engines.documents import score_all
     from tasks.engines.process import EngineProcess

@@ -157,7 +157,7 @@ def scoring(figures: Figures) -> str:
         one / other for one, other in zip(turns["turbomind"], turns["transformers"], strict=True)
     )
     return (
-        f"The evaluation's scoring, by turns:\n\n{table(rows)}\n\nTurboMind over transformers:"
+        f"The evaluation's scoring, interleaved:\n\n{table(rows)}\n\nTurboMind over transformers:"
         f" **{ratio:.2f}** (asked: at least {figures['limit']}). LMDeploy gives out TurboMind's"
         " logits through the host's memory only, a row of the whole vocabulary for each position,"
         " and that takes most of the time.\n"

@@ -40,7 +40,7 @@ def print_summary(
         console.print()
     attempts = len(summary.asked.attempts)
     if attempts > 1:
-        console.print(f"taken from {attempts} attempts of the repair ladder\n", highlight=False)
+        console.print(f"taken from {attempts} attempts at a candidate\n", highlight=False)
     choice = summary.asked.choice
     if choice:
         reason = f"{escape(choice.objective)}: {escape(choice.why)}"

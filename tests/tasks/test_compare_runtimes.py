@@ -229,7 +229,7 @@ def test_they_take_turns_forth_and_back(result: CompareRuntimesResult, context: 
     assert fractions == sorted(fractions) and fractions[0] >= 0 and fractions[-1] <= 1
 
 
-# -- by turns, where they do not fit together
+# -- interleaved, where they do not fit together
 
 
 def test_what_does_not_fit_together_is_loaded_for_each_turn(

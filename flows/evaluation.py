@@ -141,16 +141,16 @@ class Evaluation:
         )
 
     def variants(
-        self, served: VariantOutcome, quantized: Candidate, head_dim: int
+        self, parent: VariantOutcome, served: VariantOutcome, quantized: Candidate, head_dim: int
     ) -> tuple[VariantOutcome, ...]:
         """Every variant of the pipeline in its order, the baseline first, each under load if the
         pipeline says how.
 
         Args:
+            parent: the baseline as a variant.
             served: what is known already of the served variant.
             quantized: the candidate that the quantized variants are of.
         """
-        parent = self.parent()
         unquantized = Candidate(parent.model, parent.model_bytes)
         outcomes = [parent]
         for variant in self._pipeline.variants[1:]:

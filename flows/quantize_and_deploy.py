@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from artifacts.manifest import ModelArtifact
+from artifacts.records.model import ModelSummary
 from artifacts.records.outcomes import VariantOutcome
 from artifacts.registry.change import require_no_problem
 from configs import paths
@@ -60,16 +61,15 @@ def quantize_and_deploy(
     facts = run(preflight, preflight_request(pipeline, model, split, source.untrusted_code))
     recipes = Recipes(model, split)
     reused = run.has_done(quantize, recipes.request(pipeline.quantize))
-    room = CapacityRequest(
-        pipeline=pipeline, destination=plan.destination, model=facts, reused=reused
-    )
-    needs = run(capacity, room)
+    needs = run(capacity, capacity_request(plan, facts, reused=reused))
     run.gpu_bytes = needs.gpu_bytes
     spoke = run(smoke_test, SmokeTestRequest(model=model, config=pipeline.smoke_test))
-    baseline = Baseline(model, split, plan.items)
-    evaluation = Evaluation(run, pipeline, baseline, pipeline.evaluate_each_attempt)
+
+    judged_by = pipeline.evaluate_each_attempt
+    evaluation = Evaluation(run, pipeline, Baseline(model, split, plan.items), judged_by)
+    parent = evaluation.parent()  # before any recipe: what cannot be measured shows at once
     repaired = repair(run, pipeline, evaluation, recipes)
-    variants = evaluation.variants(repaired.served, repaired.candidate, facts.head_dim)
+    variants = evaluation.variants(parent, repaired.served, repaired.candidate, facts.head_dim)
     choice = choose(variants, pipeline.objective)
     chosen = choice.variant if choice else pipeline.served_variant
     served = variants[pipeline.variants.index(chosen)]
@@ -77,7 +77,7 @@ def quantize_and_deploy(
         name=pipeline.name,
         served=served.variant,
         variants=variants,
-        config=pipeline.evaluate_each_attempt,
+        config=judged_by,
         attempts=repaired.attempts,
         choice=choice,
         model=facts,
@@ -115,6 +115,13 @@ def preflight_request(
         served=pipeline.served_variant,
         deployed=pipeline.deploy is not None,
         untrusted_code=untrusted_code,
+    )
+
+
+def capacity_request(plan: Plan, model: ModelSummary, *, reused: bool) -> CapacityRequest:
+    """What this model and recipe need of the machine. `reused`: it is quantized already."""
+    return CapacityRequest(
+        pipeline=plan.pipeline, destination=plan.destination, model=model, reused=reused
     )
 
 

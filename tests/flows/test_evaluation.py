@@ -145,9 +145,9 @@ def main(folder: Path, tiny_model: Path) -> None:
         @flow(name=name, persist_result=False)
         def measured() -> None:
             evaluation = Evaluation(run, config, baseline, config.evaluate_each_attempt)  # noqa: B023
-            evaluation.parent()
+            parent = evaluation.parent()
             first = evaluation.judge(served, quantized)  # noqa: B023
-            outcomes = evaluation.variants(first, quantized, head_dim)  # noqa: B023
+            outcomes = evaluation.variants(parent, first, quantized, head_dim)  # noqa: B023
             told.outcomes = list(outcomes)  # noqa: B023
             told.report = run(report, story(told.outcomes))  # noqa: B023
 

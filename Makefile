@@ -37,7 +37,8 @@ $(STAMP): requirements.lock pyproject.toml
 	echo 'installing the locked environment (7.5 GB on disk)'; \
 	$$uv venv -q --allow-existing --python '>=3.11,<3.14' $(VENV); \
 	$$uv pip sync -q --compile-bytecode --python $(PY) --require-hashes requirements.lock; \
-	$$uv pip install -q --python $(PY) --no-deps --editable .
+	$$uv pip install -q --python $(PY) --no-deps --editable .; \
+	$(PY) -m compileall -q artifacts configs flows tasks
 	@touch $@
 
 demo: $(STAMP)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 
+from artifacts.records.trusted_code import may_run_code
 from configs.variants import weights_and_kv
 from flows.run.lookup import engine_of, find_model, variant_of
 from tasks.engines.process import EngineProcess
@@ -35,13 +36,14 @@ def main() -> None:
     parser.add_argument("--cache-max-entry-count", type=float, default=0.4)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     args = parser.parse_args()
-    folder, _ = find_model(args.model)
+    model = find_model(args.model)
     engine = engine_of(args.engine, cache_max_entry_count=args.cache_max_entry_count)
     with EngineProcess(
         EngineSpec(
-            folder=folder,
+            folder=model.folder,
             engine=engine,
             kv_bits=weights_and_kv(variant_of(args.variant, engine))[1],
+            trust_remote_code=may_run_code(model.manifest),
         )
     ) as loaded:
         prompts = [loaded.prompt_ids([{"role": "user", "content": prompt}]) for prompt in PROMPTS]

@@ -232,6 +232,7 @@ def test_only_what_was_measured_is_among_the_finished_steps(runs: dict[str, Told
         "evaluate fp16",
         "measure w4a16",
         "evaluate w4a16",
+        "report",
     ]
 
 

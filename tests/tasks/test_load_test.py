@@ -24,6 +24,7 @@ from tasks.load_test import (
     load_test,
 )
 from tasks.runner.step import Context
+from tests.support.models import fetch
 from tests.support.slow_server import running
 
 pytestmark = pytest.mark.slow
@@ -31,10 +32,10 @@ pytestmark = pytest.mark.slow
 ENGINE = EngineTransformers(name="transformers")
 
 
-def request_of(tiny_model: Path, **config: object) -> LoadTestRequest:
+def request_of(model: ModelArtifact, **config: object) -> LoadTestRequest:
     return LoadTestRequest(
         variant="fp16",
-        model=ModelArtifact(digest="a" * 64, kind="fp16", path=tiny_model),
+        model=model,
         engine=ENGINE,
         config=LoadTest.model_validate(
             {"prompt_tokens": 60, "new_tokens": 8, "max_lag_ms": 500.0} | config
@@ -47,13 +48,14 @@ def test_a_variant_is_served_for_its_test_and_no_longer(
     tiny_model: Path, tmp_path: Path, home: Path
 ) -> None:
     store = LocalStore(tmp_path / "store")
+    model = fetch(store, tiny_model)
     request = request_of(
-        tiny_model, concurrencies=(2,), rates_per_second=(4.0,), requests=8, slo=Slo(ttft_ms=60_000)
+        model, concurrencies=(2,), rates_per_second=(4.0,), requests=8, slo=Slo(ttft_ms=60_000)
     )
     artifact = load_test(request, Context(store)).measurement
     assert artifact.kind == "measurement" and not store.verify(artifact.digest)
     report = read_load(artifact)
-    assert report.variant == "fp16" and report.model == "a" * 64
+    assert report.variant == "fp16" and report.model == model.digest
     assert [result.load.name for result in report.results] == ["concurrency 2", "4 requests/s"]
     for result in report.results:
         # the model would have ended some before
@@ -69,7 +71,7 @@ def test_a_variant_is_served_for_its_test_and_no_longer(
             result.environment.engine["engine"] == "transformers"
             and "torch" in result.environment.engine
         )
-        assert result.environment.engine["artifact"] == "a" * 64
+        assert result.environment.engine["artifact"] == model.digest
     # a zombie has none
     children = [
         one.as_dict(["cmdline"])["cmdline"] or []
@@ -79,9 +81,10 @@ def test_a_variant_is_served_for_its_test_and_no_longer(
 
 
 def test_what_decides_the_result_is_in_the_key(tiny_model: Path) -> None:
-    one = load_test.cache_key(request_of(tiny_model))
-    assert one == load_test.cache_key(request_of(tiny_model, timeout_minutes=7.0))
-    assert one != load_test.cache_key(request_of(tiny_model, new_tokens=9))
+    model = ModelArtifact(digest="a" * 64, kind="fp16", path=tiny_model)
+    one = load_test.cache_key(request_of(model))
+    assert one == load_test.cache_key(request_of(model, timeout_minutes=7.0))
+    assert one != load_test.cache_key(request_of(model, new_tokens=9))
 
 
 def test_running_servers_by_url(tmp_path: Path) -> None:

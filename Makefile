@@ -7,6 +7,8 @@ UV_VERSION := 0.13.9
 PY := $(VENV)/bin/python
 # a file of tests stays in one worker, and the longest ones come first (tests/conftest.py)
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# `make coverage COVERED=` measures the whole suite, children included, and takes longer than it
+COVERED := -m 'not slow and not soak'
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header \
     --upgrade -q
 
@@ -14,10 +16,10 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
 
 help:
 	@echo 'make demo    a real model, from its source to a judged and served 4-bit endpoint'
-	@echo 'make test    the whole test suite, in about ten minutes on two cores'
+	@echo 'make test    the whole test suite'
 	@echo 'make test-fast    what needs no model and no server, in about a minute'
 	@echo 'make soak    kills, races and faults at random moments, many times each: before a release'
-	@echo 'make coverage    the whole test suite, and how much of the code it runs'
+	@echo 'make coverage    how much of the code the quick tests run; COVERED= for the whole suite'
 	@echo 'make lint    ruff, mypy and what may import what'
 	@echo 'make bench   what orchestration costs, how fast text is scored, how often a slower server is found,'
 	@echo '             and S3 transfers beside the AWS command line: ratios of one run'
@@ -55,7 +57,7 @@ soak: $(STAMP)
 
 coverage: $(STAMP)
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(PY) -m coverage run -m pytest $(WORKERS)
+	$(PY) -m coverage run -m pytest $(WORKERS) $(COVERED) tests
 	@$(PY) -m coverage combine -q && $(PY) -m coverage report
 
 lint: $(STAMP)

@@ -79,7 +79,8 @@ def preflight(request: PreflightRequest, context: Context) -> PreflightResult:
     subject = Subject(request, facts, cuda_is_visible(), context.trusts(request.model))
     found = []
     for number, trap in enumerate(TRAPS):
-        context.progress(number / len(TRAPS), (trap.__doc__ or "").split(".")[0])
+        what, _, _ = (trap.__doc__ or "").partition(".")
+        context.progress(number / len(TRAPS), " ".join(what.split()))
         found += list(trap(subject))
     require_ready(found)
     return PreflightResult(
